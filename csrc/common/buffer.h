@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Uninitialised, 64-byte aligned memory. Not a template and not inline on purpose: units compiled
+// for different instruction sets share it.
+#pragma once
+
+#include <cstddef>
+
+namespace pydense {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes);
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+
+  // Makes room for `bytes`, keeping the first `keep` bytes. Never shrinks.
+  void grow(size_t bytes, size_t keep);
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// count * size, or std::bad_alloc where that does not fit in memory at all.
+size_t checked_bytes(size_t count, size_t size);
+
+template <class T>
+Buffer buffer_of(size_t count) {
+  return Buffer(checked_bytes(count, sizeof(T)));
+}
+
+}  // namespace pydense

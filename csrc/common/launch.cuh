@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only way a kernel is launched: on the given device and stream, with the limits checked, and
+// with launch errors turned into exceptions. Keeping <<<>>> here lets the same kernel source be
+// compiled by a host compiler against another PYDENSE_LAUNCH_KERNEL.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "common/check.h"
+
+namespace pydense {
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  }
+}
+
+// Makes `device` current for the scope.
+class CudaDeviceScope {
+ public:
+  explicit CudaDeviceScope(int device) {
+    check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (device != previous_) {
+      check_cuda(cudaSetDevice(device), "cudaSetDevice");
+    }
+  }
+  CudaDeviceScope(const CudaDeviceScope&) = delete;
+  CudaDeviceScope& operator=(const CudaDeviceScope&) = delete;
+  ~CudaDeviceScope() { static_cast<void>(cudaSetDevice(previous_)); }
+
+ private:
+  int previous_ = 0;
+};
+
+struct LaunchConfig {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes;
+  int device;
+  void* stream;  // cudaStream_t
+};
+
+inline void check_launch(const LaunchConfig& config, const char* kernel) {
+  constexpr size_t kMaxShared = 227 * 1024;
+  PYDENSE_CHECK(config.grid.x >= 1 && config.grid.x <= 0x7FFFFFFFU && config.grid.y >= 1 &&
+                    config.grid.y <= 65535 && config.grid.z >= 1 && config.grid.z <= 65535,
+                kernel, ": grid must be within [2^31 - 1, 65535, 65535] and not empty, got [",
+                config.grid.x, ", ", config.grid.y, ", ", config.grid.z, "]");
+  PYDENSE_CHECK(config.block.x * config.block.y * config.block.z <= 1024, kernel,
+                ": block must have at most 1024 threads, got ",
+                config.block.x * config.block.y * config.block.z);
+  PYDENSE_CHECK(config.shared_bytes <= kMaxShared, kernel, ": shared memory must be at most ",
+                kMaxShared, " bytes, got ", config.shared_bytes);
+}
+
+}  // namespace pydense
+
+#define PYDENSE_LAUNCH_KERNEL(kernel, config, ...)               \
+  kernel<<<(config).grid, (config).block, (config).shared_bytes, \
+           static_cast<cudaStream_t>((config).stream)>>>(__VA_ARGS__)
+
+// PYDENSE_LAUNCH(kernel<T>, config, args...); more than 48 KB of shared memory must be asked for.
+#define PYDENSE_LAUNCH(kernel, config, ...)                                         \
+  do {                                                                              \
+    const ::pydense::LaunchConfig& launch_config = (config);                        \
+    ::pydense::check_launch(launch_config, #kernel);                                \
+    const ::pydense::CudaDeviceScope launch_device(launch_config.device);           \
+    if (launch_config.shared_bytes > 48 * 1024) {                                   \
+      ::pydense::check_cuda(                                                        \
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, \
+                               static_cast<int>(launch_config.shared_bytes)),       \
+          #kernel ": shared memory");                                               \
+    }                                                                               \
+    PYDENSE_LAUNCH_KERNEL(kernel, launch_config, __VA_ARGS__);                      \
+    ::pydense::check_cuda(cudaGetLastError(), #kernel ": launch");                  \
+  } while (false)

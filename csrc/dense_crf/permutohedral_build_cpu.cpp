@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+// Building the lattice: every band embeds its points and numbers the vertices it meets, then the
+// bands' vertices are numbered together in band order and each vertex looks its neighbours up.
+#include <algorithm>
+#include <cstring>
+
+#include "common/check.h"
+#include "common/simd.h"
+#include "dense_crf/permutohedral.h"
+#include "dense_crf/permutohedral_cpu.h"
+#include "dense_crf/permutohedral_math.h"
+#include "dense_crf/vertex_table.h"
+
+namespace pydense::PYDENSE_ISA {
+namespace {
+
+constexpr int kLanes = kNativeLanes;
+using F = FloatVec<kLanes>;
+using I = IntVec<kLanes>;
+constexpr int kCoordinates = kMaxLatticeDims + 1;
+// Beyond this, float32 coordinates are too coarse to weigh the vertices of a simplex.
+constexpr float kMaxCoordinate = 1048576.f;
+
+// Calls block(first point, points in the block, feature vectors [d]); the last block of a band
+// repeats its last point.
+template <class Block>
+void for_each_block(const LatticeFeatures& features, int64_t begin, int64_t end,
+                    const Block& block) {
+  F feature[kMaxLatticeDims];
+  for (int64_t p = begin; p < end; p += kLanes) {
+    const auto count = static_cast<int>(std::min<int64_t>(kLanes, end - p));
+    for (int i = 0; i < features.dims; ++i) {
+      const float* from = features.data + i * features.dim_stride + p * features.point_stride;
+      if (count == kLanes && features.point_stride == 1) {
+        feature[i] = load<F>(from);
+      } else {
+        float lanes[kLanes];
+        for (int l = 0; l < kLanes; ++l) {
+          lanes[l] = from[std::min(l, count - 1) * features.point_stride];
+        }
+        feature[i] = load<F>(lanes);
+      }
+    }
+    block(p, count, feature);
+  }
+}
+
+struct Bounds {
+  float low[kCoordinates];
+  float high[kCoordinates];
+};
+
+void measure_band(const LatticeFeatures& features, const float* scale, int64_t begin, int64_t end,
+                  Bounds* bounds) {
+  F low[kCoordinates];
+  F high[kCoordinates];
+  for (int i = 0; i <= features.dims; ++i) {
+    low[i] = F{} + 3e38f;
+    high[i] = F{} - 3e38f;
+  }
+  F poison{};
+  for_each_block(features, begin, end, [&](int64_t, int, const F* feature) {
+    F e[kCoordinates];
+    elevate(feature, scale, features.dims, e);
+    for (int i = 0; i <= features.dims; ++i) {
+      low[i] = low[i] < e[i] ? low[i] : e[i];
+      high[i] = high[i] > e[i] ? high[i] : e[i];
+      poison = poison + (e[i] - e[i]);  // 0, or NaN once a coordinate is NaN or infinite
+    }
+  });
+  float poisons[kLanes];
+  store(poisons, poison);
+  for (int i = 0; i <= features.dims; ++i) {
+    float lows[kLanes];
+    float highs[kLanes];
+    store(lows, low[i]);
+    store(highs, high[i]);
+    bounds->low[i] = lows[0];
+    bounds->high[i] = highs[0];
+    for (int l = 1; l < kLanes; ++l) {
+      bounds->low[i] = std::min(bounds->low[i], lows[l]);
+      bounds->high[i] = std::max(bounds->high[i], highs[l]);
+    }
+    for (const float lane : poisons) {
+      bounds->low[i] += lane;
+    }
+  }
+}
+
+KeyLayout plan_keys(const Bounds* bounds, int64_t bands, int dims) {
+  KeyLayout layout{};
+  int word = 0;
+  int used = 0;
+  for (int i = 0; i <= dims; ++i) {
+    float low = bounds[0].low[i];
+    float high = bounds[0].high[i];
+    for (int64_t b = 0; b < bands; ++b) {
+      // Written so that NaN fails.
+      PYDENSE_CHECK(bounds[b].low[i] >= -kMaxCoordinate && bounds[b].high[i] <= kMaxCoordinate,
+                    "permutohedral_lattice: features must be finite and within about ",
+                    static_cast<int>(kMaxCoordinate) / (dims + 1),
+                    " standard deviations of the origin, got a lattice coordinate of ",
+                    bounds[b].high[i] <= kMaxCoordinate ? bounds[b].low[i] : bounds[b].high[i]);
+      low = std::min(low, bounds[b].low[i]);
+      high = std::max(high, bounds[b].high[i]);
+    }
+    if (i == dims) {
+      break;  // the last coordinate follows from the others
+    }
+    // A vertex of the simplex lies within 2 (d + 1) of the point, its neighbours within d more.
+    const int32_t margin = 3 * (dims + 1) + 1;
+    layout.minimum[i] = static_cast<int32_t>(low) - margin;
+    const auto range =
+        static_cast<uint32_t>(static_cast<int32_t>(high) + margin - layout.minimum[i]);
+    const int bits = 32 - __builtin_clz(range);
+    if (used + bits > 64) {
+      ++word;
+      used = 0;
+    }
+    layout.word[i] = word;
+    layout.shift[i] = used;
+    used += bits;
+  }
+  layout.words = word + 1;
+  return layout;
+}
+
+// Embeds the points of a band; writes weights and entries, and numbers the vertices in `table`.
+template <int Dims, int Words>
+void embed_band(const LatticeFeatures& features, const float* scale, const KeyLayout& layout,
+                int64_t begin, int64_t end, float* weights, int32_t* entries,
+                VertexTable<Words>* table) {
+  const int d = Dims > 0 ? Dims : features.dims;
+  Key<Words> period[kMaxLatticeDims + 1];
+  Key<Words> ones{};
+  for (int i = 0; i < d; ++i) {
+    period[i] = coordinate_key<Words>(layout, i, d + 1);
+    ones = ones + coordinate_key<Words>(layout, i, 1);
+  }
+  period[d] = Key<Words>{};  // the last coordinate is not stored
+  Key<Words> last_key[kCoordinates];
+  int32_t last_id[kCoordinates];
+  for (int r = 0; r <= d; ++r) {
+    last_id[r] = -1;
+  }
+  for_each_block(features, begin, end, [&](int64_t p, int count, const F* feature) {
+    F e[kCoordinates];
+    F work[kCoordinates];
+    F weight[kCoordinates];
+    I base[kCoordinates];
+    I rank[kCoordinates];
+    elevate(feature, scale, d, e);
+    enclosing_simplex(e, d, base, rank, weight, work);
+    alignas(64) int32_t bases[kCoordinates][kLanes];
+    alignas(64) int32_t ranks[kCoordinates][kLanes];
+    alignas(64) float weight_lanes[kCoordinates][kLanes];
+    for (int i = 0; i <= d; ++i) {
+      store(bases[i], base[i]);
+      store(ranks[i], rank[i]);
+      store(weight_lanes[i], weight[i]);
+    }
+    for (int l = 0; l < count; ++l) {
+      Key<Words> key{};
+      Key<Words> by_rank[kCoordinates];
+      for (int i = 0; i < d; ++i) {
+        key = key + coordinate_key<Words>(layout, i, bases[i][l] - layout.minimum[i]);
+        by_rank[ranks[i][l]] = period[i];
+      }
+      by_rank[ranks[d][l]] = period[d];
+      int32_t* const entry = entries + (p + l) * (d + 1);
+      float* const to = weights + (p + l) * (d + 1);
+      for (int r = 0; r <= d; ++r) {
+        if (r > 0) {
+          key = key + ones - by_rank[d + 1 - r];
+        }
+        // Neighbouring points mostly share their vertices.
+        if (last_id[r] < 0 || !(key == last_key[r])) {
+          last_key[r] = key;
+          last_id[r] = table->find_or_insert(key, key.hash());
+        }
+        entry[r] = last_id[r];
+        to[r] = weight_lanes[r][l];
+      }
+    }
+  });
+}
+
+template <class T>
+T* fill_buffer(Buffer* buffer, int64_t count) {
+  *buffer = buffer_of<T>(static_cast<size_t>(count));
+  return buffer->as<T>();
+}
+
+// Groups the entries by vertex: a counting sort, so bands stay in order.
+void group_entries(Lattice* lattice) {
+  LatticeView& view = lattice->view;
+  auto* starts = fill_buffer<int64_t>(&lattice->vertex_entries, view.num_vertices + 1);
+  auto* merge = fill_buffer<int32_t>(&lattice->merge, view.num_entries);
+  std::memset(starts, 0, lattice->vertex_entries.bytes());
+  for (int64_t e = 0; e < view.num_entries; ++e) {
+    ++starts[view.entry_vertex[e]];
+  }
+  int64_t sum = 0;
+  for (int64_t v = 0; v <= view.num_vertices; ++v) {
+    sum += starts[v];
+    starts[v] = sum;
+  }
+  for (int64_t e = view.num_entries - 1; e >= 0; --e) {
+    merge[--starts[view.entry_vertex[e]]] = static_cast<int32_t>(e);
+  }
+  view.vertex_entries = starts;
+  view.merge = merge;
+}
+
+template <int Words>
+void find_neighbours(const VertexTable<Words>& table, const KeyLayout& layout, Lattice* lattice,
+                     ParallelFor parallel_for) {
+  LatticeView& view = lattice->view;
+  const int d = view.dims;
+  const int64_t m = view.num_vertices;
+  auto* neighbours = fill_buffer<int32_t>(&lattice->neighbours, (d + 1) * m * 2);
+  view.neighbours = neighbours;
+  const int64_t chunks = ceil_div(m, kVertexChunk);
+  const auto none = static_cast<int32_t>(m);
+  parallel_tasks(parallel_for, (d + 1) * chunks, [&](int64_t task) {
+    const int64_t begin = task % chunks * kVertexChunk;
+    int32_t* axis = neighbours + task / chunks * m * 2;
+    std::fill(axis + begin * 2, axis + std::min(begin + kVertexChunk, m) * 2, none);
+  });
+  Key<Words> ones{};
+  for (int i = 0; i < d; ++i) {
+    ones = ones + coordinate_key<Words>(layout, i, 1);
+  }
+  // One lookup serves both directions: each vertex is the lower neighbour of one vertex at most.
+  parallel_tasks(parallel_for, (d + 1) * chunks, [&](int64_t task) {
+    const auto j = static_cast<int>(task / chunks);
+    int32_t* axis = neighbours + j * m * 2;
+    const Key<Words> step = j < d ? ones - coordinate_key<Words>(layout, j, d + 1) : ones;
+    constexpr int kAhead = 16;  // lookups in flight: the table is larger than the caches
+    Key<Words> keys[kAhead];
+    uint64_t hashes[kAhead];
+    const int64_t begin = task % chunks * kVertexChunk;
+    const int64_t end = std::min(begin + kVertexChunk, m);
+    for (int64_t v = begin; v < end; v += kAhead) {
+      const auto count = static_cast<int>(std::min<int64_t>(kAhead, end - v));
+      for (int q = 0; q < count; ++q) {
+        keys[q] = table.key(v + q) + step;
+        hashes[q] = keys[q].hash();
+        table.prefetch(hashes[q]);
+      }
+      for (int q = 0; q < count; ++q) {
+        const int32_t found = table.find(keys[q], hashes[q]);
+        if (found >= 0) {
+          axis[(v + q) * 2] = found;
+          axis[int64_t{found} * 2 + 1] = static_cast<int32_t>(v + q);
+        }
+      }
+    }
+  });
+}
+
+template <int Dims, int Words>
+Lattice build_with(const LatticeFeatures& features, const float* scale, const KeyLayout& layout,
+                   ParallelFor parallel_for) {
+  const int64_t n = features.num_points;
+  const int64_t bands = lattice_bands(n);
+  Lattice lattice;
+  LatticeView& view = lattice.view;
+  view.dims = features.dims;
+  view.alpha = lattice_alpha(features.dims);
+  view.num_points = n;
+  view.num_bands = bands;
+  const int corners = features.dims + 1;
+  auto* weights = fill_buffer<float>(&lattice.weights, n * corners);
+  auto* entries = fill_buffer<int32_t>(&lattice.entries, n * corners);
+  view.weights = weights;
+  view.entries = entries;
+
+  TaskArray<VertexTable<Words>> tables(bands);
+  parallel_tasks(parallel_for, bands, [&](int64_t b) {
+    VertexTable<Words>* table = tables.emplace(b, int64_t{512});
+    embed_band<Dims, Words>(features, scale, layout, band_begin(n, bands, b),
+                            band_begin(n, bands, b + 1), weights, entries, table);
+  });
+
+  auto* band_entries = fill_buffer<int64_t>(&lattice.band_entries, bands + 1);
+  band_entries[0] = 0;
+  for (int64_t b = 0; b < bands; ++b) {
+    band_entries[b + 1] = band_entries[b] + tables[b].size();
+  }
+  view.band_entries = band_entries;
+  view.num_entries = band_entries[bands];
+  PYDENSE_CHECK(view.num_entries < INT32_MAX,
+                "permutohedral_lattice: features must touch fewer than 2^31 vertices, got ",
+                view.num_entries);
+  auto* entry_vertex = fill_buffer<int32_t>(&lattice.entry_vertex, view.num_entries);
+  view.entry_vertex = entry_vertex;
+
+  VertexTable<Words> vertices(view.num_entries / 2);
+  for (int64_t b = 0; b < bands; ++b) {
+    const VertexTable<Words>& table = tables[b];
+    constexpr int64_t kAhead = 12;
+    for (int64_t i = 0; i < table.size(); ++i) {
+      if (i + kAhead < table.size()) {
+        vertices.prefetch(table.key(i + kAhead).hash());
+      }
+      const Key<Words>& key = table.key(i);
+      entry_vertex[band_entries[b] + i] = vertices.find_or_insert(key, key.hash());
+    }
+  }
+  view.num_vertices = vertices.size();
+  group_entries(&lattice);
+  find_neighbours(vertices, layout, &lattice, parallel_for);
+  return lattice;
+}
+
+}  // namespace
+
+Lattice build_lattice_cpu(const LatticeFeatures& features, ParallelFor parallel_for) {
+  float scale[kMaxLatticeDims];
+  lattice_scale(features.dims, scale);
+  const int64_t bands = lattice_bands(features.num_points);
+  const Buffer bounds = buffer_of<Bounds>(static_cast<size_t>(bands));
+  parallel_tasks(parallel_for, bands, [&](int64_t b) {
+    measure_band(features, scale, band_begin(features.num_points, bands, b),
+                 band_begin(features.num_points, bands, b + 1), bounds.as<Bounds>() + b);
+  });
+  const KeyLayout layout = plan_keys(bounds.as<Bounds>(), bands, features.dims);
+  if (layout.words == 1) {
+    switch (features.dims) {
+      case 2:
+        return build_with<2, 1>(features, scale, layout, parallel_for);
+      case 3:
+        return build_with<3, 1>(features, scale, layout, parallel_for);
+      case 5:
+        return build_with<5, 1>(features, scale, layout, parallel_for);
+      default:
+        return build_with<0, 1>(features, scale, layout, parallel_for);
+    }
+  }
+  if (layout.words == 2) {
+    return build_with<0, 2>(features, scale, layout, parallel_for);
+  }
+  if (layout.words <= 4) {
+    return build_with<0, 4>(features, scale, layout, parallel_for);
+  }
+  return build_with<0, 16>(features, scale, layout, parallel_for);
+}
+
+}  // namespace pydense::PYDENSE_ISA

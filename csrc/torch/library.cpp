@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// What all operators of the torch door share. Each <op>_torch.cpp registers its own schema.
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "common/build_info.h"
+#include "common/cpu_isa.h"
+#include "torch/tensor.h"
+
+namespace pydense {
+namespace {
+
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int fork_hook = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+std::string torch_build_info() {
+  const BuildInfo& info = build_info();
+  return std::string(info.version) + ";" + info.cuda_architectures + ";" +
+         cpu_isa_name(current_cpu_isa());
+}
+
+}  // namespace
+
+void torch_parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFn fn) {
+  if (forked) {
+    serial_for(begin, end, grain, fn);
+  } else {
+    torch::stable::parallel_for(begin, end, grain, fn);
+  }
+}
+
+void* current_cuda_stream(int32_t device) {
+  using GetStream = AOTITorchError (*)(int32_t, void**);
+  static const auto get_stream = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library == nullptr
+               ? nullptr
+               : reinterpret_cast<GetStream>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  if (get_stream == nullptr) {
+    throw std::runtime_error("pydense: this torch was built without CUDA");
+  }
+  void* stream = nullptr;
+  if (get_stream(device, &stream) != AOTI_TORCH_SUCCESS) {
+    throw std::runtime_error("pydense: torch gave no CUDA stream for device " +
+                             std::to_string(device));
+  }
+  return stream;
+}
+
+void require_dtype(const char* op, const char* name, const Tensor& x,
+                   torch::headeronly::ScalarType dtype) {
+  PYDENSE_CHECK(x.scalar_type() == dtype, op, ": ", name, " must be of dtype ",
+                torch::headeronly::toString(dtype), ", got ",
+                torch::headeronly::toString(x.scalar_type()));
+}
+
+}  // namespace pydense
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) { m.def("_build_info() -> str"); }
+STABLE_TORCH_LIBRARY_IMPL(pydense, CompositeExplicitAutograd, m) {
+  m.impl("_build_info", TORCH_BOX(&pydense::torch_build_info));
+}

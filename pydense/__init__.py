@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Custom kernels for dense per-pixel prediction: segmentation, depth, restoration, heat maps.
+
+Importing this package loads neither torch nor NumPy: what needs them is imported when first used
+(PEP 562). ``pydense.densecrf`` works without torch altogether.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ._info import build_info, get_num_threads, set_num_threads
+
+__all__ = ["__version__", "build_info", "get_num_threads", "set_num_threads"]
+
+_SUBMODULES = ("densecrf",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("._info", __name__), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES])

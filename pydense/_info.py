@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build information and thread control; none of it imports torch."""
+
+import importlib.util
+from importlib.metadata import PackageNotFoundError, version
+from typing import TypedDict
+
+from . import _core, _library
+
+# Oldest Linux driver that runs binaries of a CUDA toolkit (NVIDIA's CUDA release notes, table of
+# toolkit driver versions; within a major release, minor-version compatibility applies).
+_DRIVER_MIN = {"12": "525.60.13", "13": "580.65.06"}
+
+
+class BuildInfo(TypedDict):
+    """What this pydense was built from and what it uses on this machine."""
+
+    version: str
+    compiler: str
+    build_type: str
+    cpu_capability: str
+    """The instruction set the CPU kernels use now."""
+    cpu_capabilities: list[str]
+    """The instruction sets this machine can run, best last."""
+    cuda_architectures: str
+    """CUDA architectures compiled in (CMake's notation), empty without CUDA."""
+    cuda_toolkit: str
+    cuda_driver_min: str
+    """Oldest NVIDIA driver the CUDA kernels load on; older ones need a build from source."""
+    torch: str | None
+    """Version of the installed torch, None without one."""
+    torch_library: str
+    """Where the torch operators come from, or why they cannot be loaded."""
+    num_threads: int
+
+
+def build_info() -> BuildInfo:
+    """Versions, compiler, instruction sets, CUDA architectures, torch and threads.
+
+    Example:
+        >>> pydense.build_info()["cpu_capability"]  # doctest: +SKIP
+        'avx512'
+    """
+    core = _core.build_info()
+    try:
+        torch_version = version("torch") if importlib.util.find_spec("torch") else None
+    except PackageNotFoundError:
+        torch_version = "unknown"
+    return {
+        "version": core["version"],
+        "compiler": core["compiler"],
+        "build_type": core["build_type"],
+        "cpu_capability": _core.cpu_capability(),
+        "cpu_capabilities": _core.cpu_capabilities(),
+        "cuda_architectures": core["cuda_architectures"],
+        "cuda_toolkit": core["cuda_toolkit"],
+        "cuda_driver_min": _DRIVER_MIN.get(core["cuda_toolkit"].split(".")[0], ""),
+        "torch": torch_version,
+        "torch_library": _library.state(),
+        "num_threads": _core.get_num_threads(),
+    }
+
+
+def set_num_threads(n: int) -> None:
+    """Sets how many threads the NumPy functions (``pydense.densecrf``) use.
+
+    The torch operators follow ``torch.set_num_threads`` instead. The number at start is that of
+    the CPUs the process may run on, or the environment variable ``PYDENSE_NUM_THREADS``. No result
+    depends on it: they are bitwise the same for any number of threads.
+
+    Args:
+        n: 1 to 1024, the calling thread included.
+
+    Raises:
+        ValueError: if n is out of range.
+    """
+    _core.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """The number of threads the NumPy functions use; 1 in a forked child process."""
+    return _core.get_num_threads()

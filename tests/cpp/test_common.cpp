@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "common/buffer.h"
+#include "common/check.h"
+#include "common/cpu_isa.h"
+#include "common/simd.h"
+#include "common/thread_pool.h"
+#include "selftest/selftest.h"
+#include "testing.h"
+
+using namespace pydense;  // NOLINT(google-build-using-namespace)
+using testing::thread_for;
+
+namespace {
+
+void test_check() {
+  EXPECT_THROWS(throw_invalid_argument("op: n must be 1, got ", 2), "op: n must be 1, got 2");
+  const auto checked = [](int n) { PYDENSE_CHECK(n == 1, "op: n must be 1, got ", n); };
+  EXPECT(testing::message_of([&] { checked(1); }).empty());
+  EXPECT_THROWS(checked(3), "got 3");
+}
+
+void test_buffer() {
+  Buffer buffer(100);
+  EXPECT(reinterpret_cast<uintptr_t>(buffer.data()) % 64 == 0);
+  buffer.as<char>()[99] = 7;
+  buffer.grow(1000, 100);
+  EXPECT(buffer.bytes() == 1000 && buffer.as<char>()[99] == 7);
+  buffer.grow(10, 0);
+  EXPECT(buffer.bytes() == 1000);
+  const Buffer moved = std::move(buffer);
+  EXPECT(moved.bytes() == 1000);
+  EXPECT(Buffer(0).data() == nullptr);
+  EXPECT_THROWS(checked_bytes(SIZE_MAX / 2, 4), "bad_alloc");
+}
+
+void test_parallel_tasks(ParallelFor parallel_for) {
+  std::vector<int> seen(1000, 0);
+  parallel_tasks(parallel_for, 1000, [&](int64_t i) { ++seen[static_cast<size_t>(i)]; });
+  for (const int count : seen) {
+    EXPECT(count == 1);
+  }
+  parallel_tasks(parallel_for, 0, [&](int64_t) { EXPECT(false); });
+  EXPECT_THROWS(parallel_tasks(parallel_for, 50,
+                               [](int64_t i) {
+                                 if (i == 33) {
+                                   throw std::bad_alloc();
+                                 }
+                               }),
+                "bad_alloc");
+  EXPECT_THROWS(parallel_tasks(parallel_for, 50,
+                               [](int64_t i) {
+                                 if (i == 49) {
+                                   throw std::runtime_error("some path");
+                                 }
+                               }),
+                "a parallel task failed");
+}
+
+void test_thread_pool() {
+  for (const int threads : {1, 2, 5, 3}) {
+    set_num_threads(threads);
+    EXPECT(get_num_threads() == threads);
+    test_parallel_tasks(pool_parallel_for);
+    // Nested regions run in the thread that meets them.
+    std::atomic<int> inner{0};
+    pool_parallel_for(0, 8, 1, [&](int64_t begin, int64_t end) {
+      pool_parallel_for(begin, end, 1,
+                        [&](int64_t b, int64_t e) { inner += static_cast<int>(e - b); });
+    });
+    EXPECT(inner == 8);
+  }
+  // Callers from several threads: one gets the pool, the others work alone, all finish.
+  std::atomic<int64_t> sum{0};
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 4; ++c) {
+    callers.emplace_back([&] {
+      for (int repeat = 0; repeat < 200; ++repeat) {
+        pool_parallel_for(0, 10, 3, [&](int64_t begin, int64_t end) { sum += end - begin; });
+      }
+    });
+  }
+  for (std::thread& caller : callers) {
+    caller.join();
+  }
+  EXPECT(sum == 4 * 200 * 10);
+  EXPECT_THROWS(set_num_threads(0), "set_num_threads: n must be in [1, 1024], got 0");
+}
+
+void test_isas() {
+  const std::string before = cpu_isa_name(current_cpu_isa());
+  std::vector<float> x(10007);
+  std::vector<float> y(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<float>(i);
+  }
+  for (const CpuIsa isa : available_cpu_isas()) {
+    set_cpu_isa(cpu_isa_name(isa));
+    EXPECT(current_cpu_isa() == isa);
+    EXPECT(std::string(selftest_table().isa) == cpu_isa_name(isa));
+    selftest_table().run({x.data(), y.data(), static_cast<int64_t>(x.size())}, thread_for);
+    for (size_t i = 0; i < x.size(); ++i) {
+      EXPECT(y[i] == 2 * x[i] + 1);
+    }
+  }
+  EXPECT_THROWS(set_cpu_isa("mmx"), "name must be one of");
+  set_cpu_isa(before);
+}
+
+void test_exp() {
+  using portable::exp_nonpositive;
+  for (float x = -87.3F; x <= 0; x += 0.0007F) {
+    const double exact = std::exp(static_cast<double>(x));
+    EXPECT(std::fabs(exp_nonpositive<1>(x) - exact) <= 2.0 * exact * 0x1p-24);
+  }
+  EXPECT(exp_nonpositive<1>(0.0F) == 1.0F);
+  EXPECT(exp_nonpositive<1>(-90.0F) == 0.0F);
+  EXPECT(exp_nonpositive<1>(-std::numeric_limits<float>::infinity()) == 0.0F);
+  EXPECT(std::isnan(exp_nonpositive<1>(std::numeric_limits<float>::quiet_NaN())));
+}
+
+}  // namespace
+
+int main() {
+  test_check();
+  test_buffer();
+  test_parallel_tasks(serial_for);
+  test_parallel_tasks(thread_for);
+  test_thread_pool();
+  test_isas();
+  test_exp();
+  return testing::report("common");
+}
