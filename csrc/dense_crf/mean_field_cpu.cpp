@@ -22,6 +22,8 @@ struct BandTerm {
   int corners;
 };
 
+constexpr int kBlock = 16;  // points; a block's rows fit the L1 cache
+
 // Width is that of a row, or 0 where it is known at run time alone (rows of more than one piece).
 template <int Piece, int Width>
 class BandPass {
@@ -29,7 +31,10 @@ class BandPass {
   BandPass(const PointPass& pass, int64_t band)
       : pass_(pass),
         terms_(pass.num_terms),
-        row_(buffer_of<float>(static_cast<size_t>(pass.width) * (2 + terms_))),
+        rows_(buffer_of<float>(static_cast<size_t>(pass.width) * (2 * kBlock + 1))),
+        q_(rows_.as<float>()),
+        logits_(q_ + kBlock * pass.width),
+        filtered_(logits_ + kBlock * pass.width),
         heap_terms_(buffer_of<BandTerm>(static_cast<size_t>(terms_))),
         band_terms_(heap_terms_.as<BandTerm>()) {
     for (int k = 0; k < terms_; ++k) {
@@ -50,30 +55,36 @@ class BandPass {
     }
   }
 
-  // False when a distribution is not finite.
+  // False when a distribution is not finite. Points go through the stages in blocks: one point's
+  // chain of dependent operations is longer than what a core looks ahead, several points' are not.
   bool run(int64_t begin, int64_t end, double* divergence) {
-    auto* q = row_.as<float>();
-    float* const logits = q + width();
     bool finite = true;
-    for (int64_t p = begin; p < end; ++p) {
+    for (int64_t p = begin; p < end; p += kBlock) {
+      const auto count = static_cast<int>(end - p < kBlock ? end - p : kBlock);
       if (pass_.q_in.data == nullptr || pass_.divergence != nullptr) {
-        energies(p, logits);
+        energies(p, count);
       }
       if (pass_.q_in.data != nullptr) {
-        load_point(p, q);
+        for (int i = 0; i < count; ++i) {
+          load_point(p + i, q_ + i * width());
+        }
       } else {
-        finite = softmax(logits, q) && finite;
+        finite = softmax(count) && finite;
       }
       if (pass_.q_out.data != nullptr) {
-        for (int l = 0; l < pass_.num_labels; ++l) {
-          pass_.q_out.data[l * pass_.q_out.label_stride + p * pass_.q_out.point_stride] = q[l];
+        for (int i = 0; i < count; ++i) {
+          store_point(p + i, q_ + i * width());
         }
       }
       if (pass_.splat) {
-        splat(p, q);
+        for (int k = 0; k < terms_; ++k) {
+          with_corners(band_terms_[k].corners, [&](auto corners) {
+            splat<decltype(corners)::value>(band_terms_[k], p, count);
+          });
+        }
       }
-      if (pass_.divergence != nullptr) {
-        *divergence += point_divergence(q, logits);
+      for (int i = 0; pass_.divergence != nullptr && i < count; ++i) {
+        *divergence += point_divergence(q_ + i * width(), logits_ + i * width());
       }
     }
     return finite;
@@ -84,35 +95,60 @@ class BandPass {
 
   PYDENSE_HD int width() const { return Width > 0 ? Width : pass_.width; }
 
-  // -U minus the messages.
-  PYDENSE_HD void energies(int64_t p, float* logits) const {
-    const float* unary = pass_.negative_unary + p * width();
-    float* const filtered = logits + width();  // [terms, width], for matrices
-    for (int c = 0; c < width(); c += Piece) {
-      PieceRow sum = PieceRow::load_from(unary + c);
-      for (int k = 0; pass_.messages && k < terms_; ++k) {
-        const BandTerm& term = band_terms_[k];
-        const PieceRow message =
-            slice_point<Piece>(term.weights + p * term.corners, term.entries + p * term.corners,
-                               term.entry_vertex, term.corners, width(), term.blurred + c) *
-            term.view->slice_norm[p];
-        switch (term.view->compatibility) {
+  // Calls fn(IntConstant<corners>{}) for the usual kernels: position (2-D, 3-D), position + RGB;
+  // with 0 for others.
+  template <class Fn>
+  static PYDENSE_HD void with_corners(int corners, const Fn& fn) {
+    switch (corners) {
+      case 3:
+        return fn(IntConstant<3>{});
+      case 4:
+        return fn(IntConstant<4>{});
+      case 6:
+        return fn(IntConstant<6>{});
+      default:
+        return fn(IntConstant<0>{});
+    }
+  }
+
+  // logits = -U minus the messages.
+  PYDENSE_HD void energies(int64_t p, int count) const {
+    std::memcpy(logits_, pass_.negative_unary + p * width(),
+                static_cast<size_t>(count * width()) * sizeof(float));
+    for (int k = 0; pass_.messages && k < terms_; ++k) {
+      with_corners(band_terms_[k].corners, [&](auto corners) {
+        slice<decltype(corners)::value>(band_terms_[k], p, count);
+      });
+    }
+  }
+
+  template <int Corners>
+  PYDENSE_HD void slice(const BandTerm& term, int64_t p, int count) const {
+    const int corners = Corners > 0 ? Corners : term.corners;
+    const PairwiseView& view = *term.view;
+    for (int i = 0; i < count; ++i) {
+      const float* weights = term.weights + (p + i) * corners;
+      const int32_t* entries = term.entries + (p + i) * corners;
+      float* logits = logits_ + i * width();
+      for (int c = 0; c < width(); c += Piece) {
+        const PieceRow message = slice_point<Piece>(weights, entries, term.entry_vertex, corners,
+                                                    width(), term.blurred + c) *
+                                 view.slice_norm[p + i];
+        const PieceRow sum = PieceRow::load_from(logits + c);
+        switch (view.compatibility) {
           case Compatibility::kPotts:
-            sum = sum + message;
+            (sum + message).store_to(logits + c);
             break;
           case Compatibility::kDiagonal:
-            sum = sum + message * PieceRow::load_from(term.view->compat + c);
+            (sum + message * PieceRow::load_from(view.compat + c)).store_to(logits + c);
             break;
           case Compatibility::kMatrix:
-            message.store_to(filtered + int64_t{k} * width() + c);
+            message.store_to(filtered_ + c);
             break;
         }
       }
-      sum.store_to(logits + c);
-    }
-    for (int k = 0; pass_.messages && k < terms_; ++k) {
-      if (band_terms_[k].view->compatibility == Compatibility::kMatrix) {
-        multiply(band_terms_[k].view->compat, filtered + int64_t{k} * width(), logits);
+      if (view.compatibility == Compatibility::kMatrix) {
+        multiply(view.compat, filtered_, logits);
       }
     }
   }
@@ -127,29 +163,43 @@ class BandPass {
     }
   }
 
-  PYDENSE_HD bool softmax(const float* logits, float* q) const {
+  // q = softmax(logits) for the points of a block.
+  PYDENSE_HD bool softmax(int count) const {
     constexpr int kLanes = PieceRow::kLanes;
     using Vec = typename PieceRow::Vec;
-    Vec highest = load<Vec>(logits);
-    for (int c = kLanes; c < width(); c += kLanes) {
-      highest = max(highest, load<Vec>(logits + c));
-    }
-    const float top = lane_max<kLanes>(highest);
-    Vec sums{};
-    for (int c = 0; c < width(); c += Piece) {
-      const PieceRow e = exp_of_difference(PieceRow::load_from(logits + c), top);
-      for (const Vec& vec : e.v) {
-        sums = sums + vec;
+    float tops[kBlock];
+    for (int i = 0; i < count; ++i) {
+      const float* logits = logits_ + i * width();
+      Vec highest = load<Vec>(logits);
+      for (int c = kLanes; c < width(); c += kLanes) {
+        highest = max(highest, load<Vec>(logits + c));
       }
-      e.store_to(q + c);
+      tops[i] = lane_max<kLanes>(highest);
     }
-    const float sum = lane_sum<kLanes>(sums);
-    const float inverse = 1.0f / sum;
-    for (int c = 0; c < width(); c += Piece) {
-      (PieceRow::load_from(q + c) * inverse).store_to(q + c);
+    float inverses[kBlock];
+    bool finite = true;
+    for (int i = 0; i < count; ++i) {
+      Vec sums{};
+      for (int c = 0; c < width(); c += Piece) {
+        const PieceRow e =
+            exp_of_difference(PieceRow::load_from(logits_ + i * width() + c), tops[i]);
+        for (const Vec& vec : e.v) {
+          sums = sums + vec;
+        }
+        e.store_to(q_ + i * width() + c);
+      }
+      const float sum = lane_sum<kLanes>(sums);
+      inverses[i] = 1.0f / sum;
+      // The largest term is e^0; a NaN or infinity anywhere breaks one of the two.
+      finite = finite && sum >= 1.0f && sum <= static_cast<float>(pass_.num_labels) * 1.001f;
     }
-    // The largest term is e^0; a NaN or infinity anywhere breaks one of the two.
-    return sum >= 1.0f && sum <= static_cast<float>(pass_.num_labels) * 1.001f;
+    for (int i = 0; i < count; ++i) {
+      for (int c = 0; c < width(); c += Piece) {
+        float* q = q_ + i * width() + c;
+        (PieceRow::load_from(q) * inverses[i]).store_to(q);
+      }
+    }
+    return finite;
   }
 
   // exp(row - top); the vectors of a row are independent, which hides the latency of the chain.
@@ -170,14 +220,21 @@ class BandPass {
     }
   }
 
-  PYDENSE_HD void splat(int64_t p, const float* q) const {
-    for (int k = 0; k < terms_; ++k) {
-      const BandTerm& term = band_terms_[k];
-      const float norm = term.view->splat_norm == nullptr ? 1.0f : term.view->splat_norm[p];
+  void store_point(int64_t p, const float* q) const {
+    for (int l = 0; l < pass_.num_labels; ++l) {
+      pass_.q_out.data[l * pass_.q_out.label_stride + p * pass_.q_out.point_stride] = q[l];
+    }
+  }
+
+  template <int Corners>
+  PYDENSE_HD void splat(const BandTerm& term, int64_t p, int count) const {
+    const int corners = Corners > 0 ? Corners : term.corners;
+    for (int i = 0; i < count; ++i) {
+      const float norm = term.view->splat_norm == nullptr ? 1.0f : term.view->splat_norm[p + i];
       for (int c = 0; c < width(); c += Piece) {
-        splat_point<Piece>(PieceRow::load_from(q + c) * norm, term.weights + p * term.corners,
-                           term.entries + p * term.corners, term.corners, width(),
-                           term.band_rows + c);
+        splat_point<Piece>(PieceRow::load_from(q_ + i * width() + c) * norm,
+                           term.weights + (p + i) * corners, term.entries + (p + i) * corners,
+                           corners, width(), term.band_rows + c);
       }
     }
   }
@@ -195,7 +252,10 @@ class BandPass {
 
   const PointPass& pass_;
   const int terms_;
-  Buffer row_;  // q, logits, one message per term
+  Buffer rows_;
+  float* q_;         // [kBlock, width]
+  float* logits_;    // [kBlock, width]
+  float* filtered_;  // [width]
   Buffer heap_terms_;
   BandTerm* band_terms_;
 };

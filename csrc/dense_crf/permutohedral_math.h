@@ -22,7 +22,8 @@ namespace pydense::PYDENSE_ISA {
 // Features are divided by the standard deviation of the kernel beforehand; this scale makes one
 // unit of feature space one standard deviation of the splat-blur-slice filter along every axis.
 inline void lattice_scale(int dims, float* scale /* [dims] */) {
-  const float deviation = std::sqrt(2.0f / 3.0f) * static_cast<float>(dims + 1);
+  // Rounded to float once, here and below, as pydensecrf does.
+  const auto deviation = static_cast<float>(std::sqrt(2.0 / 3.0) * (dims + 1));
   for (int i = 0; i < dims; ++i) {
     scale[i] = static_cast<float>(1.0 / std::sqrt(static_cast<double>((i + 2) * (i + 1))) *
                                   static_cast<double>(deviation));
