@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/buffer.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -11,18 +15,28 @@ namespace pydense {
 namespace {
 
 constexpr size_t kAlignment = 64;
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kLarge = 2 * kHugePage;
 
 void* allocate(size_t bytes) {
   if (bytes == 0) {
     return nullptr;
   }
-  if (bytes > SIZE_MAX - kAlignment) {
+  const size_t alignment = bytes >= kLarge ? kHugePage : kAlignment;
+  if (bytes > SIZE_MAX - alignment) {
     throw std::bad_alloc();
   }
-  void* data = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  void* data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   if (data == nullptr) {
     throw std::bad_alloc();
   }
+#ifdef __linux__
+  if (bytes >= kLarge) {
+    // Rows are walked in lattice order: with 4 KB pages nearly every row misses the TLB, and
+    // faulting the pages in costs as much as filling them.
+    static_cast<void>(madvise(data, bytes, MADV_HUGEPAGE));
+  }
+#endif
   return data;
 }
 

@@ -87,10 +87,9 @@ PYDENSE_HD float lane_max(const FloatVec<Lanes>& v) {
 
 // e^x for x <= 0, within 2 ulp; results below the smallest normal number are 0, NaN stays NaN.
 // Range reduction x = n ln2 + r, |r| <= ln2 / 2, and a degree-7 minimax polynomial (Cephes).
-template <int Lanes>
-PYDENSE_HD FloatVec<Lanes> exp_nonpositive(FloatVec<Lanes> x) {
-  using F = FloatVec<Lanes>;
-  using B = BitVec<Lanes>;
+template <class F>
+PYDENSE_HD F exp_nonpositive(F x) {
+  using B = BitVec<static_cast<int>(sizeof(F) / sizeof(float))>;
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   constexpr float kSmallest = -87.336544f;
   const auto vanishes = x < kSmallest;

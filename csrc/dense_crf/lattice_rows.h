@@ -2,58 +2,76 @@
 // A row holds the channels of one point or vertex. Row<Width> keeps it in registers.
 #pragma once
 
+#include <cstring>
+
 #include "common/simd.h"
 #include "dense_crf/permutohedral.h"
 
 namespace pydense::PYDENSE_ISA {
 
+//
+// It is held in vectors of the native width and, for widths such as 24, one of half of it. Sums
+// over channels go by chunks of eight lanes, whatever the native width is, so they have one order.
 template <int Width>
 struct Row {
-  static constexpr int kLanes = Width < 8 ? Width : 8;
-  static constexpr int kVecs = Width / kLanes;
-  static_assert(kLanes * kVecs == Width);
-  using Vec = FloatVec<kLanes>;
-  Vec v[kVecs];
+  static constexpr int kWideLanes = Width < kNativeLanes ? (Width < 8 ? Width : 8)
+                                    : kNativeLanes < 8   ? 8
+                                                         : kNativeLanes;
+  static constexpr int kWide = Width / kWideLanes;
+  static constexpr bool kHasTail = Width % kWideLanes != 0;
+  static constexpr int kTailLanes = kHasTail ? Width % kWideLanes : 1;
+  static constexpr int kChunkLanes = Width < 8 ? Width : 8;
+  using Wide = FloatVec<kWideLanes>;
+  using Tail = FloatVec<kTailLanes>;
+  using Chunk = FloatVec<kChunkLanes>;
+  Wide wide[kWide];
+  Tail tail;
 
+  template <class Fn>
+  static PYDENSE_HD Row from(const Fn& fn) {
+    Row row;
+    for (int i = 0; i < kWide; ++i) {
+      row.wide[i] = fn([i](const Row& r) -> const Wide& { return r.wide[i]; });
+    }
+    if constexpr (kHasTail) {
+      row.tail = fn([](const Row& r) -> const Tail& { return r.tail; });
+    }
+    return row;
+  }
   static PYDENSE_HD Row zero() {
     Row row;
-    for (Vec& vec : row.v) {
-      vec = Vec{};
+    for (Wide& vec : row.wide) {
+      vec = Wide{};
     }
+    row.tail = Tail{};
     return row;
   }
   static PYDENSE_HD Row load_from(const float* from) {
     Row row;
-    for (int i = 0; i < kVecs; ++i) {
-      row.v[i] = load<Vec>(from + i * kLanes);
+    for (int i = 0; i < kWide; ++i) {
+      row.wide[i] = load<Wide>(from + i * kWideLanes);
+    }
+    if constexpr (kHasTail) {
+      row.tail = load<Tail>(from + kWide * kWideLanes);
     }
     return row;
   }
   PYDENSE_HD void store_to(float* to) const {
-    for (int i = 0; i < kVecs; ++i) {
-      store(to + i * kLanes, v[i]);
+    for (int i = 0; i < kWide; ++i) {
+      store(to + i * kWideLanes, wide[i]);
+    }
+    if constexpr (kHasTail) {
+      store(to + kWide * kWideLanes, tail);
     }
   }
   PYDENSE_HD Row operator*(float factor) const {
-    Row row;
-    for (int i = 0; i < kVecs; ++i) {
-      row.v[i] = v[i] * factor;
-    }
-    return row;
+    return from([&](auto part) { return part(*this) * factor; });
   }
   PYDENSE_HD Row operator*(const Row& other) const {
-    Row row;
-    for (int i = 0; i < kVecs; ++i) {
-      row.v[i] = v[i] * other.v[i];
-    }
-    return row;
+    return from([&](auto part) { return part(*this) * part(other); });
   }
   PYDENSE_HD Row operator+(const Row& other) const {
-    Row row;
-    for (int i = 0; i < kVecs; ++i) {
-      row.v[i] = v[i] + other.v[i];
-    }
-    return row;
+    return from([&](auto part) { return part(*this) + part(other); });
   }
 };
 
@@ -86,26 +104,39 @@ void with_piece(int width, const Fn& fn) {
   }
 }
 
+// Clears the rows a band splats into.
+inline void clear_band(const LatticeRows& rows, int64_t band) {
+  const LatticeView& lattice = rows.lattice;
+  const auto clear = [&](int64_t first, int64_t last) {
+    std::memset(rows.rows + first * rows.width, 0,
+                static_cast<size_t>((last - first) * rows.width) * sizeof(float));
+  };
+  clear(lattice.band_vertices[band], lattice.band_vertices[band + 1]);
+  clear(lattice.band_extra_row(band), lattice.band_extra_row(band + 1));
+}
+
 // Adds value (one piece of a point's row) to the rows of the point's entries.
 template <int Piece>
-PYDENSE_HD void splat_point(const Row<Piece>& value, const float* weights, const int32_t* entries,
-                            int corners, int width, float* band_rows) {
+PYDENSE_HD void splat_point(const Row<Piece>& value, const float* weights,
+                            const int32_t* point_entries, const LatticeEntry* entries, int corners,
+                            int width, float* rows) {
   for (int r = 0; r < corners; ++r) {
-    float* row = band_rows + int64_t{entries[r]} * width;
+    float* row = rows + int64_t{entries[point_entries[r]].row} * width;
     (Row<Piece>::load_from(row) + value * weights[r]).store_to(row);
   }
 }
 
 // Interpolates one piece of a point's row from the blurred vertices.
 template <int Piece>
-PYDENSE_HD Row<Piece> slice_point(const float* weights, const int32_t* entries,
-                                  const int32_t* entry_vertex, int corners, int width,
-                                  const float* vertex_rows) {
-  Row<Piece> sum =
-      Row<Piece>::load_from(vertex_rows + int64_t{entry_vertex[entries[0]]} * width) * weights[0];
+PYDENSE_HD Row<Piece> slice_point(const float* weights, const int32_t* point_entries,
+                                  const LatticeEntry* entries, int corners, int width,
+                                  const float* rows) {
+  const auto row = [&](int r) {
+    return Row<Piece>::load_from(rows + int64_t{entries[point_entries[r]].vertex} * width);
+  };
+  Row<Piece> sum = row(0) * weights[0];
   for (int r = 1; r < corners; ++r) {
-    const float* row = vertex_rows + int64_t{entry_vertex[entries[r]]} * width;
-    sum = sum + Row<Piece>::load_from(row) * weights[r];
+    sum = sum + row(r) * weights[r];
   }
   return sum;
 }

@@ -98,14 +98,10 @@ void MeanField::add_pairwise(std::shared_ptr<const Lattice> lattice, Compatibili
       }
     }
   }
-  term.entry_rows = buffer_of<float>(
-      checked_bytes(static_cast<size_t>(view.num_entries), static_cast<size_t>(width_)));
-  term.vertex_rows = buffer_of<float>(
-      checked_bytes(static_cast<size_t>(view.num_vertices + 1) * 2, static_cast<size_t>(width_)));
   term.lattice = std::move(lattice);
-  rows_.push_back({view, width_, term.entry_rows.as<float>(), term.vertex_rows.as<float>()});
-  views_.push_back({rows_.back(), term.splat_norm.as<float>(), term.slice_norm.as<float>(), kind,
-                    term.compat.as<float>()});
+  rows_.push_back({view, width_, nullptr});
+  views_.push_back({view, nullptr, nullptr, term.splat_norm.as<float>(),
+                    term.slice_norm.as<float>(), kind, term.compat.as<float>()});
   terms_.push_back(std::move(term));
 }
 
@@ -134,6 +130,20 @@ void MeanField::run_pass(PointPass pass) {
   }
 }
 
+void MeanField::use_sides(int slice, int splat) {
+  for (size_t k = 0; k < terms_.size(); ++k) {
+    for (const int side : {slice, splat}) {
+      if (terms_[k].rows[side].data() == nullptr) {
+        terms_[k].rows[side] = buffer_of<float>(checked_bytes(
+            static_cast<size_t>(views_[k].lattice.num_rows()), static_cast<size_t>(width_)));
+      }
+    }
+    views_[k].slice_rows = terms_[k].rows[slice].as<float>();
+    views_[k].splat_rows = terms_[k].rows[splat].as<float>();
+    rows_[k].rows = views_[k].splat_rows;
+  }
+}
+
 void MeanField::filter_terms() {
   permutohedral_table().merge_and_blur(rows_.data(), static_cast<int>(rows_.size()), false,
                                        parallel_for_);
@@ -152,6 +162,9 @@ void MeanField::run(int iterations, LabelArray<float> q) {
     if (i == iterations) {
       point_pass.q_out = q;
     }
+    if (iterations > 0) {
+      use_sides((i + 1) % 2 * (iterations > 1 ? 1 : 0), i % 2 * (iterations > 1 ? 1 : 0));
+    }
     run_pass(point_pass);
     if (point_pass.splat) {
       filter_terms();
@@ -161,24 +174,25 @@ void MeanField::run(int iterations, LabelArray<float> q) {
 
 void MeanField::step(LabelArray<float> q) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  PointPass load = pass();
-  load.q_in = {q.data, q.label_stride, q.point_stride};
-  load.splat = true;
-  run_pass(load);
-  filter_terms();
+  filter_distribution({q.data, q.label_stride, q.point_stride});
   PointPass update = pass();
   update.messages = true;
   update.q_out = q;
   run_pass(update);
 }
 
-double MeanField::kl_divergence(LabelArray<const float> q) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+void MeanField::filter_distribution(LabelArray<const float> q) {
+  use_sides(0, 0);
   PointPass load = pass();
   load.q_in = q;
   load.splat = true;
   run_pass(load);
   filter_terms();
+}
+
+double MeanField::kl_divergence(LabelArray<const float> q) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  filter_distribution(q);
   const int64_t bands = lattice_bands(num_points_);
   std::vector<double> sums(static_cast<size_t>(bands), 0.0);
   PointPass measure = pass();

@@ -28,7 +28,9 @@ struct LabelArray {
 
 // One pairwise term as the kernels see it.
 struct PairwiseView {
-  LatticeRows rows;
+  LatticeView lattice;
+  const float* slice_rows;  // blurred
+  float* splat_rows;
   const float* splat_norm;  // [num_points], null for 1
   const float* slice_norm;  // [num_points] with alpha and the Potts weight folded in
   Compatibility compatibility;
@@ -45,7 +47,7 @@ struct PointPass {
   const float* negative_unary;   // [num_points, width], -inf in the padding
   LabelArray<const float> q_in;  // data null: Q is computed, else loaded
   LabelArray<float> q_out;       // data null: Q is not stored
-  bool messages;                 // Q from the terms' blurred rows, else from the unary alone
+  bool messages;                 // Q from the terms' rows, else from the unary alone
   bool splat;                    // splat Q into the terms' entry rows
   double* divergence;            // [bands] sums of KL terms of q_in, or null
   bool* overflow;                // [bands] set when a distribution is not finite
@@ -83,13 +85,15 @@ class MeanField {
     Buffer splat_norm;
     Buffer slice_norm;
     Buffer compat;
-    Buffer entry_rows;
-    Buffer vertex_rows;
+    Buffer rows[2];  // two sides, the second made when needed
   };
 
   PointPass pass() const;
   void run_pass(PointPass pass);
+  // Slices read the rows of one side while splats write those of the other.
+  void use_sides(int slice, int splat);
   void filter_terms();
+  void filter_distribution(LabelArray<const float> q);  // leaves K Q in the terms' rows
 
   int64_t num_points_;
   int num_labels_;

@@ -11,14 +11,12 @@
 namespace pydense::PYDENSE_ISA {
 namespace {
 
-// A term's arrays from the first point of a band on.
+// A term's arrays, the entries from the first one of a band on.
 struct BandTerm {
   const PairwiseView* view;
   const float* weights;
-  const int32_t* entries;
-  const int32_t* entry_vertex;
-  const float* blurred;
-  float* band_rows;
+  const int32_t* point_entries;
+  const LatticeEntry* entries;
   int corners;
 };
 
@@ -39,18 +37,11 @@ class BandPass {
         band_terms_(heap_terms_.as<BandTerm>()) {
     for (int k = 0; k < terms_; ++k) {
       const PairwiseView& view = pass.terms[k];
-      const LatticeView& lattice = view.rows.lattice;
-      band_terms_[k] = {&view,
-                        lattice.weights,
-                        lattice.entries,
-                        lattice.entry_vertex + lattice.band_entries[band],
-                        view.rows.vertex_rows + blurred_rows_offset(lattice, pass.width),
-                        view.rows.entry_rows + lattice.band_entries[band] * pass.width,
-                        lattice.dims + 1};
+      const LatticeView& lattice = view.lattice;
+      band_terms_[k] = {&view, lattice.weights, lattice.point_entries,
+                        lattice.entries + lattice.band_entries[band], lattice.dims + 1};
       if (pass.splat) {
-        const int64_t entries = lattice.band_entries[band + 1] - lattice.band_entries[band];
-        std::memset(band_terms_[k].band_rows, 0,
-                    static_cast<size_t>(entries * pass.width) * sizeof(float));
+        clear_band({lattice, pass.width, view.splat_rows}, band);
       }
     }
   }
@@ -128,11 +119,11 @@ class BandPass {
     const PairwiseView& view = *term.view;
     for (int i = 0; i < count; ++i) {
       const float* weights = term.weights + (p + i) * corners;
-      const int32_t* entries = term.entries + (p + i) * corners;
+      const int32_t* point_entries = term.point_entries + (p + i) * corners;
       float* logits = logits_ + i * width();
       for (int c = 0; c < width(); c += Piece) {
-        const PieceRow message = slice_point<Piece>(weights, entries, term.entry_vertex, corners,
-                                                    width(), term.blurred + c) *
+        const PieceRow message = slice_point<Piece>(weights, point_entries, term.entries, corners,
+                                                    width(), view.slice_rows + c) *
                                  view.slice_norm[p + i];
         const PieceRow sum = PieceRow::load_from(logits + c);
         switch (view.compatibility) {
@@ -165,28 +156,31 @@ class BandPass {
 
   // q = softmax(logits) for the points of a block.
   PYDENSE_HD bool softmax(int count) const {
-    constexpr int kLanes = PieceRow::kLanes;
-    using Vec = typename PieceRow::Vec;
+    constexpr int kLanes = PieceRow::kChunkLanes;
+    using Chunk = typename PieceRow::Chunk;
     float tops[kBlock];
     for (int i = 0; i < count; ++i) {
       const float* logits = logits_ + i * width();
-      Vec highest = load<Vec>(logits);
+      Chunk highest = load<Chunk>(logits);
       for (int c = kLanes; c < width(); c += kLanes) {
-        highest = max(highest, load<Vec>(logits + c));
+        highest = max(highest, load<Chunk>(logits + c));
       }
       tops[i] = lane_max<kLanes>(highest);
+    }
+    for (int i = 0; i < count; ++i) {
+      for (int c = 0; c < width(); c += Piece) {
+        const PieceRow row = PieceRow::load_from(logits_ + i * width() + c);
+        PieceRow::from([&](auto part) {
+          return exp_nonpositive(part(row) - tops[i]);
+        }).store_to(q_ + i * width() + c);
+      }
     }
     float inverses[kBlock];
     bool finite = true;
     for (int i = 0; i < count; ++i) {
-      Vec sums{};
-      for (int c = 0; c < width(); c += Piece) {
-        const PieceRow e =
-            exp_of_difference(PieceRow::load_from(logits_ + i * width() + c), tops[i]);
-        for (const Vec& vec : e.v) {
-          sums = sums + vec;
-        }
-        e.store_to(q_ + i * width() + c);
+      Chunk sums = load<Chunk>(q_ + i * width());
+      for (int c = kLanes; c < width(); c += kLanes) {
+        sums = sums + load<Chunk>(q_ + i * width() + c);
       }
       const float sum = lane_sum<kLanes>(sums);
       inverses[i] = 1.0f / sum;
@@ -200,15 +194,6 @@ class BandPass {
       }
     }
     return finite;
-  }
-
-  // exp(row - top); the vectors of a row are independent, which hides the latency of the chain.
-  static PYDENSE_HD PieceRow exp_of_difference(const PieceRow& row, float top) {
-    PieceRow e;
-    for (int i = 0; i < PieceRow::kVecs; ++i) {
-      e.v[i] = exp_nonpositive<PieceRow::kLanes>(row.v[i] - top);
-    }
-    return e;
   }
 
   PYDENSE_HD void load_point(int64_t p, float* q) const {
@@ -233,8 +218,8 @@ class BandPass {
       const float norm = term.view->splat_norm == nullptr ? 1.0f : term.view->splat_norm[p + i];
       for (int c = 0; c < width(); c += Piece) {
         splat_point<Piece>(PieceRow::load_from(q_ + i * width() + c) * norm,
-                           term.weights + (p + i) * corners, term.entries + (p + i) * corners,
-                           corners, width(), term.band_rows + c);
+                           term.weights + (p + i) * corners, term.point_entries + (p + i) * corners,
+                           term.entries, corners, width(), term.view->splat_rows + c);
       }
     }
   }

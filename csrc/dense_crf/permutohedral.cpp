@@ -6,8 +6,9 @@
 namespace pydense {
 
 int64_t Lattice::bytes() const {
-  const Buffer* const parts[] = {&weights,        &entries, &band_entries, &entry_vertex,
-                                 &vertex_entries, &merge,   &neighbours};
+  const Buffer* const parts[] = {&weights,       &point_entries, &entries,
+                                 &band_entries,  &band_vertices, &shared_vertices,
+                                 &shared_starts, &shared_rows,   &chains};
   size_t sum = 0;
   for (const Buffer* part : parts) {
     sum += part->bytes();

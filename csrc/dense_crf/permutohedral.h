@@ -12,34 +12,55 @@ namespace pydense {
 
 constexpr int kMaxLatticeDims = 32;
 
-// Points are cut into bands whose size depends on N alone. A band numbers the vertices it touches
-// itself ("entries") and splats into rows of its own, so bands run in parallel and the sums over
-// them have a fixed order. All arrays are read-only; p = [num_points], E = entries of all bands.
+// Points are cut into bands whose size depends on N alone, so bands run in parallel and sums over
+// them have a fixed order. A band numbers the vertices it touches itself: its entries. The band
+// that touches a vertex first splats into the vertex's own row, every later band into an extra row,
+// and merging adds the extra rows in band order. Rows 0..M-1 belong to the vertices, in order of
+// first touch, rows M..M+X-1 are the extra ones, both grouped by band.
+struct LatticeEntry {
+  int32_t row;     // where the band splats to
+  int32_t vertex;  // where its points slice from
+};
+
+// All arrays are read-only.
 struct LatticeView {
-  int64_t num_points;
+  int64_t num_points;    // N
   int64_t num_vertices;  // M
   int64_t num_entries;   // E
   int64_t num_bands;     // B
+  int64_t num_shared;    // S vertices have extra rows
   int dims;              // d
   float alpha;
-  const float* weights;           // [num_points, d + 1] barycentric, by remainder
-  const int32_t* entries;         // [num_points, d + 1] entry within the band
-  const int64_t* band_entries;    // [B + 1] first entry of each band
-  const int32_t* entry_vertex;    // [E] vertex of an entry
-  const int64_t* vertex_entries;  // [M + 1] first position in `merge` of each vertex
-  const int32_t* merge;           // [E] entries by vertex, bands in order
-  const int32_t* neighbours;      // [d + 1, M, 2] the two neighbours along an axis, M where missing
+  const float* weights;            // [N, d + 1] barycentric, by remainder
+  const int32_t* point_entries;    // [N, d + 1] entry within the band
+  const LatticeEntry* entries;     // [E]
+  const int64_t* band_entries;     // [B + 1] first entry of each band
+  const int64_t* band_vertices;    // [B + 1] first vertex that each band touches first
+  const int32_t* shared_vertices;  // [S]
+  const int64_t* shared_starts;    // [S + 1] first position in shared_rows
+  const int32_t* shared_rows;      // [X] extra rows by vertex, bands in order
+  // The vertices that have neighbours along an axis, neighbours next to each other; the last of
+  // every chain of neighbours is stored as ~v. Axis j is at [chain_starts[j], chain_starts[j + 1]).
+  const int32_t* chains;
+  int64_t chain_starts[kMaxLatticeDims + 2];
+
+  int64_t num_rows() const { return num_entries; }  // M + X: every entry has a row
+  int64_t band_extra_row(int64_t band) const {
+    return num_vertices + band_entries[band] - band_vertices[band];
+  }
 };
 
 struct Lattice {
   LatticeView view{};
   Buffer weights;
+  Buffer point_entries;
   Buffer entries;
   Buffer band_entries;
-  Buffer entry_vertex;
-  Buffer vertex_entries;
-  Buffer merge;
-  Buffer neighbours;
+  Buffer band_vertices;
+  Buffer shared_vertices;
+  Buffer shared_starts;
+  Buffer shared_rows;
+  Buffer chains;
 
   int64_t bytes() const;
 };
@@ -54,7 +75,7 @@ struct LatticeFeatures {
 };
 
 // First point of a band, and the number of bands, as functions of N.
-constexpr int64_t kBandPoints = 8192;
+constexpr int64_t kBandPoints = 16384;
 constexpr int64_t kMaxBands = 128;
 constexpr int64_t lattice_bands(int64_t num_points) {
   const int64_t bands = ceil_div(num_points, kBandPoints);
@@ -93,27 +114,20 @@ constexpr int row_width(int channels) {
   return channels <= 32 ? (channels + 7) / 8 * 8 : (channels + 15) / 16 * 16;
 }
 
-// Rows of one lattice during splat and blur. The row after the last vertex stays zero and stands
-// for missing neighbours.
+// Rows of one lattice from splat to slice.
 struct LatticeRows {
   LatticeView lattice;
   int width;
-  float* entry_rows;   // [E, width]
-  float* vertex_rows;  // [2, M + 1, width]: blur goes back and forth between the two
+  float* rows;  // [num_rows, width]
 };
 
 struct PermutohedralTable {
   Lattice (*build)(const LatticeFeatures&, ParallelFor);
   void (*filter)(const FilterArgs&, ParallelFor);
-  // Sums the bands' rows and blurs, all lattices at once; the result is in
-  // vertex_rows + blurred_rows_offset(lattice, width).
+  // Adds up the bands' rows and blurs in place, all lattices at once.
   void (*merge_and_blur)(const LatticeRows* rows, int count, bool reverse, ParallelFor);
 };
 PYDENSE_DECLARE_CPU_TABLES(PermutohedralTable, kPermutohedralTable)
 const PermutohedralTable& permutohedral_table();
-
-constexpr int64_t blurred_rows_offset(const LatticeView& lattice, int width) {
-  return (lattice.dims + 1) % 2 == 0 ? 0 : (lattice.num_vertices + 1) * width;
-}
 
 }  // namespace pydense

@@ -3,6 +3,7 @@
 // bands' vertices are numbered together in band order and each vertex looks its neighbours up.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "common/check.h"
 #include "common/simd.h"
@@ -128,7 +129,7 @@ KeyLayout plan_keys(const Bounds* bounds, int64_t bands, int dims) {
 // Embeds the points of a band; writes weights and entries, and numbers the vertices in `table`.
 template <int Dims, int Words>
 void embed_band(const LatticeFeatures& features, const float* scale, const KeyLayout& layout,
-                int64_t begin, int64_t end, float* weights, int32_t* entries,
+                int64_t begin, int64_t end, float* weights, int32_t* point_entries,
                 VertexTable<Words>* table) {
   const int d = Dims > 0 ? Dims : features.dims;
   Key<Words> period[kMaxLatticeDims + 1];
@@ -167,7 +168,7 @@ void embed_band(const LatticeFeatures& features, const float* scale, const KeyLa
         by_rank[ranks[i][l]] = period[i];
       }
       by_rank[ranks[d][l]] = period[d];
-      int32_t* const entry = entries + (p + l) * (d + 1);
+      int32_t* const entry = point_entries + (p + l) * (d + 1);
       float* const to = weights + (p + l) * (d + 1);
       for (int r = 0; r <= d; ++r) {
         if (r > 0) {
@@ -191,52 +192,93 @@ T* fill_buffer(Buffer* buffer, int64_t count) {
   return buffer->as<T>();
 }
 
-// Groups the entries by vertex: a counting sort, so bands stay in order.
-void group_entries(Lattice* lattice) {
+// Numbers the vertices of all bands together, in band order, and gives every entry its row.
+template <int Words>
+void number_vertices(const TaskArray<VertexTable<Words>>& tables, VertexTable<Words>* vertices,
+                     Lattice* lattice) {
   LatticeView& view = lattice->view;
-  auto* starts = fill_buffer<int64_t>(&lattice->vertex_entries, view.num_vertices + 1);
-  auto* merge = fill_buffer<int32_t>(&lattice->merge, view.num_entries);
-  std::memset(starts, 0, lattice->vertex_entries.bytes());
+  auto* entries = fill_buffer<LatticeEntry>(&lattice->entries, view.num_entries);
+  auto* band_vertices = fill_buffer<int64_t>(&lattice->band_vertices, view.num_bands + 1);
+  view.entries = entries;
+  view.band_vertices = band_vertices;
+  int64_t shared = 0;  // extra rows so far, counted behind the vertices until these are known
+  for (int64_t b = 0; b < view.num_bands; ++b) {
+    const VertexTable<Words>& table = tables[b];
+    band_vertices[b] = vertices->size();
+    constexpr int64_t kAhead = 12;  // lookups in flight: the table is larger than the caches
+    for (int64_t i = 0; i < table.size(); ++i) {
+      if (i + kAhead < table.size()) {
+        vertices->prefetch(table.key(i + kAhead).hash());
+      }
+      const int64_t known = vertices->size();
+      const int32_t v = vertices->find_or_insert(table.key(i), table.key(i).hash());
+      const bool first = v >= known;
+      entries[view.band_entries[b] + i] = {first ? v : static_cast<int32_t>(~shared), v};
+      shared += first ? 0 : 1;
+    }
+  }
+  view.num_vertices = vertices->size();
+  band_vertices[view.num_bands] = view.num_vertices;
+
+  // Counting sort of the extra rows by vertex; bands stay in order.
+  const int64_t m = view.num_vertices;
+  Buffer counts = buffer_of<int32_t>(static_cast<size_t>(m));
+  std::memset(counts.data(), 0, counts.bytes());
   for (int64_t e = 0; e < view.num_entries; ++e) {
-    ++starts[view.entry_vertex[e]];
+    if (entries[e].row < 0) {
+      entries[e].row = static_cast<int32_t>(m + ~entries[e].row);
+      ++counts.as<int32_t>()[entries[e].vertex];
+    }
   }
-  int64_t sum = 0;
-  for (int64_t v = 0; v <= view.num_vertices; ++v) {
-    sum += starts[v];
-    starts[v] = sum;
+  for (int64_t v = 0; v < m; ++v) {
+    view.num_shared += counts.as<int32_t>()[v] > 0 ? 1 : 0;
   }
-  for (int64_t e = view.num_entries - 1; e >= 0; --e) {
-    merge[--starts[view.entry_vertex[e]]] = static_cast<int32_t>(e);
+  auto* shared_vertices = fill_buffer<int32_t>(&lattice->shared_vertices, view.num_shared);
+  auto* starts = fill_buffer<int64_t>(&lattice->shared_starts, view.num_shared + 1);
+  auto* shared_rows = fill_buffer<int32_t>(&lattice->shared_rows, shared);
+  int32_t position = 0;
+  int64_t s = 0;
+  for (int64_t v = 0; v < m; ++v) {
+    int32_t& count = counts.as<int32_t>()[v];
+    if (count > 0) {
+      shared_vertices[s] = static_cast<int32_t>(v);
+      starts[s++] = position;
+      position += std::exchange(count, position);  // from here on: where the vertex goes on
+    }
   }
-  view.vertex_entries = starts;
-  view.merge = merge;
+  starts[s] = position;
+  for (int64_t e = 0; e < view.num_entries; ++e) {
+    if (entries[e].row >= m) {
+      shared_rows[counts.as<int32_t>()[entries[e].vertex]++] = entries[e].row;
+    }
+  }
+  view.shared_vertices = shared_vertices;
+  view.shared_starts = starts;
+  view.shared_rows = shared_rows;
 }
 
+// Orders the vertices along every axis so that neighbours follow each other.
 template <int Words>
-void find_neighbours(const VertexTable<Words>& table, const KeyLayout& layout, Lattice* lattice,
-                     ParallelFor parallel_for) {
+void link_chains(const VertexTable<Words>& table, const KeyLayout& layout, Lattice* lattice,
+                 ParallelFor parallel_for) {
   LatticeView& view = lattice->view;
   const int d = view.dims;
   const int64_t m = view.num_vertices;
-  auto* neighbours = fill_buffer<int32_t>(&lattice->neighbours, (d + 1) * m * 2);
-  view.neighbours = neighbours;
   const int64_t chunks = ceil_div(m, kVertexChunk);
-  const auto none = static_cast<int32_t>(m);
-  parallel_tasks(parallel_for, (d + 1) * chunks, [&](int64_t task) {
-    const int64_t begin = task % chunks * kVertexChunk;
-    int32_t* axis = neighbours + task / chunks * m * 2;
-    std::fill(axis + begin * 2, axis + std::min(begin + kVertexChunk, m) * 2, none);
-  });
+  const Buffer following = buffer_of<int32_t>(static_cast<size_t>((d + 1) * m));
+  const Buffer followed = buffer_of<uint8_t>(static_cast<size_t>((d + 1) * m));
+  std::memset(followed.data(), 0, followed.bytes());
   Key<Words> ones{};
   for (int i = 0; i < d; ++i) {
     ones = ones + coordinate_key<Words>(layout, i, 1);
   }
-  // One lookup serves both directions: each vertex is the lower neighbour of one vertex at most.
   parallel_tasks(parallel_for, (d + 1) * chunks, [&](int64_t task) {
-    const auto j = static_cast<int>(task / chunks);
-    int32_t* axis = neighbours + j * m * 2;
-    const Key<Words> step = j < d ? ones - coordinate_key<Words>(layout, j, d + 1) : ones;
-    constexpr int kAhead = 16;  // lookups in flight: the table is larger than the caches
+    const int64_t j = task / chunks;
+    int32_t* next = following.as<int32_t>() + j * m;
+    uint8_t* has_previous = followed.as<uint8_t>() + j * m;
+    const Key<Words> step =
+        j < d ? ones - coordinate_key<Words>(layout, static_cast<int>(j), d + 1) : ones;
+    constexpr int kAhead = 16;
     Key<Words> keys[kAhead];
     uint64_t hashes[kAhead];
     const int64_t begin = task % chunks * kVertexChunk;
@@ -250,10 +292,39 @@ void find_neighbours(const VertexTable<Words>& table, const KeyLayout& layout, L
       }
       for (int q = 0; q < count; ++q) {
         const int32_t found = table.find(keys[q], hashes[q]);
+        next[v + q] = found;
         if (found >= 0) {
-          axis[(v + q) * 2] = found;
-          axis[int64_t{found} * 2 + 1] = static_cast<int32_t>(v + q);
+          has_previous[found] = 1;  // by one vertex at most
         }
+      }
+    }
+  });
+  int64_t lengths[kCoordinates];
+  parallel_tasks(parallel_for, d + 1, [&](int64_t j) {
+    const int32_t* next = following.as<int32_t>() + j * m;
+    const uint8_t* has_previous = followed.as<uint8_t>() + j * m;
+    lengths[j] = 0;
+    for (int64_t v = 0; v < m; ++v) {
+      lengths[j] += next[v] >= 0 || has_previous[v] != 0 ? 1 : 0;
+    }
+  });
+  view.chain_starts[0] = 0;
+  for (int j = 0; j <= d; ++j) {
+    view.chain_starts[j + 1] = view.chain_starts[j] + lengths[j];
+  }
+  auto* chains = fill_buffer<int32_t>(&lattice->chains, view.chain_starts[d + 1]);
+  view.chains = chains;
+  parallel_tasks(parallel_for, d + 1, [&](int64_t j) {
+    const int32_t* next = following.as<int32_t>() + j * m;
+    const uint8_t* has_previous = followed.as<uint8_t>() + j * m;
+    int32_t* chain = chains + view.chain_starts[j];
+    for (int64_t first = 0; first < m; ++first) {
+      if (has_previous[first] == 0 && next[first] >= 0) {
+        auto v = static_cast<int32_t>(first);
+        for (; next[v] >= 0; v = next[v]) {
+          *chain++ = v;
+        }
+        *chain++ = ~v;
       }
     }
   });
@@ -272,15 +343,15 @@ Lattice build_with(const LatticeFeatures& features, const float* scale, const Ke
   view.num_bands = bands;
   const int corners = features.dims + 1;
   auto* weights = fill_buffer<float>(&lattice.weights, n * corners);
-  auto* entries = fill_buffer<int32_t>(&lattice.entries, n * corners);
+  auto* point_entries = fill_buffer<int32_t>(&lattice.point_entries, n * corners);
   view.weights = weights;
-  view.entries = entries;
+  view.point_entries = point_entries;
 
   TaskArray<VertexTable<Words>> tables(bands);
   parallel_tasks(parallel_for, bands, [&](int64_t b) {
     VertexTable<Words>* table = tables.emplace(b, int64_t{512});
     embed_band<Dims, Words>(features, scale, layout, band_begin(n, bands, b),
-                            band_begin(n, bands, b + 1), weights, entries, table);
+                            band_begin(n, bands, b + 1), weights, point_entries, table);
   });
 
   auto* band_entries = fill_buffer<int64_t>(&lattice.band_entries, bands + 1);
@@ -293,24 +364,9 @@ Lattice build_with(const LatticeFeatures& features, const float* scale, const Ke
   PYDENSE_CHECK(view.num_entries < INT32_MAX,
                 "permutohedral_lattice: features must touch fewer than 2^31 vertices, got ",
                 view.num_entries);
-  auto* entry_vertex = fill_buffer<int32_t>(&lattice.entry_vertex, view.num_entries);
-  view.entry_vertex = entry_vertex;
-
   VertexTable<Words> vertices(view.num_entries / 2);
-  for (int64_t b = 0; b < bands; ++b) {
-    const VertexTable<Words>& table = tables[b];
-    constexpr int64_t kAhead = 12;
-    for (int64_t i = 0; i < table.size(); ++i) {
-      if (i + kAhead < table.size()) {
-        vertices.prefetch(table.key(i + kAhead).hash());
-      }
-      const Key<Words>& key = table.key(i);
-      entry_vertex[band_entries[b] + i] = vertices.find_or_insert(key, key.hash());
-    }
-  }
-  view.num_vertices = vertices.size();
-  group_entries(&lattice);
-  find_neighbours(vertices, layout, &lattice, parallel_for);
+  number_vertices(tables, &vertices, &lattice);
+  link_chains(vertices, layout, &lattice, parallel_for);
   return lattice;
 }
 
