@@ -154,31 +154,52 @@ void MeanField::start(LabelArray<float> q) { run(0, q); }
 void MeanField::run(int iterations, LabelArray<float> q) {
   PYDENSE_CHECK(iterations >= 0, "mean_field: iterations must be at least 0, got ", iterations);
   const std::lock_guard<std::mutex> lock(mutex_);
+  if (iterations > 1 && !fuse_iterations()) {
+    // q serves as the store of the distribution between the iterations.
+    update(q, false);
+    for (int i = 0; i < iterations; ++i) {
+      filter_distribution({q.data, q.label_stride, q.point_stride});
+      update(q, true);
+    }
+    return;
+  }
   // Each pass but the last splats its Q at once, so that Q is never stored in between.
-  for (int i = 0; i <= iterations; ++i) {
+  for (int i = 0; i < iterations; ++i) {
+    use_sides(iterations > 1 ? (i + 1) % 2 : 0, iterations > 1 ? i % 2 : 0);
     PointPass point_pass = pass();
     point_pass.messages = i > 0;
-    point_pass.splat = i < iterations;
-    if (i == iterations) {
-      point_pass.q_out = q;
-    }
-    if (iterations > 0) {
-      use_sides((i + 1) % 2 * (iterations > 1 ? 1 : 0), i % 2 * (iterations > 1 ? 1 : 0));
-    }
+    point_pass.splat = true;
     run_pass(point_pass);
-    if (point_pass.splat) {
-      filter_terms();
-    }
+    filter_terms();
   }
+  if (iterations > 0) {
+    const int last = iterations > 1 ? (iterations - 1) % 2 : 0;
+    use_sides(last, last);
+  }
+  update(q, iterations > 0);
+}
+
+// Fused iterations need a second set of rows. On large lattices that costs more memory and cache
+// than storing Q.
+bool MeanField::fuse_iterations() const {
+  int64_t rows = 0;
+  for (const PairwiseView& view : views_) {
+    rows += view.lattice.num_rows();
+  }
+  return rows <= num_points_;
+}
+
+void MeanField::update(LabelArray<float> q, bool messages) {
+  PointPass update = pass();
+  update.messages = messages;
+  update.q_out = q;
+  run_pass(update);
 }
 
 void MeanField::step(LabelArray<float> q) {
   const std::lock_guard<std::mutex> lock(mutex_);
   filter_distribution({q.data, q.label_stride, q.point_stride});
-  PointPass update = pass();
-  update.messages = true;
-  update.q_out = q;
-  run_pass(update);
+  update(q, true);
 }
 
 void MeanField::filter_distribution(LabelArray<const float> q) {

@@ -93,6 +93,9 @@ class MeanField {
   // Slices read the rows of one side while splats write those of the other.
   void use_sides(int slice, int splat);
   void filter_terms();
+  bool fuse_iterations() const;
+  // Q from the unary and, if asked for, the filtered rows.
+  void update(LabelArray<float> q, bool messages);
   void filter_distribution(LabelArray<const float> q);  // leaves K Q in the terms' rows
 
   int64_t num_points_;

@@ -197,8 +197,13 @@ class BandPass {
   }
 
   PYDENSE_HD void load_point(int64_t p, float* q) const {
-    for (int l = 0; l < pass_.num_labels; ++l) {
-      q[l] = pass_.q_in.data[l * pass_.q_in.label_stride + p * pass_.q_in.point_stride];
+    const float* from = pass_.q_in.data + p * pass_.q_in.point_stride;
+    if (pass_.q_in.label_stride == 1) {
+      std::memcpy(q, from, static_cast<size_t>(pass_.num_labels) * sizeof(float));
+    } else {
+      for (int l = 0; l < pass_.num_labels; ++l) {
+        q[l] = from[l * pass_.q_in.label_stride];
+      }
     }
     for (int l = pass_.num_labels; l < width(); ++l) {
       q[l] = 0.0f;
@@ -206,8 +211,13 @@ class BandPass {
   }
 
   void store_point(int64_t p, const float* q) const {
-    for (int l = 0; l < pass_.num_labels; ++l) {
-      pass_.q_out.data[l * pass_.q_out.label_stride + p * pass_.q_out.point_stride] = q[l];
+    float* to = pass_.q_out.data + p * pass_.q_out.point_stride;
+    if (pass_.q_out.label_stride == 1) {
+      std::memcpy(to, q, static_cast<size_t>(pass_.num_labels) * sizeof(float));
+    } else {
+      for (int l = 0; l < pass_.num_labels; ++l) {
+        to[l * pass_.q_out.label_stride] = q[l];
+      }
     }
   }
 
