@@ -397,7 +397,7 @@ def test_sizes_must_agree(image: Path, output: Path, tmp_path: Path) -> None:
 def test_work_beyond_the_memory_is_refused(
     image: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_memory, "available_bytes", lambda: 100_000)
+    monkeypatch.setattr(_memory, "available_bytes", lambda: 90_000)
     annotation = save(tmp_path / "a.png", ROUGH)
     assert "of memory" in run_error("refine", image, annotation, "-o", output)
     np.save(tmp_path / "a.npy", probabilities())

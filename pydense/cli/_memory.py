@@ -10,11 +10,11 @@ from ._errors import CommandError
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-# Measured on photos (peak resident size over 1 megapixel, 2 and 21 labels: 167 and 505 bytes per
+# Measured on photos (peak resident size over 1 megapixel, 2 and 21 labels: 145 and 436 bytes per
 # pixel), rounded down: features and lattices, and per label energies, marginals and scratch. Noise
 # needs several times as much. So what this refuses surely fails; what it lets through may fail.
-_BYTES_PER_PIXEL = 120
-_BYTES_PER_LABEL = 16
+_BYTES_PER_PIXEL = 100
+_BYTES_PER_LABEL = 12
 
 
 def available_bytes() -> int | None:
