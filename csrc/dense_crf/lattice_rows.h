@@ -17,7 +17,7 @@ struct Row {
   static constexpr int kWideLanes = Width < kNativeLanes ? (Width < 8 ? Width : 8)
                                     : kNativeLanes < 8   ? 8
                                                          : kNativeLanes;
-  static constexpr int kWide = Width / kWideLanes;
+  static constexpr int64_t kWide = Width / kWideLanes;
   static constexpr bool kHasTail = Width % kWideLanes != 0;
   static constexpr int kTailLanes = kHasTail ? Width % kWideLanes : 1;
   static constexpr int kChunkLanes = Width < 8 ? Width : 8;
@@ -30,7 +30,7 @@ struct Row {
   template <class Fn>
   static PYDENSE_HD Row from(const Fn& fn) {
     Row row;
-    for (int i = 0; i < kWide; ++i) {
+    for (int64_t i = 0; i < kWide; ++i) {
       row.wide[i] = fn([i](const Row& r) -> const Wide& { return r.wide[i]; });
     }
     if constexpr (kHasTail) {
@@ -48,7 +48,7 @@ struct Row {
   }
   static PYDENSE_HD Row load_from(const float* from) {
     Row row;
-    for (int i = 0; i < kWide; ++i) {
+    for (int64_t i = 0; i < kWide; ++i) {
       row.wide[i] = load<Wide>(from + i * kWideLanes);
     }
     if constexpr (kHasTail) {
@@ -57,7 +57,7 @@ struct Row {
     return row;
   }
   PYDENSE_HD void store_to(float* to) const {
-    for (int i = 0; i < kWide; ++i) {
+    for (int64_t i = 0; i < kWide; ++i) {
       store(to + i * kWideLanes, wide[i]);
     }
     if constexpr (kHasTail) {
@@ -119,9 +119,9 @@ inline void clear_band(const LatticeRows& rows, int64_t band) {
 template <int Piece>
 PYDENSE_HD void splat_point(const Row<Piece>& value, const float* weights,
                             const int32_t* point_entries, const LatticeEntry* entries, int corners,
-                            int width, float* rows) {
+                            int64_t width, float* rows) {
   for (int r = 0; r < corners; ++r) {
-    float* row = rows + int64_t{entries[point_entries[r]].row} * width;
+    float* row = rows + entries[point_entries[r]].row * width;
     (Row<Piece>::load_from(row) + value * weights[r]).store_to(row);
   }
 }
@@ -129,10 +129,10 @@ PYDENSE_HD void splat_point(const Row<Piece>& value, const float* weights,
 // Interpolates one piece of a point's row from the blurred vertices.
 template <int Piece>
 PYDENSE_HD Row<Piece> slice_point(const float* weights, const int32_t* point_entries,
-                                  const LatticeEntry* entries, int corners, int width,
+                                  const LatticeEntry* entries, int corners, int64_t width,
                                   const float* rows) {
   const auto row = [&](int r) {
-    return Row<Piece>::load_from(rows + int64_t{entries[point_entries[r]].vertex} * width);
+    return Row<Piece>::load_from(rows + entries[point_entries[r]].vertex * width);
   };
   Row<Piece> sum = row(0) * weights[0];
   for (int r = 1; r < corners; ++r) {

@@ -31,8 +31,8 @@ class BandPass {
         terms_(pass.num_terms),
         rows_(buffer_of<float>(static_cast<size_t>(pass.width) * (2 * kBlock + 1))),
         q_(rows_.as<float>()),
-        logits_(q_ + kBlock * pass.width),
-        filtered_(logits_ + kBlock * pass.width),
+        logits_(q_ + int64_t{kBlock} * pass.width),
+        filtered_(logits_ + int64_t{kBlock} * pass.width),
         heap_terms_(buffer_of<BandTerm>(static_cast<size_t>(terms_))),
         band_terms_(heap_terms_.as<BandTerm>()) {
     for (int k = 0; k < terms_; ++k) {
@@ -84,7 +84,7 @@ class BandPass {
  private:
   using PieceRow = Row<Piece>;
 
-  PYDENSE_HD int width() const { return Width > 0 ? Width : pass_.width; }
+  PYDENSE_HD int64_t width() const { return Width > 0 ? Width : pass_.width; }
 
   // Calls fn(IntConstant<corners>{}) for the usual kernels: position (2-D, 3-D), position + RGB;
   // with 0 for others.
@@ -121,7 +121,7 @@ class BandPass {
       const float* weights = term.weights + (p + i) * corners;
       const int32_t* point_entries = term.point_entries + (p + i) * corners;
       float* logits = logits_ + i * width();
-      for (int c = 0; c < width(); c += Piece) {
+      for (int64_t c = 0; c < width(); c += Piece) {
         const PieceRow message = slice_point<Piece>(weights, point_entries, term.entries, corners,
                                                     width(), view.slice_rows + c) *
                                  view.slice_norm[p + i];
@@ -145,10 +145,10 @@ class BandPass {
   }
 
   PYDENSE_HD void multiply(const float* columns, const float* message, float* logits) const {
-    for (int c = 0; c < width(); c += Piece) {
+    for (int64_t c = 0; c < width(); c += Piece) {
       PieceRow sum = PieceRow::load_from(logits + c);
       for (int l = 0; l < pass_.num_labels; ++l) {
-        sum = sum + PieceRow::load_from(columns + int64_t{l} * width() + c) * message[l];
+        sum = sum + PieceRow::load_from(columns + l * width() + c) * message[l];
       }
       sum.store_to(logits + c);
     }
@@ -162,13 +162,13 @@ class BandPass {
     for (int i = 0; i < count; ++i) {
       const float* logits = logits_ + i * width();
       Chunk highest = load<Chunk>(logits);
-      for (int c = kLanes; c < width(); c += kLanes) {
+      for (int64_t c = kLanes; c < width(); c += kLanes) {
         highest = max(highest, load<Chunk>(logits + c));
       }
       tops[i] = lane_max<kLanes>(highest);
     }
     for (int i = 0; i < count; ++i) {
-      for (int c = 0; c < width(); c += Piece) {
+      for (int64_t c = 0; c < width(); c += Piece) {
         const PieceRow row = PieceRow::load_from(logits_ + i * width() + c);
         PieceRow::from([&](auto part) {
           return exp_nonpositive(part(row) - tops[i]);
@@ -179,7 +179,7 @@ class BandPass {
     bool finite = true;
     for (int i = 0; i < count; ++i) {
       Chunk sums = load<Chunk>(q_ + i * width());
-      for (int c = kLanes; c < width(); c += kLanes) {
+      for (int64_t c = kLanes; c < width(); c += kLanes) {
         sums = sums + load<Chunk>(q_ + i * width() + c);
       }
       const float sum = lane_sum<kLanes>(sums);
@@ -188,7 +188,7 @@ class BandPass {
       finite = finite && sum >= 1.0f && sum <= static_cast<float>(pass_.num_labels) * 1.001f;
     }
     for (int i = 0; i < count; ++i) {
-      for (int c = 0; c < width(); c += Piece) {
+      for (int64_t c = 0; c < width(); c += Piece) {
         float* q = q_ + i * width() + c;
         (PieceRow::load_from(q) * inverses[i]).store_to(q);
       }
@@ -205,7 +205,7 @@ class BandPass {
         q[l] = from[l * pass_.q_in.label_stride];
       }
     }
-    for (int l = pass_.num_labels; l < width(); ++l) {
+    for (int64_t l = pass_.num_labels; l < width(); ++l) {
       q[l] = 0.0f;
     }
   }
@@ -226,7 +226,7 @@ class BandPass {
     const int corners = Corners > 0 ? Corners : term.corners;
     for (int i = 0; i < count; ++i) {
       const float norm = term.view->splat_norm == nullptr ? 1.0f : term.view->splat_norm[p + i];
-      for (int c = 0; c < width(); c += Piece) {
+      for (int64_t c = 0; c < width(); c += Piece) {
         splat_point<Piece>(PieceRow::load_from(q_ + i * width() + c) * norm,
                            term.weights + (p + i) * corners, term.point_entries + (p + i) * corners,
                            term.entries, corners, width(), term.view->splat_rows + c);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
+#include <iterator>
 #include <stdexcept>
 
 #include "common/simd.h"
@@ -37,8 +37,8 @@ void check_tiles() {
   alignas(64) uint16_t a[kRows * kDepth];
   alignas(64) uint16_t b[kRows * kDepth];
   alignas(64) float c[kRows * 16];
-  std::fill(a, a + kRows * kDepth, uint16_t{0x3F80});  // 1 in bfloat16
-  std::fill(b, b + kRows * kDepth, uint16_t{0x4000});  // 2 in bfloat16
+  std::fill(std::begin(a), std::end(a), uint16_t{0x3F80});  // 1 in bfloat16
+  std::fill(std::begin(b), std::end(b), uint16_t{0x4000});  // 2 in bfloat16
   _tile_loadconfig(&config);
   _tile_zero(0);
   _tile_loadd(1, a, 64);

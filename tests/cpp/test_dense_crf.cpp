@@ -211,9 +211,9 @@ void test_mean_field(int labels) {
   const auto positions = random_floats(static_cast<size_t>(n) * 2, 20, 10);
   const auto lattice = std::make_shared<Lattice>(build(positions, 2));
   std::vector<float> diagonal(static_cast<size_t>(labels), -1.5F);
-  std::vector<float> matrix(static_cast<size_t>(labels * labels), 0.0F);
+  std::vector<float> matrix(static_cast<size_t>(labels) * static_cast<size_t>(labels), 0.0F);
   for (int l = 0; l < labels; ++l) {
-    matrix[static_cast<size_t>(l * labels + l)] = -1.5F;
+    matrix[static_cast<size_t>(l) * static_cast<size_t>(labels + 1)] = -1.5F;
   }
   const float potts = 1.5F;
   std::vector<std::vector<float>> results;
