@@ -1,0 +1,510 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark harness: maths with a fake clock, files, report. No test depends on time."""
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # at the end: an installed pydense stays in front of the tree's
+
+from benchmarks import _crf_cases, _harness, _machine, _memory, _result, report  # noqa: E402
+from benchmarks._harness import Case  # noqa: E402
+
+PEAKS = {"bandwidth": 1e10, "gemm": 1e12}
+
+
+class FakeClock:
+    """A clock that moves only when work is done."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.log = []
+
+    def __call__(self):
+        return self.now
+
+    def work(self, label, seconds):
+        """A function that takes the next of ``seconds``, the last one for ever."""
+        left = list(seconds)
+
+        def call(_=None):
+            self.log.append(label)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+            return label
+
+        return call
+
+
+def make_case(clock, ours, theirs, **kwargs):
+    return Case(
+        "a/case",
+        lambda: {"pydense": clock.work("A", ours), "rival": clock.work("B", theirs)},
+        **kwargs,
+    )
+
+
+def run_fake(ours, theirs, *, rounds, order="alternate", **kwargs):
+    clock = FakeClock()
+    case = make_case(clock, ours, theirs, **kwargs)
+    run = _harness.run_case(
+        case, rounds=rounds, threads=1, clock=clock, cpu_clock=clock, order=order, min_seconds=0,
+        peaks=PEAKS,
+    )  # fmt: skip
+    return run, clock
+
+
+LOAD_BY_FILE = """
+import importlib.util, pathlib, sys
+file = pathlib.Path(sys.argv[1], "__init__.py")
+spec = importlib.util.spec_from_file_location("benchmarks", file)
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+"""
+
+
+@pytest.mark.parametrize(
+    ("built_in_place", "installed", "on_path", "expected"),
+    [
+        (True, True, True, "tree"),
+        (True, True, False, "installed"),
+        (True, False, False, "tree"),
+        (False, True, True, "installed"),
+        (False, True, False, "installed"),
+        (False, False, True, "tree"),  # whose own error says what is missing
+    ],
+)
+def test_which_pydense_is_measured(tmp_path, built_in_place, installed, on_path, expected):
+    for folder in ("tree", "installed"):
+        (tmp_path / folder / "pydense").mkdir(parents=True)
+        (tmp_path / folder / "pydense" / "__init__.py").write_text(f"place = {folder!r}\n")
+    package = tmp_path / "tree" / "benchmarks"
+    package.mkdir()
+    (package / "__init__.py").write_text((ROOT / "benchmarks" / "__init__.py").read_text())
+    if built_in_place:
+        (tmp_path / "tree" / "pydense" / "_core.so").touch()
+    # python -m puts the tree on the path; the pytest command loads the package by its file.
+    load = "import benchmarks" if on_path else LOAD_BY_FILE
+    # -S: whatever this environment has installed stays out of it.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"{load}\nimport pydense\nprint(pydense.place)", str(package)],
+        cwd=tmp_path / "tree" if on_path else tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed") if installed else ""},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == expected
+
+
+# --- harness --------------------------------------------------------------------------------------
+
+
+def test_median_is_taken_over_ratios_of_rounds_and_not_over_times():
+    # The first entry is the warm-up. Ratios by round: 2, 4, 3; ratio of the medians: 8 / 2 = 4.
+    run, _ = run_fake([99, 1, 2, 3], [99, 2, 8, 9], rounds=3, order="fixed")
+    figures = run["ratios"]["rival"]["total"]
+    assert figures["median"] == pytest.approx(3)
+    assert (figures["min"], figures["max"], figures["rounds"]) == (2, 4, 3)
+    assert run["rivals"]["rival"]["seconds"]["total"]["median"] == 8
+    assert run["fastest_rival"] == "rival"
+
+
+def test_a_neighbour_that_slows_some_rounds_leaves_the_median_ratio():
+    slow = [1, 1, 10, 1, 10, 10]  # the machine, round by round, after one warm-up
+    run, _ = run_fake([2 * s for s in slow], [6 * s for s in slow], rounds=5)
+    assert run["ratios"]["rival"]["total"] == {
+        "median": 3, "q1": 3, "q3": 3, "min": 3, "max": 3, "rounds": 5
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("order", "expected"), [("fixed", "ABABABAB"), ("alternate", "ABBAABBA")])
+def test_rounds_are_interleaved(order, expected):
+    _, clock = run_fake([1], [1], rounds=4, order=order)
+    assert "".join(clock.log) == "AB" + expected  # warm-up first
+
+
+def test_random_order_has_each_rival_once_per_round():
+    _, clock = run_fake([1], [1], rounds=20, order="random")
+    turns = ["".join(clock.log[i : i + 2]) for i in range(2, 42, 2)]
+    assert set(turns) == {"AB", "BA"}
+    with pytest.raises(ValueError, match="order must be"):
+        _harness.round_order(["A"], 0, "sorted", random.Random(0))
+
+
+def test_stages_are_timed_apart_and_chained():
+    clock = FakeClock()
+    seen = []
+
+    def second(value):
+        seen.append(value)
+        clock.now += 3
+        return value + "!"
+
+    spent, value = _harness.time_call(
+        {"build": clock.work("built", [1]), "inference": second}, number=2, clock=clock
+    )
+    assert spent == {"build": 1, "inference": 3, "total": 4}
+    assert (value, seen) == ("built!", ["built", "built"])
+    assert _harness.time_call(_harness.stages_of(lambda: 7))[1] == 7
+    with pytest.raises(ValueError, match="total"):
+        _harness.stages_of({"total": second})
+
+
+def test_ratios_cover_the_stages_that_both_have():
+    rival = [{"build": 2.0, "total": 6.0}, {"build": 4.0, "total": 6.0}]
+    own = [{"total": 2.0}, {"total": 3.0}]
+    assert list(_harness.ratios(rival, own)) == ["total"]
+    assert _harness.ratios(rival, own)["total"]["median"] == 2.5
+    with pytest.raises(ValueError, match="rounds"):
+        _harness.ratios(rival, own[:1])
+
+
+def test_short_calls_are_repeated_within_a_round():
+    clock = FakeClock()
+    case = make_case(clock, [0.001], [0.5])
+    run = _harness.run_case(case, rounds=1, threads=1, clock=clock, min_seconds=0.01)
+    assert run["rivals"]["pydense"]["calls_per_round"] in (10, 11)
+    assert run["rivals"]["rival"]["calls_per_round"] == 1
+    assert run["ratios"]["rival"]["total"]["median"] == pytest.approx(500)
+
+
+def test_thread_counts_are_stated_and_fixed_ones_kept(monkeypatch):
+    told = []
+    monkeypatch.setattr(_harness, "set_threads", told.append)
+    clock = FakeClock()
+    runs = _harness.run_cases(
+        [make_case(clock, [1], [1], fixed_threads={"rival": 1})],
+        rounds=1, threads=[1, 3], clock=clock,
+    )  # fmt: skip
+    assert told == [1, 3]
+    assert [run["threads"] for run in runs] == [1, 3]
+    assert [run["rivals"]["rival"]["threads"] for run in runs] == [1, 1]
+    assert [run["rivals"]["pydense"]["threads"] for run in runs] == [1, 3]
+
+
+def test_limit_is_the_slower_of_traffic_and_arithmetic():
+    run, _ = run_fake(
+        [4], [4], rounds=1, moved=lambda: {"total": 2e10}, flop=lambda: {"total": 1e12}
+    )
+    limit = run["limit"]["total"]
+    assert (limit["seconds"], limit["times_limit"]) == (2, 2)
+    parts = _harness.limit_of(
+        {"a": 1e10, "b": 2e10}, {"b": 9e12}, PEAKS, {"a": 3, "b": 9, "total": 12}
+    )
+    assert parts["a"]["times_limit"] == 3
+    assert parts["b"]["times_limit"] == 1  # arithmetic-bound
+    assert parts["total"]["seconds"] == 9
+
+
+@pytest.mark.parametrize(("share", "warned"), [(1.0, False), (0.95, False), (0.5, True)])
+def test_cpu_time_taken_by_others_is_recorded_and_reported(share, warned):
+    clock = FakeClock()
+    case = make_case(clock, [1], [3])
+    run = _harness.run_case(
+        case, rounds=3, threads=1, clock=clock, cpu_clock=lambda: clock.now * share
+    )
+    assert run["rivals"]["rival"]["busy_cpus"] == pytest.approx(share)
+    result = {**example(), "runs": [{**run, "isa": "avx2"}]}
+    assert ("other work took CPU time away" in report.preamble(result)) is warned
+
+
+def test_checks_see_the_results_of_all_rivals():
+    run, _ = run_fake(
+        [1],
+        [1],
+        rounds=1,
+        check=lambda results: {"rival": {"same": float(len(set(results.values())))}},
+    )
+    assert run["checks"] == {"rival": {"same": 2.0}}
+
+
+def test_bad_cases_are_refused():
+    case = Case("x", lambda: {"other": lambda: 1})
+    with pytest.raises(ValueError, match="subject must be"):
+        _harness.run_case(case, rounds=1, threads=1)
+    with pytest.raises(ValueError, match="rounds, warmup"):
+        _harness.run_case(case, rounds=0, threads=1)
+    with pytest.raises(ValueError, match="distinct"):
+        _harness.run_cases([case, case], rounds=1, threads=[1])
+    with pytest.raises(ValueError, match="samples"):
+        _harness.summary([])
+
+
+# --- machine and memory ---------------------------------------------------------------------------
+
+
+def test_peaks_are_measured_in_a_child_process():
+    peaks = _machine.measure_peaks(1, quick=True)
+    assert peaks["bandwidth"] == max(peaks["copy"], peaks["add"]) > 0
+    assert peaks["gemm"] == max(v for k, v in peaks.items() if k.startswith("gemm_")) > 0
+
+
+def test_machine_is_described_without_its_name(tmp_path):
+    text = json.dumps(_machine.describe())
+    assert os.uname().nodename not in text
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n")
+    assert _machine.cpu_model(info) == "A CPU @ 2 GHz"
+    assert _machine.cpu_model(tmp_path / "none")
+
+
+PROBE = """
+import numpy as np
+from benchmarks._harness import Case
+
+def blocks(count):
+    return [np.ones(2**16, np.uint8) for _ in range(count)]
+
+def setup():
+    many, pin = blocks(256), blocks(1)  # the heap keeps what lies below the pin
+    del many
+    return {
+        "big": lambda: np.ones(2**25, np.uint8).sum(),
+        "reuse": lambda: len(blocks(256)) + len(pin),
+        "small": lambda: 1,
+    }
+
+def make_case(name):
+    return Case(name, setup, subject="big")
+"""
+
+
+def test_peak_memory_sees_native_and_reused_allocations(tmp_path):
+    (tmp_path / "memory_probe.py").write_text(PROBE)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    big, reuse, small = (
+        _memory.peak_memory("memory_probe", "x", label, 1, environment)
+        for label in ("big", "reuse", "small")
+    )
+    assert 2**25 <= big < 2**25 + 2**23
+    assert 2**24 * 0.9 <= reuse < 2**24 + 2**23
+    assert small < 2**22
+    with pytest.raises(RuntimeError, match="nothing"):
+        _memory.peak_memory("memory_probe", "x", "nothing", 1, environment)
+
+
+# --- result files ---------------------------------------------------------------------------------
+
+
+def example(ours=(2, 2, 2), theirs=(2, 8, 10)):
+    """A result with two cases, one of them lost."""
+    won, _ = run_fake(ours, theirs, rounds=2, moved=lambda: {"total": 1e10}, check=lambda _: CHECKS)
+    lost, _ = run_fake([1, 4, 4], [1, 3, 3], rounds=2, check=lambda _: CHECKS)
+    lost["case"] = "b/case"
+    for run in (won, lost):
+        run["isa"] = "avx2"
+        run["memory"] = {"pydense": 3 * 2**20, "rival": 30 * 2**20}
+    lost["memory"]["pydense"] = 40 * 2**20
+    return _result.make_result(
+        "demo",
+        "A demo",
+        runs=[won, lost],
+        machine={"cpu": "A CPU", "cpus": 2, "packages": {"numpy": "2"}},
+        peaks={1: PEAKS},
+        command="python -m demo",
+    )
+
+
+CHECKS = {"rival": {"max_abs_dq": 1.5e-7, "labels_differ": 0}}
+
+
+def test_result_round_trip(tmp_path):
+    path = _result.write_result(example(), tmp_path / "demo.json")
+    loaded = _result.load_result(path)
+    assert loaded["schema"] == _result.SCHEMA
+    assert loaded["runs"][0]["ratios"]["rival"]["total"]["median"] == 4.5
+    assert "shared machine" in loaded["note"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.update(schema="pydense-benchmark/0"), "schema must be"),
+        (lambda r: r.pop("machine"), "have 'machine'"),
+        (lambda r: r.update(runs=[]), "runs must not be empty"),
+        (lambda r: r["runs"][0].pop("isa"), r"runs\[0\] must have 'isa'"),
+        (lambda r: r["runs"][1].update(threads="1"), r"runs\[1\]\.threads must be of type int"),
+        (lambda r: r["runs"][0].update(subject="x"), "subject must be a rival"),
+        (lambda r: r["runs"][0]["ratios"].clear(), "ratios must have"),
+        (lambda r: r["runs"][0]["ratios"]["rival"]["total"].pop("median"), "have 'median'"),
+        (lambda r: r["runs"][0]["ratios"]["rival"]["total"].update(min=9.0), "ordered"),
+        (lambda r: r["runs"][0]["ratios"]["rival"]["total"].update(median=0.0), "positive"),
+        (lambda r: r["runs"][0]["rivals"]["rival"]["seconds"].pop("total"), "have 'total'"),
+        (lambda r: r["runs"][0].update(fastest_rival="pydense"), "fastest_rival must be"),
+    ],
+)
+def test_a_malformed_result_is_refused_and_not_written(tmp_path, change, message):
+    result = copy.deepcopy(example())
+    change(result)
+    with pytest.raises(ValueError, match=message):
+        _result.write_result(result, tmp_path / "demo.json")
+    assert not list(tmp_path.iterdir())
+
+
+# --- report ---------------------------------------------------------------------------------------
+
+
+DOCUMENT = (
+    "# Title\n\n<!-- benchmark:demo{form} -->\nold\n<!-- /benchmark -->\n\nThe end, `{tail}`.\n"
+)
+
+
+@pytest.fixture
+def papers(tmp_path):
+    """A results folder with one result, and two documents that show it."""
+    results = tmp_path / "results"
+    _result.write_result(example(), results / "demo.json")
+    documents = [tmp_path / "README.md", tmp_path / "benchmarks.md"]
+    for document, form in zip(documents, ("", " full"), strict=True):
+        document.write_text(DOCUMENT.format(form=form, tail="<!-- benchmark:demo -->"))
+    return results, documents
+
+
+def call(papers, *, check):
+    results, documents = papers
+    return report.run(check=check, results=results, documents=documents, say=lambda line: None)
+
+
+def test_report_writes_tables_and_check_tells_when_they_are_old(papers):
+    results, documents = papers
+    before = [d.read_text() for d in documents]
+    assert call(papers, check=True) == 1
+    assert [d.read_text() for d in documents] == before  # --check writes nothing
+    assert call(papers, check=False) == 0
+    assert call(papers, check=True) == 0
+    written = [d.read_text() for d in documents]
+    assert call(papers, check=False) == 0
+    assert [d.read_text() for d in documents] == written  # a second time changes nothing
+    _result.write_result(example(theirs=(2, 9, 9)), results / "demo.json")
+    assert call(papers, check=True) == 1
+
+
+def test_report_shows_figures_and_losses(papers):
+    call(papers, check=False)
+    summary, full = (d.read_text() for d in papers[1])
+    for text in (summary, full):
+        assert "old" not in text
+        assert text.startswith("# Title\n")
+        assert text.endswith("The end, `<!-- benchmark:demo -->`.\n")
+        assert "4.50x" in text
+        assert "**0.75x" in text
+        assert "Slower than the fastest rival in 1 of 2 runs: b/case (avx2, 1 thread)." in text
+        assert "| 3 (30) |" in text
+        assert "| **40 (30)** |" in text
+        assert "A higher memory peak in 1 of 2." in text
+        assert "1.5e-07" in text
+    assert (
+        "| case | avx2, 1 thread | peak memory, MiB (rival) | max abs dq | labels differ |"
+        in summary
+    )
+    assert "4.50x [4.00..5.00]" in full
+    assert "10.0 GB/s" in full
+    row = next(line for line in full.splitlines() if line.startswith("| a/case"))
+    assert row.endswith("| 2.0 |")  # seconds: 2 measured, 1e10 bytes at 1e10 bytes/s
+    widths = {line.count("|") for line in full.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- benchmark:demo -->\n", "must close every marker"),
+        ("<!-- benchmark:other -->\n<!-- /benchmark -->\n", "must name a result, got 'other'"),
+        ("<!-- benchmark:demo long -->\n<!-- /benchmark -->\n", "form must be left out or 'full'"),
+        ("no marker\n", "must show every result"),
+    ],
+)
+def test_report_refuses_documents_it_cannot_fill(papers, text, message):
+    for document in papers[1]:
+        document.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        call(papers, check=True)
+
+
+def test_report_without_a_rival(tmp_path):
+    clock = FakeClock()
+    case = Case("alone", lambda: {"pydense": clock.work("A", [1])})
+    (run,) = _harness.run_cases([case], rounds=2, threads=[1], clock=clock)
+    assert run["ratios"] == {}
+    assert "no rival" in _harness.one_line(run)
+    result = {**example(), "runs": [{**run, "isa": "avx2"}]}
+    _result.write_result(result, tmp_path / "demo.json")
+    for form in (None, "full"):
+        assert "nothing to compare with" in report.render(result, form)
+
+
+def test_committed_results_are_valid_and_shown():
+    for path in _result.RESULTS.glob("*.json"):
+        _result.load_result(path)
+    for document in report.DOCUMENTS:
+        assert report.MARKER.search(document.read_text()), document.name
+    command = [sys.executable, "-m", "benchmarks.report", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- dense CRF ------------------------------------------------------------------------------------
+
+
+def test_resize_is_bilinear_with_half_pixel_centres():
+    ramp = np.arange(8, dtype=np.float32)[None, :, None].repeat(3, axis=0)
+    same = _crf_cases.resize(ramp, 3, 8)
+    np.testing.assert_array_equal(same, ramp)
+    np.testing.assert_allclose(_crf_cases.resize(ramp, 3, 4)[0, :, 0], [0.5, 2.5, 4.5, 6.5])
+
+
+def test_unary_energies_are_negative_log_probabilities_from_a_seed():
+    unary = _crf_cases.make_unary(30, 40, 5)
+    assert unary.shape == (5, 1200)
+    assert unary.dtype == np.float32
+    assert unary.flags.c_contiguous
+    np.testing.assert_allclose(np.exp(-unary).sum(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(unary, _crf_cases.make_unary(30, 40, 5))
+    assert len(np.unique(unary.argmin(axis=0))) == 5
+
+
+@pytest.mark.parametrize("size", [(400, 600), (40, 61)])
+def test_pictures_are_what_pydensecrf_accepts(size):
+    pytest.importorskip("skimage")
+    image = _crf_cases.load_picture("coffee", *size)
+    assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
+    assert image.flags.c_contiguous
+    assert image.std() > 20
+
+
+def test_traffic_formula_on_a_case_done_by_hand():
+    # N = 10, L = 3, one kernel with d = 2 and M = 4.
+    iteration = 4 * 10 * 3 + 8 * 10 * 3 + 3 * (8 * 4 * 3 + 8 * 4) + 8 * 4 * 3
+    moved = _crf_cases.moved_bytes(10, 3, {2: 4})
+    assert moved["inference"] == 10 * iteration + 4 * 10 * 3
+    build = 8 * 3 * 14 + (8 * 10 * 3 + 3 * (8 * 4 + 8 * 4) + 8 * 4) + 4 * 10
+    assert moved["build"] == build
+
+
+def test_quick_run_writes_a_valid_result(tmp_path):
+    from pydense import _core
+
+    path = tmp_path / "dense_crf.json"
+    isa = _core.cpu_capability()
+    command = [sys.executable, "-m", "benchmarks.bench_dense_crf", "--quick", "--rounds", "2"]
+    command += ["--threads", "1", "2", "--isa", isa, "--output", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = _result.load_result(path)
+    assert len(result["runs"]) == 2 * len(_crf_cases.QUICK)
+    for run in result["runs"]:
+        assert run["isa"] == isa
+        assert set(run["rivals"]["pydense"]["seconds"]) == {"build", "inference", "total"}
+        assert run["memory"]["pydense"] > 0
+        assert run["limit"]["total"]["times_limit"] > 0
+        for figures in run["checks"].values():
+            assert figures["labels_differ"] == 0
+    assert str(tmp_path) not in path.read_text()
+    assert "--isa" in result["command"]
