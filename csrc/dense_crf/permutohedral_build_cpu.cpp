@@ -5,7 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include "common/check.h"
 #include "common/simd.h"
 #include "dense_crf/permutohedral.h"
 #include "dense_crf/permutohedral_cpu.h"
@@ -19,8 +18,6 @@ constexpr int kLanes = kNativeLanes;
 using F = FloatVec<kLanes>;
 using I = IntVec<kLanes>;
 constexpr int kCoordinates = kMaxLatticeDims + 1;
-// Beyond this, float32 coordinates are too coarse to weigh the vertices of a simplex.
-constexpr float kMaxCoordinate = 1048576.f;
 
 // Calls block(first point, points in the block, feature vectors [d]); the last block of a band
 // repeats its last point.
@@ -46,13 +43,8 @@ void for_each_block(const LatticeFeatures& features, int64_t begin, int64_t end,
   }
 }
 
-struct Bounds {
-  float low[kCoordinates];
-  float high[kCoordinates];
-};
-
 void measure_band(const LatticeFeatures& features, const float* scale, int64_t begin, int64_t end,
-                  Bounds* bounds) {
+                  LatticeBounds* bounds) {
   F low[kCoordinates];
   F high[kCoordinates];
   for (int i = 0; i <= features.dims; ++i) {
@@ -86,44 +78,6 @@ void measure_band(const LatticeFeatures& features, const float* scale, int64_t b
       bounds->low[i] += lane;
     }
   }
-}
-
-KeyLayout plan_keys(const Bounds* bounds, int64_t bands, int dims) {
-  KeyLayout layout{};
-  int word = 0;
-  int used = 0;
-  for (int i = 0; i <= dims; ++i) {
-    float low = bounds[0].low[i];
-    float high = bounds[0].high[i];
-    for (int64_t b = 0; b < bands; ++b) {
-      // Written so that NaN fails.
-      PYDENSE_CHECK(bounds[b].low[i] >= -kMaxCoordinate && bounds[b].high[i] <= kMaxCoordinate,
-                    "permutohedral_lattice: features must be finite and within about ",
-                    static_cast<int>(kMaxCoordinate) / (dims + 1),
-                    " standard deviations of the origin, got a lattice coordinate of ",
-                    bounds[b].high[i] <= kMaxCoordinate ? bounds[b].low[i] : bounds[b].high[i]);
-      low = std::min(low, bounds[b].low[i]);
-      high = std::max(high, bounds[b].high[i]);
-    }
-    if (i == dims) {
-      break;  // the last coordinate follows from the others
-    }
-    // A vertex of the simplex lies within 2 (d + 1) of the point, its neighbours within d more.
-    const int32_t margin = 3 * (dims + 1) + 1;
-    layout.minimum[i] = static_cast<int32_t>(low) - margin;
-    const auto range =
-        static_cast<uint32_t>(static_cast<int32_t>(high) + margin - layout.minimum[i]);
-    const int bits = 32 - __builtin_clz(range);
-    if (used + bits > 64) {
-      ++word;
-      used = 0;
-    }
-    layout.word[i] = word;
-    layout.shift[i] = used;
-    used += bits;
-  }
-  layout.words = word + 1;
-  return layout;
 }
 
 // Embeds the points of a band; writes weights and entries, and numbers the vertices in `table`.
@@ -361,9 +315,7 @@ Lattice build_with(const LatticeFeatures& features, const float* scale, const Ke
   }
   view.band_entries = band_entries;
   view.num_entries = band_entries[bands];
-  PYDENSE_CHECK(view.num_entries < INT32_MAX,
-                "permutohedral_lattice: features must touch fewer than 2^31 vertices, got ",
-                view.num_entries);
+  check_entry_count(view.num_entries);
   VertexTable<Words> vertices(view.num_entries / 2);
   number_vertices(tables, &vertices, &lattice);
   link_chains(vertices, layout, &lattice, parallel_for);
@@ -376,12 +328,12 @@ Lattice build_lattice_cpu(const LatticeFeatures& features, ParallelFor parallel_
   float scale[kMaxLatticeDims];
   lattice_scale(features.dims, scale);
   const int64_t bands = lattice_bands(features.num_points);
-  const Buffer bounds = buffer_of<Bounds>(static_cast<size_t>(bands));
+  const Buffer bounds = buffer_of<LatticeBounds>(static_cast<size_t>(bands));
   parallel_tasks(parallel_for, bands, [&](int64_t b) {
     measure_band(features, scale, band_begin(features.num_points, bands, b),
-                 band_begin(features.num_points, bands, b + 1), bounds.as<Bounds>() + b);
+                 band_begin(features.num_points, bands, b + 1), bounds.as<LatticeBounds>() + b);
   });
-  const KeyLayout layout = plan_keys(bounds.as<Bounds>(), bands, features.dims);
+  const KeyLayout layout = plan_keys(bounds.as<LatticeBounds>(), bands, features.dims);
   if (layout.words == 1) {
     switch (features.dims) {
       case 2:

@@ -8,7 +8,7 @@
 #include "common/buffer.h"
 #include "common/hd.h"
 #include "common/isa_namespace.h"
-#include "dense_crf/permutohedral.h"
+#include "dense_crf/lattice_keys.h"
 
 namespace pydense::PYDENSE_ISA {
 
@@ -44,16 +44,6 @@ struct Key {
     }
     return h;
   }
-};
-
-// Where each of the d coordinates lies in a key. Coordinates are stored minus their minimum and
-// never straddle words; the ranges leave room for the neighbours, so no two vertices share a key
-// and sums of keys never carry from one coordinate into the next.
-struct KeyLayout {
-  int words;
-  int word[kMaxLatticeDims];
-  int shift[kMaxLatticeDims];
-  int32_t minimum[kMaxLatticeDims];
 };
 
 // A key with `value` in coordinate i and 0 elsewhere.
