@@ -62,6 +62,8 @@ class CMakeBuild(build_ext):
             **{name: os.environ[name] for name in OPTIONS if name in os.environ},
         }
         definitions = [f"-D{name}={value}" for name, value in settings.items()]
+        # The build folder is kept: an option of an earlier build must not stick.
+        definitions += [f"-U{name}" for name in OPTIONS if name not in settings]
         jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
         cmake = tool("cmake")
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *definitions], check=True)

@@ -2,6 +2,7 @@
 """Build information and thread control; none of it imports torch."""
 
 import importlib.util
+import operator
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict
 
@@ -73,8 +74,13 @@ def set_num_threads(n: int) -> None:
 
     Raises:
         ValueError: if n is out of range.
+        TypeError: if n is no integer.
     """
-    _core.set_num_threads(n)
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"set_num_threads: n must be an integer, got {type(n).__name__}") from None
+    _core.set_num_threads(min(max(count, -1), 2**31))  # the core refuses what is out of range
 
 
 def get_num_threads() -> int:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the torch operators (once) and tests that every way into the kernels works."""
 
-import functools
 import importlib.util
 import re
+import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _FILE = Path(__file__).parent / "libpydense_torch.so"
 _TORCH_MIN = (2, 11)
+_lock = threading.Lock()
+_loaded = False
 
 
 def _obstacle() -> str | None:
@@ -36,19 +38,31 @@ def state() -> str:
     return _obstacle() or str(_FILE)
 
 
-@functools.cache
 def load() -> None:
     """Registers ``torch.ops.pydense``.
 
     Raises:
         ImportError: with the reason and what to do, where torch or the library is missing.
     """
-    if reason := _obstacle():
-        raise ImportError(f"pydense: {reason}")
-    import torch
+    global _loaded
+    with _lock:
+        if _loaded:
+            return
+        if reason := _obstacle():
+            raise ImportError(f"pydense: {reason}")
+        import torch
 
-    torch.ops.load_library(_FILE)  # type: ignore[no-untyped-call]
-    torch.library.register_fake("pydense::_selftest")(_fake_selftest)
+        from . import _core
+
+        torch.ops.load_library(_FILE)  # type: ignore[no-untyped-call]
+        found, expected = torch.ops.pydense._version(), _core.build_info()["version"]
+        if found != expected:
+            raise ImportError(
+                f"pydense: {_FILE.name} is of version {found}, the rest of {expected}: "
+                "reinstall pydense (pip install --force-reinstall pydense)"
+            )
+        torch.library.register_fake("pydense::_selftest")(_fake_selftest)
+        _loaded = True
 
 
 def _fake_selftest(x: "torch.Tensor") -> "torch.Tensor":
@@ -100,8 +114,13 @@ def _selftest_torch() -> list[SelftestResult]:
         load()
     except (ImportError, OSError) as error:
         return [SelftestResult("torch", False, str(error))]
-    devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    return [_selftest_device(torch.device(name)) for name in devices]
+    from . import _core
+
+    results = [_selftest_device(torch.device("cpu"))]
+    cards = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    if cards and not _core.build_info()["cuda_architectures"]:
+        return [*results, SelftestResult("torch, cuda", True, "not tested: built without CUDA")]
+    return results + [_selftest_device(card) for card in cards]
 
 
 def _selftest_device(device: "torch.device") -> SelftestResult:

@@ -18,7 +18,7 @@ import pydense.densecrf
 import pydense.densecrf.utils
 from pydense.cli import _demo
 
-NAMES = {"photo", "annotation", "before", "after", "overlay", "side-by-side"}
+NAMES = {"photo", "annotation", "before", "after", "refined", "side-by-side"}
 
 needs_photo = pytest.mark.skipif(
     importlib.util.find_spec("skimage") is None, reason="scikit-image is not installed"
@@ -51,7 +51,7 @@ def test_the_same_by_hand(demo: tuple[Path, Result], tmp_path: Path) -> None:
     words = shlex.split(line.removeprefix("the same by hand: "))
     assert words[:1] + words[-2:] == ["pydense", "-o", "refined.png"]
     run_ok(*words[1:-1], tmp_path / "refined.png")
-    np.testing.assert_array_equal(load(tmp_path / "refined.png"), load(folder / "after.png"))
+    np.testing.assert_array_equal(load(tmp_path / "refined.png"), load(folder / "refined.png"))
 
 
 def edges(picture: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def edges(picture: np.ndarray) -> np.ndarray:
 @needs_photo
 def test_rough_becomes_sharp(demo: tuple[Path, Result]) -> None:
     folder, _ = demo
-    photo, rough, after = (load(folder / f"{n}.png") for n in ("photo", "annotation", "after"))
+    photo, rough, after = (load(folder / f"{n}.png") for n in ("photo", "annotation", "refined"))
     known = rough.any(axis=2)
     assert 0.15 < (~known).mean() < 0.4  # rough: a good part of the photo is left open
     assert after.any(axis=2).all()  # complete

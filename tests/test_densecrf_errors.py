@@ -66,6 +66,15 @@ def test_sizes_that_are_no_integers(number):
             build()
 
 
+def test_numbers_that_the_core_cannot_count(crf):
+    with pytest.raises(ValueError, match=r"DenseCRF: nlabels must be at most 65536, got 70000"):
+        dcrf.DenseCRF(1, 70_000)
+    with pytest.raises(ValueError, match=r"inference: niter must be at most 2147483647"):
+        crf.inference(2**40)
+    with pytest.raises(MemoryError, match=r"DenseCRF: no memory for \d+ points with 2 labels"):
+        dcrf.DenseCRF(2**46, 2)
+
+
 def test_sizes_beyond_the_address_space():
     for build in (
         lambda: dcrf.DenseCRF(2**62, 2),

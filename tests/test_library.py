@@ -72,6 +72,11 @@ def test_threads():
     for bad in (0, -1, 1025):
         with pytest.raises(ValueError, match=rf"set_num_threads: n must be .*, got {bad}$"):
             pydense.set_num_threads(bad)
+    for bad in (2.5, "2", None):
+        with pytest.raises(TypeError, match="set_num_threads: n must be an integer, got "):
+            pydense.set_num_threads(bad)
+    with pytest.raises(ValueError, match="set_num_threads: n must be in"):
+        pydense.set_num_threads(2**70)
     done = run_python(
         "import pydense, sys; print(pydense.get_num_threads(), 'torch' in sys.modules)",
         PYDENSE_NUM_THREADS="5",

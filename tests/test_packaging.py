@@ -316,3 +316,14 @@ class TestBuildOptions:
         settings = [line for line in lines if not line.startswith("--build")]
         assert settings
         assert all("-DPYDENSE_CUDA=OFF -DPYDENSE_CUDA_ARCHS=90a-real" in line for line in settings)
+
+
+@pytest.mark.packaging
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+def test_options_of_an_earlier_build_do_not_stick(workshop: Path) -> None:
+    """The build folder is kept, so setup.py unsets (-U) every option that is not asked for."""
+    configure = ["cmake", "-S", ROOT, "-B", workshop / "sticky", "-G", "Ninja"]
+    without = run([*configure, "-DPYDENSE_CUDA=OFF"], workshop).stdout
+    again = run([*configure, "-UPYDENSE_CUDA"], workshop).stdout
+    assert "building CPU kernels only" in without
+    assert "building CPU + CUDA kernels" in again

@@ -13,8 +13,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "SPDX-License-Identifier: Apache-2.0"
-SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh", ".cmake", ".sh", ".toml", ".yaml"}
-NAMES = {"CMakeLists.txt", ".clang-format", ".clang-tidy", "run"}
+SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh", ".cmake", ".sh", ".toml", ".yaml", ".in"}
+NAMES = {
+    "CMakeLists.txt",
+    "allowed_skips.txt",
+    "requirements.txt",
+    ".clang-format",
+    ".clang-tidy",
+    ".gitignore",
+    "run",
+}
 
 
 def is_source(path: Path) -> bool:

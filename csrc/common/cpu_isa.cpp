@@ -17,6 +17,16 @@ namespace pydense {
 namespace {
 
 #if defined(__x86_64__)
+// Older clang does not know "f16c" as a name for __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  constexpr unsigned kF16c = 1U << 29;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & kF16c) != 0;
+}
+
 // The operating system must grant the 8 KB of tile registers to the process, once.
 bool amx_permitted() {
 #if defined(__linux__)
@@ -46,8 +56,7 @@ std::vector<CpuIsa> detect() {
     throw std::runtime_error("pydense: needs an x86-64-v2 CPU (SSE4.2, POPCNT)");
   }
   std::vector<CpuIsa> isas = {CpuIsa::kBaseline};
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-      !__builtin_cpu_supports("f16c")) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) {
     return isas;
   }
   isas.push_back(CpuIsa::kAvx2);

@@ -15,6 +15,11 @@
 namespace pydense {
 
 inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaErrorNoKernelImageForDevice) {
+    throw std::runtime_error(std::string(what) +
+                             ": this build has no code for this GPU (compute capability 8.0 or "
+                             "later is needed, or a build with PYDENSE_CUDA_ARCHS)");
+  }
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
   }
@@ -27,14 +32,20 @@ class CudaDeviceScope {
     check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
     if (device != previous_) {
       check_cuda(cudaSetDevice(device), "cudaSetDevice");
+      changed_ = true;
     }
   }
   CudaDeviceScope(const CudaDeviceScope&) = delete;
   CudaDeviceScope& operator=(const CudaDeviceScope&) = delete;
-  ~CudaDeviceScope() { static_cast<void>(cudaSetDevice(previous_)); }
+  ~CudaDeviceScope() {
+    if (changed_) {  // setting a device that nobody uses would create its context
+      static_cast<void>(cudaSetDevice(previous_));
+    }
+  }
 
  private:
   int previous_ = 0;
+  bool changed_ = false;
 };
 
 struct LaunchConfig {

@@ -8,6 +8,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "common/hd.h"
+
 namespace pydense {
 
 // A borrowed, allocation-free callable `void(int64_t begin, int64_t end)`.
@@ -35,6 +37,40 @@ inline void serial_for(int64_t begin, int64_t end, int64_t /*grain*/, RangeFn fn
   }
 }
 
+// The standard floating-point mode for a scope. Pool threads inherit the mode of the thread that
+// started them: where one flushes denormals and another does not, results would depend on which
+// thread ran a task.
+class StandardFloatMode {
+ public:
+  PYDENSE_HD StandardFloatMode() : saved_(get()) { set(kStandard); }
+  StandardFloatMode(const StandardFloatMode&) = delete;
+  StandardFloatMode& operator=(const StandardFloatMode&) = delete;
+  PYDENSE_HD ~StandardFloatMode() { set(saved_); }
+
+ private:
+#if defined(__x86_64__)
+  using Mode = unsigned;
+  static constexpr Mode kStandard = 0x1F80;  // round to nearest, all exceptions masked
+  static PYDENSE_HD Mode get() { return __builtin_ia32_stmxcsr(); }
+  static PYDENSE_HD void set(Mode mode) { __builtin_ia32_ldmxcsr(mode); }
+#elif defined(__aarch64__)
+  using Mode = uint64_t;
+  static constexpr Mode kStandard = 0;
+  static PYDENSE_HD Mode get() {
+    Mode mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+  }
+  static PYDENSE_HD void set(Mode mode) { __asm__ volatile("msr fpcr, %0" ::"r"(mode)); }
+#else
+  using Mode = int;
+  static constexpr Mode kStandard = 0;
+  static PYDENSE_HD Mode get() { return 0; }
+  static PYDENSE_HD void set(Mode /*mode*/) {}
+#endif
+  Mode saved_;
+};
+
 // Calls task(i) for i in [0, tasks) in parallel. Tasks have a fixed size and write to places given
 // by their index, so no result depends on the number of threads. An exception must not leave a
 // parallel region (torch's pool would put build paths into its text): it becomes a status that is
@@ -44,6 +80,7 @@ void parallel_tasks(ParallelFor parallel_for, int64_t tasks, const Task& task) {
   std::atomic<bool> out_of_memory{false};
   std::atomic<bool> failed{false};
   parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    const StandardFloatMode mode;
     try {
       for (int64_t i = begin; i < end; ++i) {
         task(i);

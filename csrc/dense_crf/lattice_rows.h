@@ -9,9 +9,9 @@
 
 namespace pydense::PYDENSE_ISA {
 
-//
-// It is held in vectors of the native width and, for widths such as 24, one of half of it. Sums
-// over channels go by chunks of eight lanes, whatever the native width is, so they have one order.
+// The channels of one point or vertex, in vectors of the native width and, for widths such as 24,
+// one of half of it. Sums over channels go by chunks of eight lanes, whatever the native width is,
+// so they have one order.
 template <int Width>
 struct Row {
   static constexpr int kWideLanes = Width < kNativeLanes ? (Width < 8 ? Width : 8)

@@ -87,18 +87,22 @@ void MeanField::add_pairwise(std::shared_ptr<const Lattice> lattice, Compatibili
     term.splat_norm = std::move(norm);
   }
   if (kind != Compatibility::kPotts) {
-    const int columns = kind == Compatibility::kMatrix ? num_labels_ : 1;
+    const int64_t columns = kind == Compatibility::kMatrix ? num_labels_ : 1;
     term.compat =
         buffer_of<float>(checked_bytes(static_cast<size_t>(columns), static_cast<size_t>(width_)));
     auto* values = term.compat.as<float>();
-    std::fill(values, values + static_cast<int64_t>(columns) * width_, 0.0f);
-    for (int column = 0; column < columns; ++column) {
+    std::fill(values, values + columns * width_, 0.0f);
+    for (int64_t column = 0; column < columns; ++column) {
       for (int l = 0; l < num_labels_; ++l) {
         values[column * width_ + l] = -compat[column * num_labels_ + l];
       }
     }
   }
   term.lattice = std::move(lattice);
+  // All or none: a lack of memory must not leave one list longer than another.
+  rows_.reserve(rows_.size() + 1);
+  views_.reserve(views_.size() + 1);
+  terms_.reserve(terms_.size() + 1);
   rows_.push_back({view, width_, nullptr});
   views_.push_back({view, nullptr, nullptr, term.splat_norm.as<float>(),
                     term.slice_norm.as<float>(), kind, term.compat.as<float>()});
@@ -125,7 +129,7 @@ void MeanField::run_pass(PointPass pass) {
   pass.num_points = num_points_;
   table.point_pass(pass, parallel_for_);
   if (std::find(pass.overflow, pass.overflow + bands, true) != pass.overflow + bands) {
-    throw std::overflow_error(
+    throw std::invalid_argument(
         "mean_field: the energies of a point overflow float32: unary and compat must be smaller");
   }
 }

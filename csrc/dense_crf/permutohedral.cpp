@@ -35,8 +35,8 @@ Lattice build_lattice(const LatticeFeatures& features, ParallelFor parallel_for)
 }
 
 void filter_lattice(const FilterArgs& args, ParallelFor parallel_for) {
-  PYDENSE_CHECK(args.channels >= 1,
-                "permutohedral_filter: values must have at least 1 channel, "
+  PYDENSE_CHECK(args.channels >= 1 && args.channels <= 1 << 30,
+                "permutohedral_filter: values must have 1 to 2^30 channels, "
                 "got ",
                 args.channels);
   permutohedral_table().filter(args, parallel_for);

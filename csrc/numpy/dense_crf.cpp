@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cstdlib>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "common/check.h"
 #include "common/thread_pool.h"
@@ -108,7 +110,7 @@ void add_pairwise(MeanField& field, std::shared_ptr<Lattice> lattice, const Floa
                 "mean_field: compat must have shape (), (", labels, ",) or (", labels, ", ", labels,
                 "), got ", shape_text(compat));
   const Normalization parsed = parse_normalization(normalization);
-  const ContiguousFloatArray contiguous = ContiguousFloatArray::ensure(compat);
+  const ContiguousFloatArray contiguous = as_contiguous(compat);
   const float* data = contiguous.data();
   const py::gil_scoped_release release;
   field.add_pairwise(std::move(lattice), static_cast<Compatibility>(dims), data, parsed);
@@ -130,8 +132,25 @@ FloatArray run(MeanField& field, int iterations) {
   return q;
 }
 
+// Several threads write q: no element may be the place of two.
+void require_no_overlap(const FloatArray& q) {
+  int64_t inner = 0;
+  int64_t outer = 1;
+  if (std::abs(q.strides(0)) > std::abs(q.strides(1))) {
+    std::swap(inner, outer);
+  }
+  const auto stride = [&](int64_t axis) { return std::abs(q.strides(axis)); };
+  const bool apart = (q.shape(inner) <= 1 || stride(inner) >= py::ssize_t{sizeof(float)}) &&
+                     (q.shape(outer) <= 1 || stride(outer) >= stride(inner) * (q.shape(inner) - 1) +
+                                                                  py::ssize_t{sizeof(float)});
+  PYDENSE_CHECK(apart, "mean_field: q must not overlap itself, got strides (", q.strides(0), ", ",
+                q.strides(1), ")");
+}
+
 void step(MeanField& field, FloatArray q) {  // NOLINT(performance-unnecessary-value-param)
   require_labels("mean_field", "q", q, field);
+  PYDENSE_CHECK(q.writeable(), "mean_field: q must be writeable, got a read-only array");
+  require_no_overlap(q);
   FloatArray array = with_float_strides(q);
   const auto view = label_array<float>(
       array, q.mutable_data() == array.data() ? q.mutable_data() : array.mutable_data());
@@ -165,12 +184,13 @@ void bind_dense_crf(py::module_& m) {
            py::arg("reverse") = false);
   py::class_<MeanField>(m, "MeanField")
       .def(py::init([](int64_t num_points, int num_labels) {
+             const py::gil_scoped_release release;
              return std::make_unique<MeanField>(num_points, num_labels, pool_parallel_for);
            }),
            py::arg("num_points"), py::arg("num_labels"))
       .def("set_unary", &set_unary, py::arg("unary").noconvert())
-      .def("add_pairwise", &add_pairwise, py::arg("lattice"), py::arg("compat").noconvert(),
-           py::arg("normalization"))
+      .def("add_pairwise", &add_pairwise, py::arg("lattice").none(false),
+           py::arg("compat").noconvert(), py::arg("normalization"))
       .def("start", [](MeanField& field) { return run(field, 0); })
       .def("step", &step, py::arg("q").noconvert())
       .def("run", &run, py::arg("iterations"))

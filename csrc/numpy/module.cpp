@@ -14,7 +14,7 @@ namespace pydense::numpy {
 namespace {
 
 FloatArray selftest(const FloatArray& x) {
-  const ContiguousFloatArray contiguous = ContiguousFloatArray::ensure(x);
+  const ContiguousFloatArray contiguous = as_contiguous(x);
   FloatArray y(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
   const SelftestArgs args = {contiguous.data(), y.mutable_data(), x.size()};
   const py::gil_scoped_release release;
@@ -39,7 +39,9 @@ py::dict build_info_dict() {
 PYBIND11_MODULE(_core, m) {
   namespace py = pybind11;
   using namespace pydense;  // NOLINT(google-build-using-namespace)
-  current_cpu_isa();        // a wrong PYDENSE_CPU_CAPABILITY shows at import
+  // A wrong PYDENSE_CPU_CAPABILITY or PYDENSE_NUM_THREADS shows at import.
+  current_cpu_isa();
+  get_num_threads();
   m.def("build_info", &numpy::build_info_dict);
   m.def("cpu_capability", [] { return cpu_isa_name(current_cpu_isa()); });
   m.def("cpu_capabilities", [] {

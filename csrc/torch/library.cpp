@@ -8,7 +8,6 @@
 #include <string>
 
 #include "common/build_info.h"
-#include "common/cpu_isa.h"
 #include "torch/tensor.h"
 
 namespace pydense {
@@ -17,11 +16,7 @@ namespace {
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int fork_hook = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-std::string torch_build_info() {
-  const BuildInfo& info = build_info();
-  return std::string(info.version) + ";" + info.cuda_architectures + ";" +
-         cpu_isa_name(current_cpu_isa());
-}
+std::string library_version() { return build_info().version; }
 
 }  // namespace
 
@@ -61,7 +56,7 @@ void require_dtype(const char* op, const char* name, const Tensor& x,
 
 }  // namespace pydense
 
-STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) { m.def("_build_info() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) { m.def("_version() -> str"); }
 STABLE_TORCH_LIBRARY_IMPL(pydense, CompositeExplicitAutograd, m) {
-  m.impl("_build_info", TORCH_BOX(&pydense::torch_build_info));
+  m.impl("_version", TORCH_BOX(&pydense::library_version));
 }

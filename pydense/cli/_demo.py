@@ -160,7 +160,7 @@ def _photo_path() -> Path:
 def _output_paths(folder: Path, photo: Path) -> dict[str, Path]:
     from ._output import check_outputs
 
-    names = ("photo", "annotation", "before", "after", "overlay", "side-by-side")
+    names = ("photo", "annotation", "before", "after", "refined", "side-by-side")
     paths = {name: folder / f"{name}.png" for name in names}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -265,8 +265,8 @@ def _write_pictures(
         "photo": image,
         "annotation": rough,
         "before": before,
-        "after": refined,
-        "overlay": after,
+        "after": after,
+        "refined": refined,
         "side-by-side": wide,
     }
     with Outputs() as outputs:

@@ -43,6 +43,8 @@ its axes, so the two give slightly different results for the same parameters.
   range of the lattice's integer coordinates, negative iteration numbers (there taken for 0).
 - ``startInference`` without unary energy gives uniform marginals (there: zeros), as ``inference``
   does.
+- ``sxy``, ``srgb`` and the like need one value or one per axis or channel, and the constructors
+  take no further arguments (there both ignore what is too much).
 - ``setUnary`` leaves the Unary object usable (there it is emptied).
 
 Examples:

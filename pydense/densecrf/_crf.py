@@ -29,22 +29,28 @@ class DenseCRF:
 
     Args:
         nvar: Number of points N, at least 1.
-        nlabels: Number of labels L, at least 1.
+        nlabels: Number of labels L, 1 to 65536.
 
     Raises:
-        ValueError: A number is below 1, or the (L, N) table is beyond the address space.
+        ValueError: A number is out of range, or the (L, N) table is beyond the address space.
+        MemoryError: The (L, N) table does not fit in memory.
         TypeError: An argument is no integer.
     """
 
     def __init__(self, nvar: int, nlabels: int) -> None:
         op = type(self).__name__
         self._nvar = _validate.integer(op, "nvar", nvar, 1)
-        self._nlabels = _validate.integer(op, "nlabels", nlabels, 1)
+        self._nlabels = _validate.integer(op, "nlabels", nlabels, 1, _validate.MAX_LABELS)
         if self._nvar * self._nlabels > sys.maxsize // 4:
             raise ValueError(
                 f"{op}: nvar * nlabels must be addressable, got {self._nvar} * {self._nlabels}"
             )
-        self._field = _core.MeanField(self._nvar, self._nlabels)
+        try:
+            self._field = _core.MeanField(self._nvar, self._nlabels)
+        except MemoryError:
+            raise MemoryError(
+                f"{op}: no memory for {self._nvar} points with {self._nlabels} labels"
+            ) from None
 
     def setUnary(self, u: Unary) -> None:
         """Set the unary energy from a Unary object; it replaces an earlier one.
@@ -85,8 +91,8 @@ class DenseCRF:
         """Add the kernel ``exp(-|f_i - f_j|^2 / 2)``.
 
         Args:
-            features: (d, N), already divided by their standard deviations; any real dtype, strides
-                and d.
+            features: (d, N), already divided by their standard deviations; any real dtype and
+                strides, d up to 32.
             compat: Label compatibility: number, (L,) or (L, L); see the table in the module.
             kernel: Checked and ignored, see ``KernelType``.
             normalization: See ``NormalizationType``.
@@ -111,10 +117,11 @@ class DenseCRF:
             memory, as in the original.
 
         Raises:
-            ValueError: ``niter`` is negative.
+            ValueError: ``niter`` is negative or above 2^31 - 1.
             TypeError: ``niter`` is no integer.
         """
-        return self._field.run(_validate.integer("inference", "niter", niter, 0))
+        count = _validate.integer("inference", "niter", niter, 0, _validate.MAX_ITERATIONS)
+        return self._field.run(count)
 
     def startInference(
         self,
@@ -193,10 +200,10 @@ class DenseCRF2D(DenseCRF):
     Args:
         w: Width, at least 1.
         h: Height, at least 1.
-        nlabels: Number of labels L, at least 1.
+        nlabels: Number of labels L, 1 to 65536.
 
     Raises:
-        ValueError: A number is below 1.
+        ValueError: A number is out of range.
         TypeError: An argument is no integer.
     """
 

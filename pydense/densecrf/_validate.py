@@ -34,7 +34,12 @@ _NORMALIZATION_NAMES: dict[NormalizationType, Normalization] = {
 }
 
 
-def integer(op: str, name: str, value: object, minimum: int) -> int:
+# The core counts iterations in 32 bits and labels up to this many.
+MAX_ITERATIONS = 2**31 - 1
+MAX_LABELS = 65536
+
+
+def integer(op: str, name: str, value: object, minimum: int, maximum: int | None = None) -> int:
     """An int of at least ``minimum``; floats and strings are TypeErrors, as for any index."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
@@ -42,6 +47,8 @@ def integer(op: str, name: str, value: object, minimum: int) -> int:
         raise TypeError(f"{op}: {name} must be an integer, got {_kind(value)}") from None
     if number < minimum:
         raise ValueError(f"{op}: {name} must be at least {minimum}, got {number}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{op}: {name} must be at most {maximum}, got {number}")
     return number
 
 
