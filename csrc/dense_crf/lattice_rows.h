@@ -14,22 +14,20 @@ namespace pydense::PYDENSE_ISA {
 // so they have one order.
 template <int Width>
 struct Row {
-  static constexpr int kWideLanes = Width < kNativeLanes ? (Width < 8 ? Width : 8)
-                                    : kNativeLanes < 8   ? 8
-                                                         : kNativeLanes;
+  static constexpr int kWideLanes = Width >= kNativeLanes ? kNativeLanes : (Width < 8 ? Width : 8);
   static constexpr int64_t kWide = Width / kWideLanes;
   static constexpr bool kHasTail = Width % kWideLanes != 0;
   static constexpr int kTailLanes = kHasTail ? Width % kWideLanes : 1;
   static constexpr int kChunkLanes = Width < 8 ? Width : 8;
   using Wide = FloatVec<kWideLanes>;
   using Tail = FloatVec<kTailLanes>;
-  using Chunk = FloatVec<kChunkLanes>;
   Wide wide[kWide];
   Tail tail;
 
   template <class Fn>
   static PYDENSE_HD Row from(const Fn& fn) {
     Row row;
+#pragma GCC unroll 8  // GCC stops at two by itself
     for (int64_t i = 0; i < kWide; ++i) {
       row.wide[i] = fn([i](const Row& r) -> const Wide& { return r.wide[i]; });
     }
@@ -48,6 +46,7 @@ struct Row {
   }
   static PYDENSE_HD Row load_from(const float* from) {
     Row row;
+#pragma GCC unroll 8  // GCC stops at two by itself
     for (int64_t i = 0; i < kWide; ++i) {
       row.wide[i] = load<Wide>(from + i * kWideLanes);
     }
@@ -57,6 +56,7 @@ struct Row {
     return row;
   }
   PYDENSE_HD void store_to(float* to) const {
+#pragma GCC unroll 8  // GCC stops at two by itself
     for (int64_t i = 0; i < kWide; ++i) {
       store(to + i * kWideLanes, wide[i]);
     }

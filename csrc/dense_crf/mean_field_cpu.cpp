@@ -156,14 +156,19 @@ class BandPass {
 
   // q = softmax(logits) for the points of a block.
   PYDENSE_HD bool softmax(int count) const {
-    constexpr int kLanes = PieceRow::kChunkLanes;
-    using Chunk = typename PieceRow::Chunk;
+    // A chunk's sums are kept in halves where the native vectors are narrower; lane_sum adds the
+    // two halves first in any case.
+    constexpr int kChunk = PieceRow::kChunkLanes;
+    constexpr int kLanes = kChunk > kNativeLanes ? kNativeLanes : kChunk;
+    constexpr int kParts = kChunk / kLanes;
+    static_assert(kParts <= 2);
+    using Vec = FloatVec<kLanes>;
     float tops[kBlock];
     for (int i = 0; i < count; ++i) {
       const float* logits = logits_ + i * width();
-      Chunk highest = load<Chunk>(logits);
+      Vec highest = load<Vec>(logits);
       for (int64_t c = kLanes; c < width(); c += kLanes) {
-        highest = max(highest, load<Chunk>(logits + c));
+        highest = max(highest, load<Vec>(logits + c));
       }
       tops[i] = lane_max<kLanes>(highest);
     }
@@ -178,11 +183,14 @@ class BandPass {
     float inverses[kBlock];
     bool finite = true;
     for (int i = 0; i < count; ++i) {
-      Chunk sums = load<Chunk>(q_ + i * width());
-      for (int64_t c = kLanes; c < width(); c += kLanes) {
-        sums = sums + load<Chunk>(q_ + i * width() + c);
+      const float* q = q_ + i * width();
+      Vec sums[2] = {load<Vec>(q), load<Vec>(q + int64_t{kParts - 1} * kLanes)};
+      for (int64_t c = kChunk; c < width(); c += kChunk) {
+        for (int64_t part = 0; part < kParts; ++part) {
+          sums[part] = sums[part] + load<Vec>(q + c + part * kLanes);
+        }
       }
-      const float sum = lane_sum<kLanes>(sums);
+      const float sum = lane_sum<kLanes>(kParts == 2 ? sums[0] + sums[1] : sums[0]);
       inverses[i] = 1.0f / sum;
       // The largest term is e^0; a NaN or infinity anywhere breaks one of the two.
       finite = finite && sum >= 1.0f && sum <= static_cast<float>(pass_.num_labels) * 1.001f;
