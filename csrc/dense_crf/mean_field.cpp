@@ -68,7 +68,6 @@ void MeanField::add_pairwise(std::shared_ptr<const Lattice> lattice, Compatibili
                 " points, got ", view.num_points);
   const std::lock_guard<std::mutex> lock(mutex_);
   Term term;
-  term.compatibility = kind;
   const auto n = static_cast<size_t>(num_points_);
   const bool before =
       normalization == Normalization::kBefore || normalization == Normalization::kSymmetric;

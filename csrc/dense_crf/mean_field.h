@@ -48,7 +48,7 @@ struct PointPass {
   LabelArray<const float> q_in;  // data null: Q is computed, else loaded
   LabelArray<float> q_out;       // data null: Q is not stored
   bool messages;                 // Q from the terms' rows, else from the unary alone
-  bool splat;                    // splat Q into the terms' entry rows
+  bool splat;                    // splat Q into the terms' rows
   double* divergence;            // [bands] sums of KL terms of q_in, or null
   bool* overflow;                // [bands] set when a distribution is not finite
 };
@@ -81,7 +81,6 @@ class MeanField {
  private:
   struct Term {
     std::shared_ptr<const Lattice> lattice;
-    Compatibility compatibility;
     Buffer splat_norm;
     Buffer slice_norm;
     Buffer compat;
