@@ -13,7 +13,6 @@ import pytest
 from _cli import load, rough_labels, run_error, run_ok, save, save_palette, scene
 from PIL import Image
 
-from pydense.cli import _memory
 from pydense.cli._palette import voc_colors
 
 # Without kernels the result is the annotation itself wherever that is known, so that these tests
@@ -392,27 +391,3 @@ def test_sizes_must_agree(image: Path, output: Path, tmp_path: Path) -> None:
     annotation = save(tmp_path / "a.png", rough_labels(32, 24))
     message = run_error("refine", image, annotation, "-o", output)
     assert message == f"{annotation} is 24x32, but the image is 32x24"
-
-
-def test_work_beyond_the_memory_is_refused(
-    image: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_memory, "available_bytes", lambda: 90_000)
-    annotation = save(tmp_path / "a.png", ROUGH)
-    assert "of memory" in run_error("refine", image, annotation, "-o", output)
-    np.save(tmp_path / "a.npy", probabilities())
-    assert "of memory" in run_error("refine", image, tmp_path / "a.npy", "-o", output)
-    monkeypatch.setattr(_memory, "available_bytes", lambda: None)
-    run_ok("refine", image, annotation, "-o", output)
-
-
-def test_available_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(_memory, "_CGROUP_LIMIT", limit)
-    total = _memory.available_bytes()
-    assert total is not None
-    assert total > 1e8
-    limit.write_text("max\n")
-    assert _memory.available_bytes() == total
-    limit.write_text("1000000\n")
-    assert _memory.available_bytes() == 1_000_000
