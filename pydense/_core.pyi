@@ -24,7 +24,13 @@ def selftest(x: NDArray[np.float32]) -> NDArray[np.float32]: ...
 class Lattice:
     """Permutohedral lattice of N points; features is float32 (d, N) of any strides."""
 
-    def __init__(self, features: NDArray[np.float32]) -> None: ...
+    def __init__(
+        self,
+        features: NDArray[np.float32],
+        normalization: Literal["none", "before", "after", "symmetric"] = "none",
+        width: int = 0,
+    ) -> None:
+        """width: of the picture the points are, row by row; 0 for points without an order."""
     @property
     def num_points(self) -> int: ...
     @property
@@ -34,23 +40,15 @@ class Lattice:
     @property
     def nbytes(self) -> int: ...
     def filter(self, values: NDArray[np.float32], *, reverse: bool = False) -> NDArray[np.float32]:
-        """(C, N) -> (C, N): splat, blur, slice; unnormalised. ``reverse`` gives the transpose."""
+        """(C, N) -> (C, N): splat, blur, slice, normalised. ``reverse`` gives the transpose."""
 
 class MeanField:
     """Mean-field inference; every (L, N) array is float32 with any strides."""
 
-    def __init__(self, num_points: int, num_labels: int) -> None: ...
+    def __init__(self, num_points: int, num_labels: int, width: int = 0) -> None: ...
     def set_unary(self, unary: NDArray[np.float32]) -> None: ...
-    def add_pairwise(
-        self,
-        lattice: Lattice,
-        compat: NDArray[np.float32],
-        normalization: Literal["none", "before", "after", "symmetric"],
-    ) -> None:
-        """Adds a kernel; compat by its shape and pydensecrf's signs.
-
-        (): a Potts weight, attracts when positive; (L,): +v_l K Q; (L, L): +M K Q, symmetric.
-        """
+    def add_pairwise(self, lattice: Lattice, compat: NDArray[np.float32]) -> None:
+        """Adds a kernel; compat () for Potts, (L,) or (L, L): positive values attract."""
 
     def start(self) -> NDArray[np.float32]:
         """softmax(-unary), a new (L, N) array in label-fastest memory order."""

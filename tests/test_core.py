@@ -13,16 +13,15 @@ def field():
     rng = np.random.default_rng(0)
     field.set_unary(rng.normal(size=(3, 64)).astype(np.float32))
     field.add_pairwise(
-        _core.Lattice(rng.normal(size=(2, 64)).astype(np.float32)),
+        _core.Lattice(rng.normal(size=(2, 64)).astype(np.float32), "symmetric"),
         np.array(2, np.float32),
-        "symmetric",
     )
     return field
 
 
 def test_no_lattice(field):
     with pytest.raises(TypeError):
-        field.add_pairwise(None, np.array(1, np.float32), "symmetric")
+        field.add_pairwise(None, np.array(1, np.float32))
 
 
 def test_q_must_be_writeable(field):
@@ -57,8 +56,8 @@ def test_energies_that_overflow(field):
     rng = np.random.default_rng(1)
     lattice = _core.Lattice(rng.normal(size=(2, 64)).astype(np.float32))
     # 3e38 for one label against -3e38 for another: inf - inf.
-    field.add_pairwise(lattice, np.array([3e38, -3e38, 0], np.float32), "none")
-    field.add_pairwise(lattice, np.array([-3e38, 3e38, 0], np.float32), "none")
+    field.add_pairwise(lattice, np.array([3e38, -3e38, 0], np.float32))
+    field.add_pairwise(lattice, np.array([-3e38, 3e38, 0], np.float32))
     with pytest.raises(ValueError, match=r"^mean_field: the energies of a point overflow float32"):
         field.run(3)
 

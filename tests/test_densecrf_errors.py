@@ -71,8 +71,8 @@ def test_numbers_that_the_core_cannot_count(crf):
         dcrf.DenseCRF(1, 70_000)
     with pytest.raises(ValueError, match=r"inference: niter must be at most 2147483647"):
         crf.inference(2**40)
-    with pytest.raises(MemoryError, match=r"DenseCRF: no memory for \d+ points with 2 labels"):
-        dcrf.DenseCRF(2**46, 2)
+    with pytest.raises(MemoryError):
+        dcrf.DenseCRF(2**46, 2).inference(1)
 
 
 def test_sizes_beyond_the_address_space():

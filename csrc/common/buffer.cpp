@@ -15,28 +15,76 @@ namespace pydense {
 namespace {
 
 constexpr size_t kAlignment = 64;
+
+#ifdef __linux__
+
+constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kLarge = 2 * kHugePage;
+constexpr size_t kLarge = kHugePage / 2;
+
+// Large buffers are mapped by themselves, so that a freed one leaves no hole in the heap, and on
+// huge pages: rows are walked in lattice order, where 4 KB pages miss the TLB on nearly every row,
+// and faulting such pages in costs as much as filling them. The end of a buffer gets a huge page of
+// its own if it fills half of it.
+size_t mapped_bytes(size_t bytes) {
+  const size_t rest = bytes % kHugePage;
+  const size_t unit = rest >= kHugePage / 2 ? kHugePage : kPage;
+  return (bytes + unit - 1) / unit * unit;
+}
+
+void* allocate_large(size_t bytes) {
+  if (bytes > SIZE_MAX / 2) {
+    return nullptr;
+  }
+  const size_t size = mapped_bytes(bytes);
+  void* mapping =
+      mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapping == MAP_FAILED) {  // NOLINT(performance-no-int-to-ptr): the system's definition
+    return nullptr;
+  }
+  auto* const start = static_cast<char*>(mapping);
+  const size_t skipped = (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage;
+  if (skipped > 0) {
+    munmap(start, skipped);
+  }
+  if (skipped < kHugePage) {
+    munmap(start + skipped + size, kHugePage - skipped);
+  }
+  static_cast<void>(madvise(start + skipped, size, MADV_HUGEPAGE));
+  return start + skipped;
+}
+
+void release(void* data, size_t bytes) {
+  if (bytes >= kLarge) {
+    munmap(data, mapped_bytes(bytes));
+  } else {
+    std::free(data);
+  }
+}
+
+#else
+
+constexpr size_t kLarge = SIZE_MAX;
+
+void* allocate_large(size_t /*bytes*/) { return nullptr; }
+
+void release(void* data, size_t /*bytes*/) { std::free(data); }
+
+#endif
 
 void* allocate(size_t bytes) {
   if (bytes == 0) {
     return nullptr;
   }
-  const size_t alignment = bytes >= kLarge ? kHugePage : kAlignment;
-  if (bytes > SIZE_MAX - alignment) {
-    throw std::bad_alloc();
+  void* data = nullptr;
+  if (bytes >= kLarge) {
+    data = allocate_large(bytes);
+  } else {
+    data = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
   }
-  void* data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   if (data == nullptr) {
     throw std::bad_alloc();
   }
-#ifdef __linux__
-  if (bytes >= kLarge) {
-    // Rows are walked in lattice order: with 4 KB pages nearly every row misses the TLB, and
-    // faulting the pages in costs as much as filling them.
-    static_cast<void>(madvise(data, bytes, MADV_HUGEPAGE));
-  }
-#endif
   return data;
 }
 
@@ -53,7 +101,11 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   return *this;
 }
 
-Buffer::~Buffer() { std::free(data_); }
+Buffer::~Buffer() {
+  if (data_ != nullptr) {
+    release(data_, bytes_);
+  }
+}
 
 void Buffer::grow(size_t bytes, size_t keep) {
   if (bytes <= bytes_) {

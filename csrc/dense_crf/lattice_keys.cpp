@@ -9,7 +9,7 @@ namespace pydense {
 namespace {
 
 // Beyond this, float32 coordinates are too coarse to weigh the vertices of a simplex.
-constexpr float kMaxCoordinate = 1048576.f;
+constexpr double kMaxCoordinate = 1048576.0;
 
 }  // namespace
 
@@ -18,8 +18,8 @@ KeyLayout plan_keys(const LatticeBounds* bounds, int64_t bands, int dims) {
   int word = 0;
   int used = 0;
   for (int i = 0; i <= dims; ++i) {
-    float low = bounds[0].low[i];
-    float high = bounds[0].high[i];
+    double low = bounds[0].low[i];
+    double high = bounds[0].high[i];
     for (int64_t b = 0; b < bands; ++b) {
       // Written so that NaN fails.
       PYDENSE_CHECK(bounds[b].low[i] >= -kMaxCoordinate && bounds[b].high[i] <= kMaxCoordinate,
@@ -51,10 +51,9 @@ KeyLayout plan_keys(const LatticeBounds* bounds, int64_t bands, int dims) {
   return layout;
 }
 
-void check_entry_count(int64_t entries) {
-  PYDENSE_CHECK(entries < INT32_MAX,
-                "permutohedral_lattice: features must touch fewer than 2^31 vertices, got ",
-                entries);
+void check_row_count(int64_t rows) {
+  PYDENSE_CHECK(rows < INT32_MAX,
+                "permutohedral_lattice: features must touch fewer than 2^31 vertices, got ", rows);
 }
 
 }  // namespace pydense

@@ -12,8 +12,8 @@ namespace pydense {
 
 // Smallest and largest elevated coordinates of a band's points; NaN in low where one is not finite.
 struct LatticeBounds {
-  float low[kMaxLatticeDims + 1];
-  float high[kMaxLatticeDims + 1];
+  double low[kMaxLatticeDims + 1];
+  double high[kMaxLatticeDims + 1];
 };
 
 // Where each of the d coordinates lies in a key. Coordinates are stored minus their minimum and
@@ -29,7 +29,7 @@ struct KeyLayout {
 // Throws std::invalid_argument where a coordinate is not finite or does not fit.
 KeyLayout plan_keys(const LatticeBounds* bounds, int64_t bands, int dims);
 
-// Entries and rows are numbered in 32 bits.
-void check_entry_count(int64_t entries);
+// Rows are numbered in 32 bits.
+void check_row_count(int64_t rows);
 
 }  // namespace pydense

@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row holds the channels of one point or vertex. Row<Width> keeps it in registers.
+// A row holds the channels of one point or vertex. Row<T, Width> keeps it in registers.
 #pragma once
 
 #include <cstring>
 
 #include "common/simd.h"
 #include "dense_crf/permutohedral.h"
+#include "dense_crf/permutohedral_cpu.h"
 
 namespace pydense::PYDENSE_ISA {
 
 // The channels of one point or vertex, in vectors of the native width and, for widths such as 24,
-// one of half of it. Sums over channels go by chunks of eight lanes, whatever the native width is,
-// so they have one order.
-template <int Width>
+// one of half of it.
+template <class T, int Width>
 struct Row {
-  static constexpr int kWideLanes = Width >= kNativeLanes ? kNativeLanes : (Width < 8 ? Width : 8);
+  static constexpr int kNative = kNativeLanesOf<T>;
+  static constexpr int kWideLanes = Width >= kNative ? kNative : (Width < 8 ? Width : 8);
   static constexpr int64_t kWide = Width / kWideLanes;
   static constexpr bool kHasTail = Width % kWideLanes != 0;
   static constexpr int kTailLanes = kHasTail ? Width % kWideLanes : 1;
-  static constexpr int kChunkLanes = Width < 8 ? Width : 8;
-  using Wide = FloatVec<kWideLanes>;
-  using Tail = FloatVec<kTailLanes>;
+  using Wide = Vec<T, kWideLanes>;
+  using Tail = Vec<T, kTailLanes>;
   Wide wide[kWide];
   Tail tail;
 
   template <class Fn>
   static PYDENSE_HD Row from(const Fn& fn) {
     Row row;
-#pragma GCC unroll 8  // GCC stops at two by itself
+#pragma GCC unroll 16  // GCC stops at two by itself
     for (int64_t i = 0; i < kWide; ++i) {
       row.wide[i] = fn([i](const Row& r) -> const Wide& { return r.wide[i]; });
     }
@@ -44,9 +44,9 @@ struct Row {
     row.tail = Tail{};
     return row;
   }
-  static PYDENSE_HD Row load_from(const float* from) {
+  static PYDENSE_HD Row load_from(const T* from) {
     Row row;
-#pragma GCC unroll 8  // GCC stops at two by itself
+#pragma GCC unroll 16
     for (int64_t i = 0; i < kWide; ++i) {
       row.wide[i] = load<Wide>(from + i * kWideLanes);
     }
@@ -55,8 +55,8 @@ struct Row {
     }
     return row;
   }
-  PYDENSE_HD void store_to(float* to) const {
-#pragma GCC unroll 8  // GCC stops at two by itself
+  PYDENSE_HD void store_to(T* to) const {
+#pragma GCC unroll 16
     for (int64_t i = 0; i < kWide; ++i) {
       store(to + i * kWideLanes, wide[i]);
     }
@@ -64,7 +64,7 @@ struct Row {
       store(to + kWide * kWideLanes, tail);
     }
   }
-  PYDENSE_HD Row operator*(float factor) const {
+  PYDENSE_HD Row operator*(T factor) const {
     return from([&](auto part) { return part(*this) * factor; });
   }
   PYDENSE_HD Row operator*(const Row& other) const {
@@ -73,72 +73,126 @@ struct Row {
   PYDENSE_HD Row operator+(const Row& other) const {
     return from([&](auto part) { return part(*this) + part(other); });
   }
+  PYDENSE_HD Row operator-(const Row& other) const {
+    return from([&](auto part) { return part(*this) - part(other); });
+  }
 };
 
-template <int Value>
-struct IntConstant {
-  static constexpr int value = Value;
-};
+// a * factor + sum, rounded once where the instruction set can.
+template <class T, int Width>
+PYDENSE_HD Row<T, Width> multiply_add(const Row<T, Width>& a, T factor, const Row<T, Width>& sum) {
+  return Row<T, Width>::from([&](auto part) {
+    const auto& x = part(a);
+    return fma(x, broadcast<std::remove_cvref_t<decltype(x)>>(factor), part(sum));
+  });
+}
+template <class T, int Width>
+PYDENSE_HD Row<T, Width> multiply_add(const Row<T, Width>& a, const Row<T, Width>& b,
+                                      const Row<T, Width>& sum) {
+  return Row<T, Width>::from([&](auto part) { return fma(part(a), part(b), part(sum)); });
+}
 
-// Rows wider than 32 are walked in pieces of 16.
-constexpr int piece_width(int width) { return width <= 32 ? width : 16; }
-
-// Calls fn(IntConstant<piece>{}) for the piece of a row width of at least Least.
-template <int Least, class Fn>
+// Calls fn(IntConstant<piece>{}) for the pieces a row of `width` >= Least values is walked in: the
+// whole row up to 32 floats, 16 of a wider one; 8 doubles.
+template <class T, int Least, class Fn>
 void with_piece(int width, const Fn& fn) {
-  switch (piece_width(width)) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    switch (width) {
+      case 16:
+        return fn(IntConstant<16>{});
+      case 24:
+        return fn(IntConstant<24>{});
+      case 32:
+        return fn(IntConstant<32>{});
+      default:
+        break;
+    }
+  }
+  switch (width) {
     case 1:
       return fn(IntConstant<Least>{});
     case 2:
       return fn(IntConstant<2>{});
     case 4:
       return fn(IntConstant<4>{});
+    default:
+      return fn(IntConstant<(sizeof(T) == sizeof(float)) ? 16 : 8>{});
     case 8:
       return fn(IntConstant<8>{});
-    case 16:
-      return fn(IntConstant<16>{});
-    case 24:
-      return fn(IntConstant<24>{});
-    default:
-      return fn(IntConstant<32>{});
   }
 }
+
+// The corners of points: d + 1 for the dimensions that have code of their own and short ids, 0 for
+// all others.
+template <int Corners>
+struct CornerIds {
+  using type = uint16_t;
+};
+template <>
+struct CornerIds<0> {
+  using type = int32_t;
+};
+
+// Calls fn(IntConstant<corners>{}) for the usual kernels: position (2-D, 3-D), position + RGB; with
+// 0 for others.
+template <class Fn>
+PYDENSE_HD void with_corners(int dims, const Fn& fn) {
+  switch (dims) {
+    case 2:
+      return fn(IntConstant<3>{});
+    case 3:
+      return fn(IntConstant<4>{});
+    case 5:
+      return fn(IntConstant<6>{});
+    default:
+      return fn(IntConstant<0>{});
+  }
+}
+
+// The corners of a band's points, and the band's rows.
+template <class T, int Corners>
+struct BandCorners {
+  using Id = typename CornerIds<Corners>::type;
+  const T* weights;
+  const Id* ids;
+  int count;
+
+  PYDENSE_HD explicit BandCorners(const LatticeView<T>& lattice)
+      : weights(lattice.weights),
+        ids(static_cast<const Id*>(lattice.ids)),
+        count(Corners > 0 ? Corners : lattice.dims + 1) {}
+  PYDENSE_HD int corners() const { return Corners > 0 ? Corners : count; }
+
+  // Adds value (one piece of a point's row) to the rows of the point's corners.
+  template <int Piece>
+  PYDENSE_HD void splat(int64_t p, const Row<T, Piece>& value, int64_t width, T* rows) const {
+    const T* w = weights + p * corners();
+    const Id* id = ids + p * corners();
+    for (int r = 0; r < corners(); ++r) {
+      T* row = rows + id[r] * width;
+      multiply_add(value, w[r], Row<T, Piece>::load_from(row)).store_to(row);
+    }
+  }
+
+  // Interpolates one piece of a point's row from the blurred vertices.
+  template <int Piece>
+  PYDENSE_HD Row<T, Piece> slice(int64_t p, int64_t width, const T* rows) const {
+    const T* w = weights + p * corners();
+    const Id* id = ids + p * corners();
+    Row<T, Piece> sum = Row<T, Piece>::load_from(rows + id[0] * width) * w[0];
+    for (int r = 1; r < corners(); ++r) {
+      sum = multiply_add(Row<T, Piece>::load_from(rows + id[r] * width), w[r], sum);
+    }
+    return sum;
+  }
+};
 
 // Clears the rows a band splats into.
-inline void clear_band(const LatticeRows& rows, int64_t band) {
-  const LatticeView& lattice = rows.lattice;
-  const auto clear = [&](int64_t first, int64_t last) {
-    std::memset(rows.rows + first * rows.width, 0,
-                static_cast<size_t>((last - first) * rows.width) * sizeof(float));
-  };
-  clear(lattice.band_vertices[band], lattice.band_vertices[band + 1]);
-  clear(lattice.band_extra_row(band), lattice.band_extra_row(band + 1));
-}
-
-// Adds value (one piece of a point's row) to the rows of the point's entries.
-template <int Piece>
-PYDENSE_HD void splat_point(const Row<Piece>& value, const float* weights,
-                            const int32_t* point_entries, const LatticeEntry* entries, int corners,
-                            int64_t width, float* rows) {
-  for (int r = 0; r < corners; ++r) {
-    float* row = rows + entries[point_entries[r]].row * width;
-    (Row<Piece>::load_from(row) + value * weights[r]).store_to(row);
-  }
-}
-
-// Interpolates one piece of a point's row from the blurred vertices.
-template <int Piece>
-PYDENSE_HD Row<Piece> slice_point(const float* weights, const int32_t* point_entries,
-                                  const LatticeEntry* entries, int corners, int64_t width,
-                                  const float* rows) {
-  const auto row = [&](int r) {
-    return Row<Piece>::load_from(rows + entries[point_entries[r]].vertex * width);
-  };
-  Row<Piece> sum = row(0) * weights[0];
-  for (int r = 1; r < corners; ++r) {
-    sum = sum + row(r) * weights[r];
-  }
-  return sum;
+template <class T>
+void clear_band(const LatticeRows<T>& rows, int64_t band) {
+  const int64_t* starts = rows.lattice.band_rows + band;
+  std::memset(rows.rows + starts[0] * rows.width, 0,
+              static_cast<size_t>((starts[1] - starts[0]) * rows.width) * sizeof(T));
 }
 
 }  // namespace pydense::PYDENSE_ISA

@@ -2,233 +2,203 @@
 #include "dense_crf/mean_field.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <stdexcept>
+#include <type_traits>
 
 #include "common/check.h"
 
 namespace pydense {
 namespace {
 
-// Keeps 1 / norm finite where the lattice lost all mass around a point.
-constexpr float kNormFloor = 1e-20f;
-
-Buffer lattice_norm(const LatticeView& lattice, Normalization normalization,
-                    ParallelFor parallel_for) {
-  const auto n = static_cast<size_t>(lattice.num_points);
-  Buffer norm = buffer_of<float>(n);
-  auto* values = norm.as<float>();
-  const float one = 1.0f;
-  filter_lattice({&lattice, &one, values, 1, 0, 0, 0, 1, false}, parallel_for);
-  for (size_t i = 0; i < n; ++i) {
-    const float mass = values[i] + kNormFloor;
-    values[i] = normalization == Normalization::kSymmetric ? 1.0f / std::sqrt(mass) : 1.0f / mass;
+template <class T>
+const MeanFieldTable<T>& mean_field_table() {
+  if constexpr (std::is_same_v<T, float>) {
+    return select_cpu_table<MeanFieldTable<T>>(PYDENSE_CPU_TABLES(kMeanFieldTable));
+  } else {
+    return select_cpu_table<MeanFieldTable<T>>(PYDENSE_CPU_TABLES(kMeanFieldTable64));
   }
-  return norm;
 }
 
 }  // namespace
 
-MeanField::MeanField(int64_t num_points, int num_labels, ParallelFor parallel_for)
-    : num_points_(num_points), num_labels_(num_labels), parallel_for_(parallel_for) {
-  PYDENSE_CHECK(num_points >= 1, "mean_field: num_points must be at least 1, got ", num_points);
+template <class T>
+MeanField<T>::MeanField(const PointGrid& grid, int num_labels, ParallelFor parallel_for)
+    : grid_(grid), num_labels_(num_labels), parallel_for_(parallel_for) {
+  PYDENSE_CHECK(grid.points() >= 1, "mean_field: num_points must be at least 1, got ",
+                grid.points());
   PYDENSE_CHECK(num_labels >= 1 && num_labels <= 65536,
                 "mean_field: num_labels must be in [1, 65536], got ", num_labels);
   width_ = std::max(2, row_width(num_labels));  // a single label still has a softmax to sum
-  set_unary({nullptr, 0, 0});
 }
 
-void MeanField::set_unary(LabelArray<const float> unary) {
+template <class T>
+void MeanField<T>::set_unary(LabelArray<const T> unary, bool energies) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (negative_unary_.data() == nullptr) {
-    negative_unary_ = buffer_of<float>(
-        checked_bytes(static_cast<size_t>(num_points_), static_cast<size_t>(width_)));
-  }
-  auto* rows = negative_unary_.as<float>();
-  const int64_t bands = lattice_bands(num_points_);
-  parallel_tasks(parallel_for_, bands, [&](int64_t b) {
-    for (int64_t p = band_begin(num_points_, bands, b); p < band_begin(num_points_, bands, b + 1);
-         ++p) {
-      float* row = rows + p * width_;
-      for (int l = 0; l < num_labels_; ++l) {
-        row[l] = unary.data == nullptr
-                     ? 0.0f
-                     : -unary.data[l * unary.label_stride + p * unary.point_stride];
-      }
-      std::fill(row + num_labels_, row + width_, -std::numeric_limits<float>::infinity());
-    }
-  });
+  unary_ = unary;
+  energies_ = energies;
 }
 
-void MeanField::add_pairwise(std::shared_ptr<const Lattice> lattice, Compatibility kind,
-                             const float* compat, Normalization normalization) {
-  const LatticeView& view = lattice->view;
-  PYDENSE_CHECK(view.num_points == num_points_, "mean_field: features must have ", num_points_,
-                " points, got ", view.num_points);
+template <class T>
+void MeanField<T>::add_pairwise(const LatticeView<T>& lattice, Compatibility kind,
+                                const T* compat) {
+  PYDENSE_CHECK(lattice.num_points() == num_points(), "mean_field: features must have ",
+                num_points(), " points, got ", lattice.num_points());
+  PYDENSE_CHECK(lattice.grid.width == grid_.width, "mean_field: features must have a width of ",
+                grid_.width, " pixels, got ", lattice.grid.width);
   const std::lock_guard<std::mutex> lock(mutex_);
   Term term;
-  const auto n = static_cast<size_t>(num_points_);
-  const bool before =
-      normalization == Normalization::kBefore || normalization == Normalization::kSymmetric;
-  const bool after =
-      normalization == Normalization::kAfter || normalization == Normalization::kSymmetric;
-  Buffer norm;
-  if (before || after) {
-    norm = lattice_norm(view, normalization, parallel_for_);
-  }
-  const float factor = view.alpha * (kind == Compatibility::kPotts ? compat[0] : 1.0f);
-  term.slice_norm = buffer_of<float>(n);
-  for (size_t i = 0; i < n; ++i) {
-    term.slice_norm.as<float>()[i] = after ? norm.as<float>()[i] * factor : factor;
-  }
-  if (before) {
-    term.splat_norm = std::move(norm);
-  }
   if (kind != Compatibility::kPotts) {
     const int64_t columns = kind == Compatibility::kMatrix ? num_labels_ : 1;
     term.compat =
-        buffer_of<float>(checked_bytes(static_cast<size_t>(columns), static_cast<size_t>(width_)));
-    auto* values = term.compat.as<float>();
-    std::fill(values, values + columns * width_, 0.0f);
+        buffer_of<T>(checked_bytes(static_cast<size_t>(columns), static_cast<size_t>(width_)));
+    auto* values = term.compat.template as<T>();
+    std::fill(values, values + columns * width_, T{0});
     for (int64_t column = 0; column < columns; ++column) {
-      for (int l = 0; l < num_labels_; ++l) {
-        values[column * width_ + l] = -compat[column * num_labels_ + l];
+      for (int64_t l = 0; l < num_labels_; ++l) {
+        values[column * width_ + l] =
+            kind == Compatibility::kMatrix ? compat[l * num_labels_ + column] : compat[l];
       }
     }
   }
-  term.lattice = std::move(lattice);
+  const T weight = kind == Compatibility::kPotts ? compat[0] : T{1};
   // All or none: a lack of memory must not leave one list longer than another.
   rows_.reserve(rows_.size() + 1);
   views_.reserve(views_.size() + 1);
   terms_.reserve(terms_.size() + 1);
-  rows_.push_back({view, width_, nullptr});
-  views_.push_back({view, nullptr, nullptr, term.splat_norm.as<float>(),
-                    term.slice_norm.as<float>(), kind, term.compat.as<float>()});
+  rows_.push_back({lattice, width_, nullptr});
+  views_.push_back(
+      {lattice, nullptr, weight * lattice.scale, weight, kind, term.compat.template as<T>()});
   terms_.push_back(std::move(term));
 }
 
-PointPass MeanField::pass() const {
-  PointPass pass{};
+template <class T>
+PointPass<T> MeanField<T>::pass() const {
+  PointPass<T> pass{};
   pass.terms = views_.data();
   pass.num_terms = static_cast<int>(views_.size());
+  pass.grid = grid_;
   pass.num_labels = num_labels_;
   pass.width = width_;
-  pass.negative_unary = negative_unary_.as<float>();
+  pass.unary = unary_;
+  pass.energies = energies_;
   return pass;
 }
 
-void MeanField::run_pass(PointPass pass) {
-  const MeanFieldTable& table =
-      select_cpu_table<MeanFieldTable>(PYDENSE_CPU_TABLES(kMeanFieldTable));
-  const int64_t bands = lattice_bands(num_points_);
+template <class T>
+void MeanField<T>::run_pass(PointPass<T> pass) {
+  const int64_t bands = BandGrid(grid_).count();
   const Buffer overflow = buffer_of<bool>(static_cast<size_t>(bands));
   std::fill(overflow.as<bool>(), overflow.as<bool>() + bands, false);
   pass.overflow = overflow.as<bool>();
-  pass.num_points = num_points_;
-  table.point_pass(pass, parallel_for_);
-  if (std::find(pass.overflow, pass.overflow + bands, true) != pass.overflow + bands) {
-    throw std::invalid_argument(
-        "mean_field: the energies of a point overflow float32: unary and compat must be smaller");
-  }
+  mean_field_table<T>().point_pass(pass, parallel_for_);
+  PYDENSE_CHECK(std::find(pass.overflow, pass.overflow + bands, true) == pass.overflow + bands,
+                "mean_field: the energies of a point overflow float", 8 * sizeof(T),
+                ": unary and compat must be smaller");
 }
 
-void MeanField::use_sides(int slice, int splat) {
+template <class T>
+void MeanField<T>::make_rows() {
   for (size_t k = 0; k < terms_.size(); ++k) {
-    for (const int side : {slice, splat}) {
-      if (terms_[k].rows[side].data() == nullptr) {
-        terms_[k].rows[side] = buffer_of<float>(checked_bytes(
-            static_cast<size_t>(views_[k].lattice.num_rows()), static_cast<size_t>(width_)));
-      }
+    if (terms_[k].rows.data() == nullptr) {
+      terms_[k].rows = buffer_of<T>(checked_bytes(static_cast<size_t>(views_[k].lattice.num_rows),
+                                                  static_cast<size_t>(width_)));
     }
-    views_[k].slice_rows = terms_[k].rows[slice].as<float>();
-    views_[k].splat_rows = terms_[k].rows[splat].as<float>();
-    rows_[k].rows = views_[k].splat_rows;
+    views_[k].rows = terms_[k].rows.template as<T>();
+    rows_[k].rows = views_[k].rows;
   }
 }
 
-void MeanField::filter_terms() {
-  permutohedral_table().merge_and_blur(rows_.data(), static_cast<int>(rows_.size()), false,
-                                       parallel_for_);
+// Small lattices together, for fewer parallel regions; large ones one by one, so that each stays in
+// the cache from its first axis to its last.
+template <class T>
+void MeanField<T>::filter_terms() {
+  constexpr int64_t kLargeBytes = int64_t{4} << 20;
+  int64_t bytes = 0;
+  for (const PairwiseView<T>& view : views_) {
+    bytes += view.lattice.num_rows * width_ * int64_t{sizeof(T)};
+  }
+  const auto count = static_cast<int>(rows_.size());
+  const int together = bytes > kLargeBytes ? 1 : count;
+  for (int k = 0; k < count; k += together) {
+    permutohedral_table<T>().merge_and_blur(rows_.data() + k, together, false, parallel_for_);
+  }
 }
 
-void MeanField::start(LabelArray<float> q) { run(0, q); }
-
-void MeanField::run(int iterations, LabelArray<float> q) {
-  PYDENSE_CHECK(iterations >= 0, "mean_field: iterations must be at least 0, got ", iterations);
+template <class T>
+void MeanField<T>::run(int iterations, LabelArray<const T> q, const MeanFieldResult<T>& result) {
+  const int least = q.data == nullptr ? 0 : 1;
+  PYDENSE_CHECK(iterations >= least, "mean_field: iterations must be at least ", least, ", got ",
+                iterations);
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (iterations > 1 && !fuse_iterations()) {
-    // q serves as the store of the distribution between the iterations.
-    update(q, false);
-    for (int i = 0; i < iterations; ++i) {
-      filter_distribution({q.data, q.label_stride, q.point_stride});
-      update(q, true);
-    }
-    return;
-  }
-  // Each pass but the last splats its Q at once, so that Q is never stored in between.
-  for (int i = 0; i < iterations; ++i) {
-    use_sides(iterations > 1 ? (i + 1) % 2 : 0, iterations > 1 ? i % 2 : 0);
-    PointPass point_pass = pass();
-    point_pass.messages = i > 0;
-    point_pass.splat = true;
-    run_pass(point_pass);
-    filter_terms();
-  }
   if (iterations > 0) {
-    const int last = iterations > 1 ? (iterations - 1) % 2 : 0;
-    use_sides(last, last);
+    make_rows();
   }
-  update(q, iterations > 0);
-}
-
-// Fused iterations need a second set of rows. On large lattices that costs more memory and cache
-// than storing Q.
-bool MeanField::fuse_iterations() const {
-  int64_t rows = 0;
-  for (const PairwiseView& view : views_) {
-    rows += view.lattice.num_rows();
+  // Taking out a point's own share needs the Q that its message stems from; otherwise Q is not kept
+  // between the iterations.
+  MeanFieldResult<T> kept = result;
+  Buffer storage;
+  if (iterations > least && takes_self() && result.kind != MeanFieldOutput::kProbabilities) {
+    storage = buffer_of<T>(
+        checked_bytes(static_cast<size_t>(num_points()), static_cast<size_t>(num_labels_)));
+    kept = {MeanFieldOutput::kProbabilities, {storage.as<T>(), 1, num_labels_}, nullptr};
   }
-  return rows <= num_points_;
+  for (int i = 0; i <= iterations; ++i) {
+    const bool last = i == iterations;
+    PointPass<T> point_pass = pass();
+    point_pass.q_in = q;
+    point_pass.compute = i > 0 || q.data == nullptr;
+    point_pass.messages = i > 0;
+    point_pass.splat = !last;
+    if (last) {
+      point_pass.out = &result;
+    } else if (takes_self() && point_pass.compute) {
+      point_pass.out = &kept;
+      q = {kept.q.data, kept.q.label_stride, kept.q.point_stride};
+    }
+    run_pass(point_pass);
+    if (!last) {
+      filter_terms();
+    }
+  }
 }
 
-void MeanField::update(LabelArray<float> q, bool messages) {
-  PointPass update = pass();
-  update.messages = messages;
-  update.q_out = q;
-  run_pass(update);
+template <class T>
+bool MeanField<T>::takes_self() const {
+  return std::any_of(views_.begin(), views_.end(),
+                     [](const PairwiseView<T>& view) { return view.lattice.self != nullptr; });
 }
 
-void MeanField::step(LabelArray<float> q) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  filter_distribution({q.data, q.label_stride, q.point_stride});
-  update(q, true);
-}
-
-void MeanField::filter_distribution(LabelArray<const float> q) {
-  use_sides(0, 0);
-  PointPass load = pass();
+template <class T>
+void MeanField<T>::filter_distribution(LabelArray<const T> q) {
+  make_rows();
+  PointPass<T> load = pass();
   load.q_in = q;
   load.splat = true;
   run_pass(load);
   filter_terms();
 }
 
-double MeanField::kl_divergence(LabelArray<const float> q) {
+template <class T>
+FreeEnergy MeanField<T>::free_energy(LabelArray<const T> q) {
   const std::lock_guard<std::mutex> lock(mutex_);
   filter_distribution(q);
-  const int64_t bands = lattice_bands(num_points_);
-  std::vector<double> sums(static_cast<size_t>(bands), 0.0);
-  PointPass measure = pass();
+  const int64_t bands = BandGrid(grid_).count();
+  std::vector<FreeEnergy> sums(static_cast<size_t>(bands));
+  PointPass<T> measure = pass();
   measure.q_in = q;
   measure.messages = true;
-  measure.divergence = sums.data();
+  measure.free_energy = sums.data();
   run_pass(measure);
-  double sum = 0.0;
-  for (const double band : sums) {
-    sum += band;
+  FreeEnergy total{};
+  for (const FreeEnergy& band : sums) {
+    total.negative_entropy += band.negative_entropy;
+    total.unary += band.unary;
+    total.pairwise += band.pairwise;
   }
-  return sum;
+  return total;
 }
+
+template class MeanField<float>;
+template class MeanField<double>;
 
 }  // namespace pydense

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Mean-field inference of a dense CRF (Kraehenbuehl and Koltun, 2011):
-//   Q_0 = softmax(-U),   Q_{t+1} = softmax(-U - sum_k compat_k(n_k K_k n_k' Q_t))
-// with K_k a lattice filter that includes the point itself, and n_k, n_k' its normalisation.
+//   Q_0 = softmax(x),   Q_{t+1} = softmax(x + sum_k C_k(K_k Q_t))
+// with the logits x = -U, K_k a lattice's filter with its normalisation, and C_k the compatibility
+// of labels, where positive values attract.
 #pragma once
 
 #include <memory>
@@ -12,10 +13,7 @@
 
 namespace pydense {
 
-enum class Normalization { kNone, kBefore, kAfter, kSymmetric };
-
-// Label compatibility, by the signs of pydensecrf: a positive Potts weight attracts (it stands for
-// the energy -w [l = l']), a positive diagonal or matrix entry repels.
+// One value for all labels, one for each, or a matrix [L, L] row by row.
 enum class Compatibility { kPotts, kDiagonal, kMatrix };
 
 // An array [labels, points] in any memory order.
@@ -26,85 +24,99 @@ struct LabelArray {
   int64_t point_stride;
 };
 
+// Where results go: probabilities or logits in q, or the best label of every point.
+enum class MeanFieldOutput { kProbabilities, kLogits, kLabels };
+template <class T>
+struct MeanFieldResult {
+  MeanFieldOutput kind;
+  LabelArray<T> q;
+  int64_t* labels;  // [points]
+};
+
+// Sums over all labels and points. The energy of the field is unary + pairwise / 2.
+struct FreeEnergy {
+  double negative_entropy;  // Q log Q
+  double unary;             // U Q
+  double pairwise;          // -Q C(K Q)
+};
+
 // One pairwise term as the kernels see it.
+template <class T>
 struct PairwiseView {
-  LatticeView lattice;
-  const float* slice_rows;  // blurred
-  float* splat_rows;
-  const float* splat_norm;  // [num_points], null for 1
-  const float* slice_norm;  // [num_points] with alpha and the Potts weight folded in
+  LatticeView<T> lattice;
+  T* rows;
+  T scale;  // of what is sliced, with the Potts weight
+  T self_scale;
   Compatibility compatibility;
-  const float* compat;  // diagonal: [width]; matrix: [labels, width], column by column; negated
+  const T* compat;  // diagonal: [width]; matrix: [labels, width], column by column
 };
 
 // What a pass over the points does, in this order.
+template <class T>
 struct PointPass {
-  const PairwiseView* terms;
+  const PairwiseView<T>* terms;
   int num_terms;
-  int64_t num_points;
+  PointGrid grid;
   int num_labels;
-  int width;                     // of a row
-  const float* negative_unary;   // [num_points, width], -inf in the padding
-  LabelArray<const float> q_in;  // data null: Q is computed, else loaded
-  LabelArray<float> q_out;       // data null: Q is not stored
-  bool messages;                 // Q from the terms' rows, else from the unary alone
-  bool splat;                    // splat Q into the terms' rows
-  double* divergence;            // [bands] sums of KL terms of q_in, or null
-  bool* overflow;                // [bands] set when a distribution is not finite
+  int width;                      // of a row
+  LabelArray<const T> unary;      // data null: zero
+  bool energies;                  // the unary holds U, else -U
+  LabelArray<const T> q_in;       // an earlier Q, read where the pass needs one
+  bool compute;                   // Q from the unary and the messages, else Q is q_in
+  bool messages;                  // add the messages of the terms' rows
+  const MeanFieldResult<T>* out;  // null: Q is not stored
+  bool splat;                     // splat Q into the terms' rows
+  FreeEnergy* free_energy;        // [bands] sums over q_in, or null
+  bool* overflow;                 // [bands] set when a distribution is not finite
 };
 
+template <class T>
 struct MeanFieldTable {
-  void (*point_pass)(const PointPass&, ParallelFor);
+  void (*point_pass)(const PointPass<T>&, ParallelFor);
 };
-PYDENSE_DECLARE_CPU_TABLES(MeanFieldTable, kMeanFieldTable)
+PYDENSE_DECLARE_CPU_TABLES(MeanFieldTable<float>, kMeanFieldTable)
+PYDENSE_DECLARE_CPU_TABLES(MeanFieldTable<double>, kMeanFieldTable64)
 
+template <class T>
 class MeanField {
  public:
-  MeanField(int64_t num_points, int num_labels, ParallelFor parallel_for);
+  MeanField(const PointGrid& grid, int num_labels, ParallelFor parallel_for);
 
-  int64_t num_points() const { return num_points_; }
+  int64_t num_points() const { return grid_.points(); }
   int num_labels() const { return num_labels_; }
 
-  // Until called, the unary energies are zero.
-  void set_unary(LabelArray<const float> unary);
+  // Until called, the unary energies are zero. The array has to outlive the field.
+  void set_unary(LabelArray<const T> unary, bool energies);
 
-  // compat: 1, num_labels or num_labels^2 values by kind; the matrix must be symmetric.
-  void add_pairwise(std::shared_ptr<const Lattice> lattice, Compatibility kind, const float* compat,
-                    Normalization normalization);
+  // compat: 1, L or L * L values by kind. The lattice's bytes have to outlive the field.
+  void add_pairwise(const LatticeView<T>& lattice, Compatibility kind, const T* compat);
 
-  void start(LabelArray<float> q);
-  void step(LabelArray<float> q);  // in place
-  void run(int iterations, LabelArray<float> q);
-  // sum Q log Q + sum U Q + sum Q (compat K Q), without the 1/2 on the pairwise part.
-  double kl_divergence(LabelArray<const float> q);
+  // From `q` or, where its data is null, from softmax(x). `q` may be the result itself.
+  void run(int iterations, LabelArray<const T> q, const MeanFieldResult<T>& result);
+  FreeEnergy free_energy(LabelArray<const T> q);
 
  private:
   struct Term {
-    std::shared_ptr<const Lattice> lattice;
-    Buffer splat_norm;
-    Buffer slice_norm;
     Buffer compat;
-    Buffer rows[2];  // two sides, the second made when needed
+    Buffer rows;  // made when first needed
   };
 
-  PointPass pass() const;
-  void run_pass(PointPass pass);
-  // Slices read the rows of one side while splats write those of the other.
-  void use_sides(int slice, int splat);
+  PointPass<T> pass() const;
+  void run_pass(PointPass<T> pass);
+  bool takes_self() const;
+  void make_rows();
   void filter_terms();
-  bool fuse_iterations() const;
-  // Q from the unary and, if asked for, the filtered rows.
-  void update(LabelArray<float> q, bool messages);
-  void filter_distribution(LabelArray<const float> q);  // leaves K Q in the terms' rows
+  void filter_distribution(LabelArray<const T> q);  // leaves K Q in the terms' rows
 
-  int64_t num_points_;
+  PointGrid grid_;
   int num_labels_;
   int width_;
   ParallelFor parallel_for_;
-  Buffer negative_unary_;
+  LabelArray<const T> unary_{};
+  bool energies_ = false;
   std::vector<Term> terms_;
-  std::vector<PairwiseView> views_;
-  std::vector<LatticeRows> rows_;
+  std::vector<PairwiseView<T>> views_;
+  std::vector<LatticeRows<T>> rows_;
   std::mutex mutex_;  // the rows are workspace: one call at a time
 };
 

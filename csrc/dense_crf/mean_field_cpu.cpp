@@ -3,135 +3,171 @@
 // all while a point's row is in the L1 cache.
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "common/simd.h"
+#include "dense_crf/label_blocks.h"
 #include "dense_crf/lattice_rows.h"
 #include "dense_crf/mean_field.h"
 
 namespace pydense::PYDENSE_ISA {
 namespace {
 
-// A term's arrays, the entries from the first one of a band on.
-struct BandTerm {
-  const PairwiseView* view;
-  const float* weights;
-  const int32_t* point_entries;
-  const LatticeEntry* entries;
-  int corners;
-};
-
 constexpr int kBlock = 16;  // points; a block's rows fit the L1 cache
 
 // Width is that of a row, or 0 where it is known at run time alone (rows of more than one piece).
-template <int Piece, int Width>
+template <class T, int Piece, int Width>
 class BandPass {
  public:
-  BandPass(const PointPass& pass, int64_t band)
+  BandPass(const PointPass<T>& pass, int64_t band)
       : pass_(pass),
-        terms_(pass.num_terms),
-        rows_(buffer_of<float>(static_cast<size_t>(pass.width) * (2 * kBlock + 1))),
-        q_(rows_.as<float>()),
-        logits_(q_ + int64_t{kBlock} * pass.width),
-        filtered_(logits_ + int64_t{kBlock} * pass.width),
-        heap_terms_(buffer_of<BandTerm>(static_cast<size_t>(terms_))),
-        band_terms_(heap_terms_.as<BandTerm>()) {
-    for (int k = 0; k < terms_; ++k) {
-      const PairwiseView& view = pass.terms[k];
-      const LatticeView& lattice = view.lattice;
-      band_terms_[k] = {&view, lattice.weights, lattice.point_entries,
-                        lattice.entries + lattice.band_entries[band], lattice.dims + 1};
-      if (pass.splat) {
-        clear_band({lattice, pass.width, view.splat_rows}, band);
-      }
+        band_(band),
+        points_(BandGrid(pass.grid).at(band)),
+        kept_(pass.splat && pass.messages ? points_.end() - points_.begin : kBlock),
+        rows_(buffer_of<T>(static_cast<size_t>(pass.width) *
+                           static_cast<size_t>(kept_ + kBlock + 1))),
+        q_(rows_.as<T>()),
+        logits_(q_ + kept_ * pass.width),
+        filtered_(logits_ + int64_t{kBlock} * pass.width) {
+    for (int k = 0; pass.messages && k < pass.num_terms; ++k) {
+      takes_self_ = takes_self_ || pass.terms[k].lattice.self != nullptr;
     }
   }
 
   // False when a distribution is not finite. Points go through the stages in blocks: one point's
   // chain of dependent operations is longer than what a core looks ahead, several points' are not.
-  bool run(int64_t begin, int64_t end, double* divergence) {
+  // Slices and splats work on the same rows: where a pass has both, the band's Q waits in the
+  // second-level cache until all of its points have been sliced.
+  bool run() {
     bool finite = true;
-    for (int64_t p = begin; p < end; p += kBlock) {
-      const auto count = static_cast<int>(end - p < kBlock ? end - p : kBlock);
-      if (pass_.q_in.data == nullptr || pass_.divergence != nullptr) {
-        energies(p, count);
+    const bool splat_later = pass_.splat && pass_.messages;
+    if (pass_.splat && !splat_later) {
+      clear_rows();
+    }
+    for_each_run(points_, kBlock, [&](int64_t p, int64_t pixel, int count) {
+      const Block block = {p, pixel, count};
+      finite = update(block) && finite;
+      if (pass_.out != nullptr) {
+        store_result(block);
       }
-      if (pass_.q_in.data != nullptr) {
-        for (int i = 0; i < count; ++i) {
-          load_point(p + i, q_ + i * width());
-        }
-      } else {
-        finite = softmax(count) && finite;
+      if (splat_later) {
+        q_ += count * width();
+      } else if (pass_.splat) {
+        splat_block(p, count);
       }
-      if (pass_.q_out.data != nullptr) {
-        for (int i = 0; i < count; ++i) {
-          store_point(p + i, q_ + i * width());
-        }
-      }
-      if (pass_.splat) {
-        for (int k = 0; k < terms_; ++k) {
-          with_corners(band_terms_[k].corners, [&](auto corners) {
-            splat<decltype(corners)::value>(band_terms_[k], p, count);
-          });
-        }
-      }
-      for (int i = 0; pass_.divergence != nullptr && i < count; ++i) {
-        *divergence += point_divergence(q_ + i * width(), logits_ + i * width());
-      }
+    });
+    if (splat_later) {
+      clear_rows();
+      q_ = rows_.as<T>();
+      for_each_run(points_, kBlock, [&](int64_t p, int64_t, int count) {
+        splat_block(p, count);
+        q_ += count * width();
+      });
     }
     return finite;
   }
 
  private:
-  using PieceRow = Row<Piece>;
+  using PieceRow = Row<T, Piece>;
+  // A chunk's sums are kept in parts where the native vectors are narrower.
+  static constexpr int kChunk = Piece < 8 ? Piece : 8;
+  static constexpr int kLanes = kChunk > kNativeLanesOf<T> ? kNativeLanesOf<T> : kChunk;
+  static constexpr int kParts = kChunk / kLanes;
+  using Part = Vec<T, kLanes>;
 
   PYDENSE_HD int64_t width() const { return Width > 0 ? Width : pass_.width; }
 
-  // Calls fn(IntConstant<corners>{}) for the usual kernels: position (2-D, 3-D), position + RGB;
-  // with 0 for others.
-  template <class Fn>
-  static PYDENSE_HD void with_corners(int corners, const Fn& fn) {
-    switch (corners) {
-      case 3:
-        return fn(IntConstant<3>{});
-      case 4:
-        return fn(IntConstant<4>{});
-      case 6:
-        return fn(IntConstant<6>{});
-      default:
-        return fn(IntConstant<0>{});
+  // Neighbouring points.
+  struct Block {
+    int64_t point;  // the first, in the lattice's order
+    int64_t pixel;
+    int count;
+  };
+
+  // Q of a block, loaded or computed.
+  bool update(const Block& block) {
+    if (!pass_.compute || takes_self_) {
+      load_block(pass_.q_in, block.pixel, block.count, pass_.num_labels, width(), T{1}, T{0}, q_);
+    }
+    if (pass_.free_energy != nullptr) {
+      measure(block);
+    }
+    if (!pass_.compute) {
+      return true;
+    }
+    load_unary(block);
+    add_messages(block);
+    if (pass_.out != nullptr && pass_.out->kind == MeanFieldOutput::kLogits) {
+      return logits_finite(block.count);
+    }
+    return softmax(block.count);
+  }
+
+  void clear_rows() const {
+    for (int k = 0; k < pass_.num_terms; ++k) {
+      clear_band<T>({pass_.terms[k].lattice, pass_.width, pass_.terms[k].rows}, band_);
     }
   }
 
-  // logits = -U minus the messages.
-  PYDENSE_HD void energies(int64_t p, int count) const {
-    std::memcpy(logits_, pass_.negative_unary + p * width(),
-                static_cast<size_t>(count * width()) * sizeof(float));
-    for (int k = 0; pass_.messages && k < terms_; ++k) {
-      with_corners(band_terms_[k].corners, [&](auto corners) {
-        slice<decltype(corners)::value>(band_terms_[k], p, count);
+  void splat_block(int64_t p, int count) const {
+    for (int k = 0; k < pass_.num_terms; ++k) {
+      const PairwiseView<T>& view = pass_.terms[k];
+      with_corners(view.lattice.dims,
+                   [&](auto corners) { splat<decltype(corners)::value>(view, p, count); });
+    }
+  }
+
+  PYDENSE_HD void load_unary(const Block& block) const {
+    constexpr T kPadding = -std::numeric_limits<T>::infinity();
+    if (pass_.unary.data != nullptr) {
+      load_block(pass_.unary, block.pixel, block.count, pass_.num_labels, width(),
+                 pass_.energies ? T{-1} : T{1}, kPadding, logits_);
+      return;
+    }
+    for (int i = 0; i < block.count; ++i) {
+      for (int64_t l = 0; l < width(); ++l) {
+        logits_[i * width() + l] = l < pass_.num_labels ? T{0} : kPadding;
+      }
+    }
+  }
+
+  PYDENSE_HD void add_messages(const Block& block) const {
+    for (int k = 0; pass_.messages && k < pass_.num_terms; ++k) {
+      const PairwiseView<T>& view = pass_.terms[k];
+      with_corners(view.lattice.dims, [&](auto corners) {
+        slice<decltype(corners)::value>(view, block.point, block.count);
       });
     }
   }
 
   template <int Corners>
-  PYDENSE_HD void slice(const BandTerm& term, int64_t p, int count) const {
-    const int corners = Corners > 0 ? Corners : term.corners;
-    const PairwiseView& view = *term.view;
+  PYDENSE_HD void slice(const PairwiseView<T>& view, int64_t p, int count) const {
+    const LatticeView<T>& lattice = view.lattice;
+    const BandCorners<T, Corners> corners(lattice);
+    const T* rows = view.rows + lattice.band_rows[band_] * width();
+    const bool simple = view.compatibility == Compatibility::kPotts && lattice.self == nullptr;
     for (int i = 0; i < count; ++i) {
-      const float* weights = term.weights + (p + i) * corners;
-      const int32_t* point_entries = term.point_entries + (p + i) * corners;
-      float* logits = logits_ + i * width();
+      const T factor =
+          lattice.slice_norm == nullptr ? view.scale : view.scale * lattice.slice_norm[p + i];
+      T* logits = logits_ + i * width();
       for (int64_t c = 0; c < width(); c += Piece) {
-        const PieceRow message = slice_point<Piece>(weights, point_entries, term.entries, corners,
-                                                    width(), view.slice_rows + c) *
-                                 view.slice_norm[p + i];
+        const PieceRow sliced = corners.template slice<Piece>(p + i, width(), rows + c);
         const PieceRow sum = PieceRow::load_from(logits + c);
+        if (simple) {
+          multiply_add(sliced, factor, sum).store_to(logits + c);
+          continue;
+        }
+        PieceRow message = sliced * factor;
+        if (lattice.self != nullptr) {
+          message = multiply_add(PieceRow::load_from(q_ + i * width() + c),
+                                 -lattice.self[p + i] * view.self_scale, message);
+        }
         switch (view.compatibility) {
           case Compatibility::kPotts:
             (sum + message).store_to(logits + c);
             break;
           case Compatibility::kDiagonal:
-            (sum + message * PieceRow::load_from(view.compat + c)).store_to(logits + c);
+            multiply_add(message, PieceRow::load_from(view.compat + c), sum).store_to(logits + c);
             break;
           case Compatibility::kMatrix:
             message.store_to(filtered_ + c);
@@ -144,31 +180,43 @@ class BandPass {
     }
   }
 
-  PYDENSE_HD void multiply(const float* columns, const float* message, float* logits) const {
+  PYDENSE_HD void multiply(const T* columns, const T* message, T* logits) const {
     for (int64_t c = 0; c < width(); c += Piece) {
       PieceRow sum = PieceRow::load_from(logits + c);
       for (int l = 0; l < pass_.num_labels; ++l) {
-        sum = sum + PieceRow::load_from(columns + l * width() + c) * message[l];
+        sum = multiply_add(PieceRow::load_from(columns + l * width() + c), message[l], sum);
       }
       sum.store_to(logits + c);
     }
   }
 
+  // The sum of a row: chunks of eight in order, then halves of the chunk.
+  PYDENSE_HD T row_sum(const T* row) const {
+    Part sums[kParts];
+    for (int part = 0; part < kParts; ++part) {
+      sums[part] = load<Part>(row + part * kLanes);
+    }
+    for (int64_t c = kChunk; c < width(); c += kChunk) {
+      for (int part = 0; part < kParts; ++part) {
+        sums[part] = sums[part] + load<Part>(row + c + part * kLanes);
+      }
+    }
+    for (int half = kParts / 2; half > 0; half /= 2) {
+      for (int part = 0; part < half; ++part) {
+        sums[part] = sums[part] + sums[part + half];
+      }
+    }
+    return lane_sum<kLanes>(sums[0]);
+  }
+
   // q = softmax(logits) for the points of a block.
   PYDENSE_HD bool softmax(int count) const {
-    // A chunk's sums are kept in halves where the native vectors are narrower; lane_sum adds the
-    // two halves first in any case.
-    constexpr int kChunk = PieceRow::kChunkLanes;
-    constexpr int kLanes = kChunk > kNativeLanes ? kNativeLanes : kChunk;
-    constexpr int kParts = kChunk / kLanes;
-    static_assert(kParts <= 2);
-    using Vec = FloatVec<kLanes>;
-    float tops[kBlock];
+    T tops[kBlock];
     for (int i = 0; i < count; ++i) {
-      const float* logits = logits_ + i * width();
-      Vec highest = load<Vec>(logits);
+      const T* logits = logits_ + i * width();
+      Part highest = load<Part>(logits);
       for (int64_t c = kLanes; c < width(); c += kLanes) {
-        highest = max(highest, load<Vec>(logits + c));
+        highest = max(highest, load<Part>(logits + c));
       }
       tops[i] = lane_max<kLanes>(highest);
     }
@@ -176,119 +224,139 @@ class BandPass {
       for (int64_t c = 0; c < width(); c += Piece) {
         const PieceRow row = PieceRow::load_from(logits_ + i * width() + c);
         PieceRow::from([&](auto part) {
-          return exp_nonpositive(part(row) - tops[i]);
+          return exp_nonpositive<true>(part(row) - tops[i]);
         }).store_to(q_ + i * width() + c);
       }
     }
-    float inverses[kBlock];
+    T inverses[kBlock];
     bool finite = true;
     for (int i = 0; i < count; ++i) {
-      const float* q = q_ + i * width();
-      Vec sums[2] = {load<Vec>(q), load<Vec>(q + int64_t{kParts - 1} * kLanes)};
-      for (int64_t c = kChunk; c < width(); c += kChunk) {
-        for (int64_t part = 0; part < kParts; ++part) {
-          sums[part] = sums[part] + load<Vec>(q + c + part * kLanes);
-        }
-      }
-      const float sum = lane_sum<kLanes>(kParts == 2 ? sums[0] + sums[1] : sums[0]);
-      inverses[i] = 1.0f / sum;
+      const T sum = row_sum(q_ + i * width());
+      inverses[i] = T{1} / sum;
       // The largest term is e^0; a NaN or infinity anywhere breaks one of the two.
-      finite = finite && sum >= 1.0f && sum <= static_cast<float>(pass_.num_labels) * 1.001f;
+      finite =
+          finite && sum >= T{1} && sum <= static_cast<T>(pass_.num_labels) * static_cast<T>(1.001);
     }
     for (int i = 0; i < count; ++i) {
       for (int64_t c = 0; c < width(); c += Piece) {
-        float* q = q_ + i * width() + c;
+        T* q = q_ + i * width() + c;
         (PieceRow::load_from(q) * inverses[i]).store_to(q);
       }
     }
     return finite;
   }
 
-  PYDENSE_HD void load_point(int64_t p, float* q) const {
-    const float* from = pass_.q_in.data + p * pass_.q_in.point_stride;
-    if (pass_.q_in.label_stride == 1) {
-      std::memcpy(q, from, static_cast<size_t>(pass_.num_labels) * sizeof(float));
-    } else {
+  // What softmax would refuse: NaN, +inf, or nothing but -inf.
+  bool logits_finite(int count) const {
+    bool finite = true;
+    for (int i = 0; i < count; ++i) {
+      T top = -std::numeric_limits<T>::infinity();
+      bool number = true;
       for (int l = 0; l < pass_.num_labels; ++l) {
-        q[l] = from[l * pass_.q_in.label_stride];
+        const T value = logits_[i * width() + l];
+        number = number && value == value;
+        top = value > top ? value : top;
       }
+      finite = finite && number && top - top == T{0};
     }
-    for (int64_t l = pass_.num_labels; l < width(); ++l) {
-      q[l] = 0.0f;
-    }
+    return finite;
   }
 
-  void store_point(int64_t p, const float* q) const {
-    float* to = pass_.q_out.data + p * pass_.q_out.point_stride;
-    if (pass_.q_out.label_stride == 1) {
-      std::memcpy(to, q, static_cast<size_t>(pass_.num_labels) * sizeof(float));
-    } else {
-      for (int l = 0; l < pass_.num_labels; ++l) {
-        to[l * pass_.q_out.label_stride] = q[l];
+  void store_result(const Block& block) const {
+    const MeanFieldResult<T>& out = *pass_.out;
+    if (out.kind != MeanFieldOutput::kLabels) {
+      store_block(out.kind == MeanFieldOutput::kLogits ? logits_ : q_, block.pixel, block.count,
+                  pass_.num_labels, width(), out.q);
+      return;
+    }
+    for (int i = 0; i < block.count; ++i) {
+      const T* q = q_ + i * width();
+      int best = 0;
+      for (int l = 1; l < pass_.num_labels; ++l) {
+        best = q[l] > q[best] ? l : best;
       }
+      out.labels[block.pixel + i] = best;
     }
   }
 
   template <int Corners>
-  PYDENSE_HD void splat(const BandTerm& term, int64_t p, int count) const {
-    const int corners = Corners > 0 ? Corners : term.corners;
+  PYDENSE_HD void splat(const PairwiseView<T>& view, int64_t p, int count) const {
+    const LatticeView<T>& lattice = view.lattice;
+    const BandCorners<T, Corners> corners(lattice);
+    T* rows = view.rows + lattice.band_rows[band_] * width();
     for (int i = 0; i < count; ++i) {
-      const float norm = term.view->splat_norm == nullptr ? 1.0f : term.view->splat_norm[p + i];
+      const T norm = lattice.splat_norm == nullptr ? T{1} : lattice.splat_norm[p + i];
       for (int64_t c = 0; c < width(); c += Piece) {
-        splat_point<Piece>(PieceRow::load_from(q_ + i * width() + c) * norm,
-                           term.weights + (p + i) * corners, term.point_entries + (p + i) * corners,
-                           term.entries, corners, width(), term.view->splat_rows + c);
+        corners.template splat<Piece>(p + i, PieceRow::load_from(q_ + i * width() + c) * norm,
+                                      width(), rows + c);
       }
     }
   }
 
-  double point_divergence(const float* q, const float* logits) const {
-    double sum = 0.0;
-    for (int l = 0; l < pass_.num_labels; ++l) {
-      if (q[l] > 0.0f) {
-        sum += static_cast<double>(q[l]) *
-               (std::log(static_cast<double>(q[l])) - static_cast<double>(logits[l]));
+  // Adds the points' sums over q_in to the band's. What has no probability counts nothing, also
+  // where its energy is infinite.
+  void measure(const Block& block) const {
+    FreeEnergy& sums = pass_.free_energy[band_];
+    const auto against_logits = [&] {
+      double sum = 0.0;
+      for (int i = 0; i < block.count; ++i) {
+        for (int l = 0; l < pass_.num_labels; ++l) {
+          const auto q = static_cast<double>(q_[i * width() + l]);
+          sum += q > 0.0 ? q * static_cast<double>(logits_[i * width() + l]) : 0.0;
+        }
+      }
+      return sum;
+    };
+    for (int i = 0; i < block.count; ++i) {
+      for (int l = 0; l < pass_.num_labels; ++l) {
+        const auto q = static_cast<double>(q_[i * width() + l]);
+        sums.negative_entropy += q > 0.0 ? q * std::log(q) : 0.0;
       }
     }
-    return sum;
+    load_unary(block);
+    sums.unary -= against_logits();
+    std::memset(logits_, 0, static_cast<size_t>(block.count * width()) * sizeof(T));
+    add_messages(block);
+    sums.pairwise -= against_logits();
   }
 
-  const PointPass& pass_;
-  const int terms_;
+  const PointPass<T>& pass_;
+  const int64_t band_;
+  const Band points_;
+  const int64_t kept_;  // points whose Q is kept
+  bool takes_self_ = false;
   Buffer rows_;
-  float* q_;         // [kBlock, width]
-  float* logits_;    // [kBlock, width]
-  float* filtered_;  // [width]
-  Buffer heap_terms_;
-  BandTerm* band_terms_;
+  T* q_;         // [kBlock, width], the current block's
+  T* logits_;    // [kBlock, width]
+  T* filtered_;  // [width]
 };
 
-template <int Piece, int Width>
-void run_bands(const PointPass& pass, ParallelFor parallel_for) {
-  const int64_t bands = lattice_bands(pass.num_points);
+template <class T, int Piece, int Width>
+void run_bands(const PointPass<T>& pass, ParallelFor parallel_for) {
+  const int64_t bands = BandGrid(pass.grid).count();
   parallel_tasks(parallel_for, bands, [&](int64_t b) {
-    BandPass<Piece, Width> band(pass, b);
-    const bool finite =
-        band.run(band_begin(pass.num_points, bands, b), band_begin(pass.num_points, bands, b + 1),
-                 pass.divergence == nullptr ? nullptr : pass.divergence + b);
-    pass.overflow[b] = !finite;
+    BandPass<T, Piece, Width> band(pass, b);
+    pass.overflow[b] = !band.run();
   });
 }
 
-void point_pass_cpu(const PointPass& pass, ParallelFor parallel_for) {
-  with_piece<2>(pass.width, [&](auto piece) {
+template <class T>
+void point_pass_cpu(const PointPass<T>& pass, ParallelFor parallel_for) {
+  with_piece<T, 2>(pass.width, [&](auto piece) {
     constexpr int kPiece = decltype(piece)::value;
     if (pass.width == kPiece) {
-      run_bands<kPiece, kPiece>(pass, parallel_for);
+      run_bands<T, kPiece, kPiece>(pass, parallel_for);
     } else {
-      run_bands<kPiece, 0>(pass, parallel_for);
+      run_bands<T, kPiece, 0>(pass, parallel_for);
     }
   });
 }
 
 }  // namespace
 
-extern const MeanFieldTable kMeanFieldTable;
-const MeanFieldTable kMeanFieldTable = {point_pass_cpu};
+extern const MeanFieldTable<float> kMeanFieldTable;
+const MeanFieldTable<float> kMeanFieldTable = {point_pass_cpu<float>};
+extern const MeanFieldTable<double> kMeanFieldTable64;
+const MeanFieldTable<double> kMeanFieldTable64 = {point_pass_cpu<double>};
 
 }  // namespace pydense::PYDENSE_ISA

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The permutohedral lattice of N points: built once per image, then used by every filter pass.
+// T is float or double.
 #pragma once
 
 #include <cstdint>
@@ -7,93 +8,85 @@
 #include "common/buffer.h"
 #include "common/cpu_isa.h"
 #include "common/parallel.h"
+#include "dense_crf/bands.h"
 
 namespace pydense {
 
 constexpr int kMaxLatticeDims = 32;
 
-// Points are cut into bands whose size depends on N alone, so bands run in parallel and sums over
-// them have a fixed order. A band numbers the vertices it touches itself: its entries. The band
-// that touches a vertex first splats into the vertex's own row, every later band into an extra row,
-// and merging adds the extra rows in band order. Rows 0..M-1 belong to the vertices, in order of
-// first touch, rows M..M+X-1 are the extra ones, both grouped by band.
-struct LatticeEntry {
-  int32_t row;     // where the band splats to
-  int32_t vertex;  // where its points slice from
-};
+// The filter is after * K * before with n = K 1; kSymmetric has n^-1/2 on both sides.
+enum class Normalization { kNone, kBefore, kAfter, kSymmetric };
+
+// Points are cut into bands that depend on the picture's size alone, so bands run in parallel and
+// sums over them have a fixed order. A band has one row of values for each vertex it touches, and
+// its rows lie together: points know a vertex by the row's place in the band. The row in the band
+// that touches the vertex first is the vertex's own; merging adds those of later bands to it in
+// band order, blurring works on own rows, and spreading copies them back to the later bands. Rows
+// within a band are numbered in 16 bits for the usual dimensions, position (2-D, 3-D) and position
+// with RGB, whose kernels are compiled for them; in 32 bits for others.
+constexpr bool has_short_ids(int dims) { return dims == 2 || dims == 3 || dims == 5; }
+static_assert(kBandPoints * (5 + 1) <= 65536);
 
 // All arrays are read-only.
+template <class T>
 struct LatticeView {
-  int64_t num_points;    // N
-  int64_t num_vertices;  // M
-  int64_t num_entries;   // E
-  int64_t num_bands;     // B
-  int64_t num_shared;    // S vertices have extra rows
-  int dims;              // d
-  float alpha;
-  const float* weights;            // [N, d + 1] barycentric, by remainder
-  const int32_t* point_entries;    // [N, d + 1] entry within the band
-  const LatticeEntry* entries;     // [E]
-  const int64_t* band_entries;     // [B + 1] first entry of each band
-  const int64_t* band_vertices;    // [B + 1] first vertex that each band touches first
-  const int32_t* shared_vertices;  // [S]
-  const int64_t* shared_starts;    // [S + 1] first position in shared_rows
-  const int32_t* shared_rows;      // [X] extra rows by vertex, bands in order
-  // The vertices that have neighbours along an axis, neighbours next to each other; the last of
-  // every chain of neighbours is stored as ~v. Axis j is at [chain_starts[j], chain_starts[j + 1]).
+  PointGrid grid;                // N points
+  int64_t num_vertices;          // M
+  int64_t num_rows;              // R
+  int64_t num_shared;            // S vertices have rows in several bands
+  int dims;                      // d
+  T scale;                       // what is left to multiply the filter with
+  const T* weights;              // [N, d + 1] barycentric, by remainder; in the order of bands
+  const void* ids;               // [N, d + 1] row within the band, uint16_t or int32_t
+  const int64_t* band_rows;      // [B + 1] first row of each band
+  const int64_t* shared_starts;  // [S + 1] first position in shared_rows
+  const int32_t* shared_rows;    // own row, then those of later bands, for each shared vertex
+  const T* splat_norm;           // [N], null for 1
+  const T* slice_norm;           // [N], null for 1
+  const T* self;                 // [N] the filter's diagonal where it is to be taken out, or null
+  // Own rows of the vertices that have neighbours along an axis, neighbours next to each other; the
+  // last of every chain of neighbours is stored as ~row. Axis j is at [chain_starts[j],
+  // chain_starts[j + 1]).
   const int32_t* chains;
   int64_t chain_starts[kMaxLatticeDims + 2];
 
-  int64_t num_rows() const { return num_entries; }  // M + X: every entry has a row
-  int64_t band_extra_row(int64_t band) const {
-    return num_vertices + band_entries[band] - band_vertices[band];
-  }
+  PYDENSE_HD int64_t num_points() const { return grid.points(); }
 };
 
-struct Lattice {
-  LatticeView view{};
-  Buffer weights;
-  Buffer point_entries;
-  Buffer entries;
-  Buffer band_entries;
-  Buffer band_vertices;
-  Buffer shared_vertices;
-  Buffer shared_starts;
-  Buffer shared_rows;
-  Buffer chains;
-
-  int64_t bytes() const;
-};
-
-// features[i * dim_stride + p * point_stride]: float, already divided by the standard deviations.
+// features[i * dim_stride + pixel * point_stride], already divided by the standard deviations.
+template <class T>
 struct LatticeFeatures {
-  const float* data;
-  int64_t num_points;
+  const T* data;
+  PointGrid grid;
   int dims;
   int64_t dim_stride;
   int64_t point_stride;
 };
 
-// First point of a band, and the number of bands, as functions of N.
-constexpr int64_t kBandPoints = 16384;
-constexpr int64_t kMaxBands = 128;
-constexpr int64_t lattice_bands(int64_t num_points) {
-  const int64_t bands = ceil_div(num_points, kBandPoints);
-  return bands < 1 ? 1 : (bands > kMaxBands ? kMaxBands : bands);
-}
-constexpr int64_t band_begin(int64_t num_points, int64_t bands, int64_t band) {
-  return num_points / bands * band + (num_points % bands) * band / bands;
-}
+struct LatticeOptions {
+  Normalization normalization;
+  bool self_term;  // false: K without its diagonal
+};
 
-// Throws std::invalid_argument for non-finite features or coordinates that do not fit.
-Lattice build_lattice(const LatticeFeatures& features, ParallelFor parallel_for);
+// Where a lattice's bytes go: called once, returns memory aligned to 64 bytes or throws.
+struct ByteSink {
+  void* context;
+  void* (*allocate)(void* context, size_t bytes);
+};
 
-// out = slice(blur(splat(values))) for `channels` channels; reverse blurs the axes in reversed
-// order, which is the transposed filter.
+// Writes the lattice as one block of bytes. Throws std::invalid_argument for non-finite features or
+// coordinates that do not fit.
+template <class T>
+void build_lattice(const LatticeFeatures<T>& features, const LatticeOptions& options,
+                   const ByteSink& sink, ParallelFor parallel_for);
+
+// out = slice(blur(splat(values))) with the lattice's normalisation; reverse is the transposed
+// filter, which blurs the axes in reversed order.
+template <class T>
 struct FilterArgs {
-  const LatticeView* lattice;
-  const float* values;  // [channels, num_points] by strides
-  float* out;           // [channels, num_points] by strides
+  const LatticeView<T>* lattice;
+  const T* values;  // [channels, num_points] by strides
+  T* out;           // [channels, num_points] by strides
   int channels;
   int64_t value_channel_stride;
   int64_t value_point_stride;
@@ -101,9 +94,10 @@ struct FilterArgs {
   int64_t out_point_stride;
   bool reverse;
 };
-void filter_lattice(const FilterArgs& args, ParallelFor parallel_for);
+template <class T>
+void filter_lattice(const FilterArgs<T>& args, ParallelFor parallel_for);
 
-// Floats in a row of `channels`: 1, 2, 4, 8, 16, 24, 32, then multiples of 16.
+// Values in a row of `channels`: 1, 2, 4, 8, 16, 24, 32, then multiples of 16.
 constexpr int row_width(int channels) {
   if (channels <= 2) {
     return channels;
@@ -115,19 +109,23 @@ constexpr int row_width(int channels) {
 }
 
 // Rows of one lattice from splat to slice.
+template <class T>
 struct LatticeRows {
-  LatticeView lattice;
+  LatticeView<T> lattice;
   int width;
-  float* rows;  // [num_rows, width]
+  T* rows;  // [num_rows, width]
 };
 
+template <class T>
 struct PermutohedralTable {
-  Lattice (*build)(const LatticeFeatures&, ParallelFor);
-  void (*filter)(const FilterArgs&, ParallelFor);
-  // Adds up the bands' rows and blurs in place, all lattices at once.
-  void (*merge_and_blur)(const LatticeRows* rows, int count, bool reverse, ParallelFor);
+  void (*build)(const LatticeFeatures<T>&, const LatticeOptions&, const ByteSink&, ParallelFor);
+  void (*filter)(const FilterArgs<T>&, ParallelFor);
+  // Adds up the bands' rows, blurs in place and spreads the result, all lattices at once.
+  void (*merge_and_blur)(const LatticeRows<T>* rows, int count, bool reverse, ParallelFor);
 };
-PYDENSE_DECLARE_CPU_TABLES(PermutohedralTable, kPermutohedralTable)
-const PermutohedralTable& permutohedral_table();
+PYDENSE_DECLARE_CPU_TABLES(PermutohedralTable<float>, kPermutohedralTable)
+PYDENSE_DECLARE_CPU_TABLES(PermutohedralTable<double>, kPermutohedralTable64)
+template <class T>
+const PermutohedralTable<T>& permutohedral_table();
 
 }  // namespace pydense

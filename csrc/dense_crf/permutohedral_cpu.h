@@ -14,6 +14,11 @@ namespace pydense::PYDENSE_ISA {
 
 constexpr int64_t kVertexChunk = 2048;  // vertices per task
 
+template <int Value>
+struct IntConstant {
+  static constexpr int value = Value;
+};
+
 // `count` objects, each made by the task that fills it.
 template <class T>
 class TaskArray {
@@ -49,8 +54,19 @@ class TaskArray {
   int64_t count_;
 };
 
-Lattice build_lattice_cpu(const LatticeFeatures& features, ParallelFor parallel_for);
-void filter_lattice_cpu(const FilterArgs& args, ParallelFor parallel_for);
-void merge_and_blur_cpu(const LatticeRows* rows, int count, bool reverse, ParallelFor parallel_for);
+// Splat of ones, merge, blur, slice: K 1 without `scale` and normalisation.
+template <class T>
+void lattice_mass(const LatticeView<T>& lattice, T* mass /* [num_points] */,
+                  ParallelFor parallel_for);
+
+void build_lattice_cpu(const LatticeFeatures<float>& features, const LatticeOptions& options,
+                       const ByteSink& sink, ParallelFor parallel_for);
+void build_lattice_cpu(const LatticeFeatures<double>& features, const LatticeOptions& options,
+                       const ByteSink& sink, ParallelFor parallel_for);
+template <class T>
+void filter_lattice_cpu(const FilterArgs<T>& args, ParallelFor parallel_for);
+template <class T>
+void merge_and_blur_cpu(const LatticeRows<T>* rows, int count, bool reverse,
+                        ParallelFor parallel_for);
 
 }  // namespace pydense::PYDENSE_ISA

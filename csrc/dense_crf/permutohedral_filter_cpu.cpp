@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// splat, merge, blur, slice on the rows of a lattice.
+// splat, merge, blur, spread, slice on the rows of a lattice.
 #include <algorithm>
 #include <cstring>
 
@@ -10,28 +10,38 @@
 namespace pydense::PYDENSE_ISA {
 namespace {
 
-template <int Piece>
-void merge_chunk(const LatticeRows& rows, int64_t begin, int64_t end) {
-  const LatticeView& lattice = rows.lattice;
+// Adds the rows of later bands to a vertex's own, or copies its own to them.
+template <class T, int Piece>
+void merge_chunk(const LatticeRows<T>& rows, bool spread, int64_t begin, int64_t end) {
+  const LatticeView<T>& lattice = rows.lattice;
+  const auto row_at = [&](int64_t i) {
+    return rows.rows + int64_t{lattice.shared_rows[i]} * rows.width;
+  };
   for (int64_t s = begin; s < end; ++s) {
-    float* const row = rows.rows + int64_t{lattice.shared_vertices[s]} * rows.width;
+    const int64_t own = lattice.shared_starts[s];
     for (int c = 0; c < rows.width; c += Piece) {
-      auto sum = Row<Piece>::load_from(row + c);
-      for (int64_t e = lattice.shared_starts[s]; e < lattice.shared_starts[s + 1]; ++e) {
-        sum = sum +
-              Row<Piece>::load_from(rows.rows + int64_t{lattice.shared_rows[e]} * rows.width + c);
+      auto row = Row<T, Piece>::load_from(row_at(own) + c);
+      for (int64_t i = own + 1; i < lattice.shared_starts[s + 1]; ++i) {
+        if (spread) {
+          row.store_to(row_at(i) + c);
+        } else {
+          row = row + Row<T, Piece>::load_from(row_at(i) + c);
+        }
       }
-      sum.store_to(row + c);
+      if (!spread) {
+        row.store_to(row_at(own) + c);
+      }
     }
   }
 }
 
 // Blurs the chains that start in [begin, end) of an axis, in place: v + (left + right) / 2. Walking
 // along a chain, every row is read and written once. A vertex without neighbours stays as it is.
-template <int Piece>
-void blur_chunk(const LatticeRows& rows, const int32_t* chain, int64_t length, int64_t begin,
+template <class T, int Piece>
+void blur_chunk(const LatticeRows<T>& rows, const int32_t* chain, int64_t length, int64_t begin,
                 int64_t end) {
   constexpr int64_t kAhead = 14;  // rows in flight
+  constexpr auto kHalf = static_cast<T>(0.5);
   const int64_t width = rows.width;
   const auto row_of = [&](int64_t i) {
     const int32_t v = chain[i];
@@ -43,18 +53,18 @@ void blur_chunk(const LatticeRows& rows, const int32_t* chain, int64_t length, i
   for (int64_t first = begin; first < end;) {
     int64_t i = first;
     for (int c = 0; c < width; c += Piece) {
-      auto left = Row<Piece>::zero();
-      auto middle = Row<Piece>::load_from(row_of(first) + c);
+      auto left = Row<T, Piece>::zero();
+      auto middle = Row<T, Piece>::load_from(row_of(first) + c);
       for (i = first; chain[i] >= 0; ++i) {
-        const float* ahead = row_of(std::min(i + kAhead, length - 1));
+        const T* ahead = row_of(std::min(i + kAhead, length - 1));
         __builtin_prefetch(ahead + c, 1);
         __builtin_prefetch(ahead + c + Piece - 1, 1);
-        const auto right = Row<Piece>::load_from(row_of(i + 1) + c);
-        (middle + (left + right) * 0.5f).store_to(row_of(i) + c);
+        const auto right = Row<T, Piece>::load_from(row_of(i + 1) + c);
+        multiply_add(left + right, kHalf, middle).store_to(row_of(i) + c);
         left = middle;
         middle = right;
       }
-      (middle + left * 0.5f).store_to(row_of(i) + c);
+      multiply_add(left, kHalf, middle).store_to(row_of(i) + c);
     }
     first = i + 1;
   }
@@ -62,12 +72,15 @@ void blur_chunk(const LatticeRows& rows, const int32_t* chain, int64_t length, i
 
 // Runs work(lattice index, begin, end) over `size(view)` items of all lattices, with a task grid
 // that depends on the lattices alone.
-template <class Size, class Work>
-void for_each_chunk(const LatticeRows* rows, int count, ParallelFor parallel_for, const Size& size,
-                    const Work& work) {
+template <class T, class Size, class Work>
+void for_each_chunk(const LatticeRows<T>* rows, int count, ParallelFor parallel_for,
+                    const Size& size, const Work& work) {
   int64_t tasks = 0;
   for (int k = 0; k < count; ++k) {
     tasks += ceil_div(size(rows[k].lattice), kVertexChunk);
+  }
+  if (tasks == 0) {
+    return;
   }
   parallel_tasks(parallel_for, tasks, [&](int64_t task) {
     int k = 0;
@@ -83,93 +96,140 @@ void for_each_chunk(const LatticeRows* rows, int count, ParallelFor parallel_for
   });
 }
 
-template <int Piece>
-void filter_group(const FilterArgs& args, const LatticeRows& rows, int first, int channels,
+// Calls work(band index, band, corners) for every band.
+template <class T, class Work>
+void for_each_band(const LatticeView<T>& lattice, ParallelFor parallel_for, const Work& work) {
+  const BandGrid bands(lattice.grid);
+  with_corners(lattice.dims, [&](auto corners) {
+    const BandCorners<T, decltype(corners)::value> points(lattice);
+    parallel_tasks(parallel_for, bands.count(), [&](int64_t b) { work(b, bands.at(b), points); });
+  });
+}
+
+template <class T, int Piece>
+void filter_group(const FilterArgs<T>& args, const LatticeRows<T>& rows, int first, int channels,
                   ParallelFor parallel_for) {
-  const LatticeView& lattice = *args.lattice;
-  const int corners = lattice.dims + 1;
-  const auto points = [&](int64_t b) {
-    return band_begin(lattice.num_points, lattice.num_bands, b);
+  const LatticeView<T>& lattice = *args.lattice;
+  // The transposed filter has the factors of the other side.
+  const T* before = args.reverse ? lattice.slice_norm : lattice.splat_norm;
+  const T* after = args.reverse ? lattice.splat_norm : lattice.slice_norm;
+  const auto value = [&](int64_t pixel, int c) {
+    return args.values[(first + c) * args.value_channel_stride + pixel * args.value_point_stride];
   };
-  parallel_tasks(parallel_for, lattice.num_bands, [&](int64_t b) {
+  for_each_band(lattice, parallel_for, [&](int64_t b, const Band& band, const auto& corners) {
     clear_band(rows, b);
-    const LatticeEntry* entries = lattice.entries + lattice.band_entries[b];
-    for (int64_t p = points(b); p < points(b + 1); ++p) {
-      alignas(64) float row[Piece] = {};
+    T* to = rows.rows + lattice.band_rows[b] * rows.width;
+    for_each_run(band, 1, [&](int64_t p, int64_t pixel, int) {
+      alignas(64) T row[Piece] = {};
       for (int c = 0; c < channels; ++c) {
-        row[c] = args.values[(first + c) * args.value_channel_stride + p * args.value_point_stride];
+        row[c] = value(pixel, c) * (before == nullptr ? T{1} : before[p]);
       }
-      splat_point(Row<Piece>::load_from(row), lattice.weights + p * corners,
-                  lattice.point_entries + p * corners, entries, corners, rows.width, rows.rows);
-    }
+      corners.template splat<Piece>(p, Row<T, Piece>::load_from(row), rows.width, to);
+    });
   });
   merge_and_blur_cpu(&rows, 1, args.reverse, parallel_for);
-  parallel_tasks(parallel_for, lattice.num_bands, [&](int64_t b) {
-    const LatticeEntry* entries = lattice.entries + lattice.band_entries[b];
-    for (int64_t p = points(b); p < points(b + 1); ++p) {
-      alignas(64) float row[Piece];
-      (slice_point<Piece>(lattice.weights + p * corners, lattice.point_entries + p * corners,
-                          entries, corners, rows.width, rows.rows) *
-       lattice.alpha)
-          .store_to(row);
+  for_each_band(lattice, parallel_for, [&](int64_t b, const Band& band, const auto& corners) {
+    const T* from = rows.rows + lattice.band_rows[b] * rows.width;
+    for_each_run(band, 1, [&](int64_t p, int64_t pixel, int) {
+      const T factor = lattice.scale * (after == nullptr ? T{1} : after[p]);
+      alignas(64) T row[Piece];
+      (corners.template slice<Piece>(p, rows.width, from) * factor).store_to(row);
       for (int c = 0; c < channels; ++c) {
-        args.out[(first + c) * args.out_channel_stride + p * args.out_point_stride] = row[c];
+        const T own = lattice.self == nullptr ? T{0} : lattice.self[p] * value(pixel, c);
+        args.out[(first + c) * args.out_channel_stride + pixel * args.out_point_stride] =
+            row[c] - own;
       }
-    }
+    });
   });
 }
 
 }  // namespace
 
-void merge_and_blur_cpu(const LatticeRows* rows, int count, bool reverse,
+template <class T>
+void lattice_mass(const LatticeView<T>& lattice, T* mass, ParallelFor parallel_for) {
+  const Buffer buffer = buffer_of<T>(static_cast<size_t>(lattice.num_rows));
+  const LatticeRows<T> rows = {lattice, 1, buffer.as<T>()};
+  for_each_band(lattice, parallel_for, [&](int64_t b, const Band& band, const auto& corners) {
+    clear_band(rows, b);
+    T* to = rows.rows + lattice.band_rows[b];
+    const int64_t n = corners.corners();
+    for (int64_t i = band.begin * n; i < band.end() * n; ++i) {
+      to[corners.ids[i]] += corners.weights[i];
+    }
+  });
+  merge_and_blur_cpu(&rows, 1, false, parallel_for);
+  for_each_band(lattice, parallel_for, [&](int64_t b, const Band& band, const auto& corners) {
+    const T* from = rows.rows + lattice.band_rows[b];
+    for (int64_t p = band.begin; p < band.end(); ++p) {
+      mass[p] = T{0};
+      for (int64_t r = p * corners.corners(); r < (p + 1) * corners.corners(); ++r) {
+        mass[p] += corners.weights[r] * from[corners.ids[r]];
+      }
+    }
+  });
+}
+
+template <class T>
+void merge_and_blur_cpu(const LatticeRows<T>* rows, int count, bool reverse,
                         ParallelFor parallel_for) {
-  for_each_chunk(
-      rows, count, parallel_for, [](const LatticeView& lattice) { return lattice.num_shared; },
-      [&](int k, int64_t begin, int64_t end) {
-        with_piece<1>(rows[k].width, [&](auto piece) {
-          merge_chunk<decltype(piece)::value>(rows[k], begin, end);
-        });
+  const auto shared = [](const LatticeView<T>& lattice) { return lattice.num_shared; };
+  const auto merge = [&](bool spread) {
+    for_each_chunk(rows, count, parallel_for, shared, [&](int k, int64_t begin, int64_t end) {
+      with_piece<T, 1>(rows[k].width, [&](auto piece) {
+        merge_chunk<T, decltype(piece)::value>(rows[k], spread, begin, end);
       });
+    });
+  };
+  merge(false);
   int stages = 0;
   for (int k = 0; k < count; ++k) {
     stages = std::max(stages, rows[k].lattice.dims + 1);
   }
   for (int stage = 0; stage < stages; ++stage) {
-    const auto axis_of = [&](const LatticeView& lattice) {
+    const auto axis_of = [&](const LatticeView<T>& lattice) {
       return reverse ? lattice.dims - stage : stage;
     };
-    const auto length_of = [&](const LatticeView& lattice) {
+    const auto length_of = [&](const LatticeView<T>& lattice) {
       const int axis = axis_of(lattice);
       return stage <= lattice.dims ? lattice.chain_starts[axis + 1] - lattice.chain_starts[axis]
                                    : 0;
     };
     for_each_chunk(rows, count, parallel_for, length_of, [&](int k, int64_t begin, int64_t end) {
-      const LatticeView& lattice = rows[k].lattice;
+      const LatticeView<T>& lattice = rows[k].lattice;
       const int32_t* chain = lattice.chains + lattice.chain_starts[axis_of(lattice)];
-      with_piece<1>(rows[k].width, [&](auto piece) {
-        blur_chunk<decltype(piece)::value>(rows[k], chain, length_of(lattice), begin, end);
+      with_piece<T, 1>(rows[k].width, [&](auto piece) {
+        blur_chunk<T, decltype(piece)::value>(rows[k], chain, length_of(lattice), begin, end);
       });
     });
   }
+  merge(true);
 }
 
-void filter_lattice_cpu(const FilterArgs& args, ParallelFor parallel_for) {
-  const LatticeView& lattice = *args.lattice;
-  constexpr int kGroup = 32;  // channels at a time: bounds the memory of the rows
+template <class T>
+void filter_lattice_cpu(const FilterArgs<T>& args, ParallelFor parallel_for) {
+  const LatticeView<T>& lattice = *args.lattice;
+  // Channels at a time: a row in one piece, which also bounds the memory of the rows.
+  constexpr int kGroup = sizeof(T) == sizeof(float) ? 32 : 8;
   const int width = row_width(std::min(args.channels, kGroup));
-  const Buffer buffer = buffer_of<float>(
-      checked_bytes(static_cast<size_t>(lattice.num_rows()), static_cast<size_t>(width)));
+  const Buffer buffer = buffer_of<T>(
+      checked_bytes(static_cast<size_t>(lattice.num_rows), static_cast<size_t>(width)));
   for (int first = 0; first < args.channels; first += kGroup) {
     const int channels = std::min(kGroup, args.channels - first);
-    const LatticeRows rows = {lattice, row_width(channels), buffer.as<float>()};
-    with_piece<1>(rows.width, [&](auto piece) {
-      filter_group<decltype(piece)::value>(args, rows, first, channels, parallel_for);
+    const LatticeRows<T> rows = {lattice, row_width(channels), buffer.as<T>()};
+    with_piece<T, 1>(rows.width, [&](auto piece) {
+      filter_group<T, decltype(piece)::value>(args, rows, first, channels, parallel_for);
     });
   }
 }
 
-extern const PermutohedralTable kPermutohedralTable;
-const PermutohedralTable kPermutohedralTable = {build_lattice_cpu, filter_lattice_cpu,
-                                                merge_and_blur_cpu};
+template void lattice_mass(const LatticeView<float>&, float*, ParallelFor);
+template void lattice_mass(const LatticeView<double>&, double*, ParallelFor);
+
+extern const PermutohedralTable<float> kPermutohedralTable;
+const PermutohedralTable<float> kPermutohedralTable = {build_lattice_cpu, filter_lattice_cpu<float>,
+                                                       merge_and_blur_cpu<float>};
+extern const PermutohedralTable<double> kPermutohedralTable64;
+const PermutohedralTable<double> kPermutohedralTable64 = {
+    build_lattice_cpu, filter_lattice_cpu<double>, merge_and_blur_cpu<double>};
 
 }  // namespace pydense::PYDENSE_ISA

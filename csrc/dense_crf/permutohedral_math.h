@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Geometry of the permutohedral lattice (Adams, Baek, Davis: "Fast High-Dimensional Filtering Using
-// the Permutohedral Lattice", 2010), shared by CPU (F, I = SIMD vectors, one point per lane) and
-// CUDA (F, I = float, int32_t). Only adds, multiplies and compares, never contracted, so that a
-// point falls into the same simplex with the same weights everywhere.
+// the Permutohedral Lattice", 2010), shared by CPU (F, I = SIMD vectors of T and of its integer,
+// one point per lane) and CUDA (F, I = T and its integer). Only adds, multiplies and compares,
+// never contracted, so that a point falls into the same simplex with the same weights everywhere.
 //
 // A point with d features is lifted onto the plane sum(e) = 0 of R^(d+1). The simplex around it has
 // one vertex of each remainder 0..d; the vertex of remainder r has the coordinates
@@ -21,43 +21,62 @@ namespace pydense::PYDENSE_ISA {
 
 // Features are divided by the standard deviation of the kernel beforehand; this scale makes one
 // unit of feature space one standard deviation of the splat-blur-slice filter along every axis.
-inline void lattice_scale(int dims, float* scale /* [dims] */) {
+template <class T>
+inline void lattice_scale(int dims, T* scale /* [dims] */) {
   // Rounded to float once, here and below, as pydensecrf does.
-  const auto deviation = static_cast<float>(std::sqrt(2.0 / 3.0) * (dims + 1));
+  const auto deviation = static_cast<T>(std::sqrt(2.0 / 3.0) * (dims + 1));
   for (int i = 0; i < dims; ++i) {
-    scale[i] = static_cast<float>(1.0 / std::sqrt(static_cast<double>((i + 2) * (i + 1))) *
-                                  static_cast<double>(deviation));
+    scale[i] = static_cast<T>(1.0 / std::sqrt(static_cast<double>((i + 2) * (i + 1))) *
+                              static_cast<double>(deviation));
   }
 }
 
 // The raw lattice response to a constant is (1 + 2^-d) times too large.
-inline float lattice_alpha(int dims) { return 1.0f / (1.0f + std::ldexp(1.0f, -dims)); }
+template <class T>
+inline T lattice_alpha(int dims) {
+  return T{1} / (T{1} + std::ldexp(T{1}, -dims));
+}
 
-template <class F>
-PYDENSE_HD void elevate(const F* feature /* [d] */, const float* scale /* [d] */, int dims,
+template <class T, class F>
+PYDENSE_HD void elevate(const F* feature /* [d] */, const T* scale /* [d] */, int dims,
                         F* e /* [d + 1] */) {
   F sum{};
   for (int j = dims; j > 0; --j) {
     const F scaled = feature[j - 1] * scale[j - 1];
-    e[j] = sum - scaled * static_cast<float>(j);
+    e[j] = sum - scaled * static_cast<T>(j);
     sum = sum + scaled;
   }
   e[0] = sum;
 }
 
+// 1.5 * 2^(mantissa bits): adding it rounds to the nearest integer, ties to even, and leaves that
+// integer in the low bits.
+template <class T>
+struct RoundingConstant;
+template <>
+struct RoundingConstant<float> {
+  static constexpr float kValue = 12582912.f;
+  static constexpr int32_t kBits = 0x4B400000;
+};
+template <>
+struct RoundingConstant<double> {
+  static constexpr double kValue = 6755399441055744.0;
+  static constexpr int64_t kBits = 0x4338000000000000;
+};
+
 // From elevated coordinates to the enclosing simplex. |e| must be below 2^22.
-template <class F, class I>
+template <class T, class F, class I>
 PYDENSE_HD void enclosing_simplex(const F* e /* [d + 1] */, int dims, I* base /* [d + 1] */,
                                   I* rank /* [d + 1] */, F* weight /* [d + 1], by remainder */,
                                   F* work /* [d + 1] */) {
-  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to nearest, ties to even
-  const auto period = static_cast<float>(dims + 1);
-  const float inverse = 1.0f / period;
+  using Round = RoundingConstant<T>;
+  const auto period = static_cast<T>(dims + 1);
+  const T inverse = T{1} / period;
   I sum{};
   for (int i = 0; i <= dims; ++i) {
-    const F shifted = e[i] * inverse + kRound;
-    const F multiple = shifted - kRound;
-    const I whole = bit_cast<I>(shifted) - 0x4B400000;  // the bits of kRound
+    const F shifted = e[i] * inverse + Round::kValue;
+    const F multiple = shifted - Round::kValue;
+    const I whole = bit_cast<I>(shifted) - Round::kBits;
     sum = sum + whole;
     base[i] = whole * (dims + 1);
     work[i] = e[i] - multiple * period;
@@ -96,7 +115,7 @@ PYDENSE_HD void enclosing_simplex(const F* e /* [d + 1] */, int dims, I* base /*
     }
     previous = sorted;
   }
-  weight[0] = first + (1.0f - previous);
+  weight[0] = first + (T{1} - previous);
 }
 
 }  // namespace pydense::PYDENSE_ISA

@@ -46,11 +46,17 @@ struct Key {
   }
 };
 
+// The word of a key that coordinate i lies in.
+template <int Words>
+PYDENSE_HD int word_of(const KeyLayout& layout, int i) {
+  return Words == 1 ? 0 : layout.word[i];
+}
+
 // A key with `value` in coordinate i and 0 elsewhere.
 template <int Words>
 PYDENSE_HD Key<Words> coordinate_key(const KeyLayout& layout, int i, int64_t value) {
   Key<Words> key{};
-  key.word[Words == 1 ? 0 : layout.word[i]] = static_cast<uint64_t>(value) << layout.shift[i];
+  key.word[word_of<Words>(layout, i)] = static_cast<uint64_t>(value) << layout.shift[i];
   return key;
 }
 

@@ -33,9 +33,10 @@ class DenseCRF:
 
     Raises:
         ValueError: A number is out of range, or the (L, N) table is beyond the address space.
-        MemoryError: The (L, N) table does not fit in memory.
         TypeError: An argument is no integer.
     """
+
+    _width = 0  # of the picture whose pixels the points are, 0 where they have no order
 
     def __init__(self, nvar: int, nlabels: int) -> None:
         op = type(self).__name__
@@ -45,12 +46,7 @@ class DenseCRF:
             raise ValueError(
                 f"{op}: nvar * nlabels must be addressable, got {self._nvar} * {self._nlabels}"
             )
-        try:
-            self._field = _core.MeanField(self._nvar, self._nlabels)
-        except MemoryError:
-            raise MemoryError(
-                f"{op}: no memory for {self._nvar} points with {self._nlabels} labels"
-            ) from None
+        self._field = _core.MeanField(self._nvar, self._nlabels, self._width)
 
     def setUnary(self, u: Unary) -> None:
         """Set the unary energy from a Unary object; it replaces an earlier one.
@@ -185,11 +181,12 @@ class DenseCRF:
         _validate.kernel(op, kernel)
         norm = _validate.normalization(op, normalization)
         try:
-            lattice = _core.Lattice(features)
+            lattice = _core.Lattice(features, norm, self._width)
         except ValueError as error:
             # The text starts with the core's own operator; people know what they called.
             raise ValueError(f"{op}: {str(error).partition(': ')[2]}") from None
-        self._field.add_pairwise(lattice, weights, norm)
+        # The core's matrices attract where they are positive, pydensecrf's repel.
+        self._field.add_pairwise(lattice, weights if weights.ndim == 0 else -weights)
 
 
 class DenseCRF2D(DenseCRF):
@@ -211,6 +208,7 @@ class DenseCRF2D(DenseCRF):
         op = type(self).__name__
         self._w = _validate.integer(op, "w", w, 1)
         self._h = _validate.integer(op, "h", h, 1)
+        self._width = self._w
         super().__init__(self._w * self._h, nlabels)
 
     def addPairwiseGaussian(

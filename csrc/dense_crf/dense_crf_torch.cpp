@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+// Two operators carry the dense CRF: one builds lattices, the other iterates on them. A lattice
+// travels as a byte tensor. Arrays are (batch, channels, height, width); a picture's pixels are the
+// points, row by row, point sets have height 1 and volumes stack their slices.
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "dense_crf/lattice_bytes.h"
+#include "dense_crf/mean_field.h"
+#include "torch/tensor.h"
+
+namespace pydense {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+void check_pictures(const char* op, const char* name, const Tensor& x) {
+  PYDENSE_CHECK(x.dim() == 4, op, ": ", name,
+                " must have 4 dimensions (batch, channels, height, width), got ", x.dim());
+  PYDENSE_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU");
+}
+
+// Calls fn(float{}) or fn(double{}) by the dtype of x.
+template <class Fn>
+auto with_dtype(const char* op, const char* name, const Tensor& x, const Fn& fn) {
+  const ScalarType dtype = x.scalar_type();
+  PYDENSE_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", name,
+                " must be of dtype Float or Double, got ", torch::headeronly::toString(dtype));
+  return dtype == ScalarType::Float ? fn(float{}) : fn(double{});
+}
+
+// A tensor whose points have one stride.
+struct Pictures {
+  Tensor tensor;
+  int64_t point_stride;
+
+  explicit Pictures(const Tensor& x) : tensor(x), point_stride(x.stride(3)) {
+    if (x.size(2) > 1 && x.size(3) > 1 && x.stride(2) != x.stride(3) * x.size(3)) {
+      tensor = as_contiguous(x);
+      point_stride = 1;
+    } else if (x.size(3) == 1) {
+      point_stride = x.stride(2);
+    }
+  }
+
+  PointGrid grid() const { return {tensor.size(2), tensor.size(3)}; }
+  template <class T>
+  LabelArray<const T> at(int64_t image) const {
+    return {tensor.const_data_ptr<T>() + image * tensor.stride(0), tensor.stride(1), point_stride};
+  }
+};
+
+// Runs image(i, ParallelFor) for all images: one after the other with all threads or, where a
+// picture is too small for several threads, side by side. The first error in order is raised.
+template <class Image>
+void for_each_image(int64_t images, const PointGrid& grid, const Image& image) {
+  if (BandGrid(grid).count() > 1 || images == 1) {
+    for (int64_t i = 0; i < images; ++i) {
+      image(i, torch_parallel_for);
+    }
+    return;
+  }
+  std::vector<std::string> errors(static_cast<size_t>(images));
+  parallel_tasks(torch_parallel_for, images, [&](int64_t i) {
+    try {
+      image(i, serial_for);
+    } catch (const std::invalid_argument& error) {
+      errors[static_cast<size_t>(i)] = error.what();
+    }
+  });
+  for (const std::string& error : errors) {
+    if (!error.empty()) {
+      throw std::invalid_argument(error);
+    }
+  }
+}
+
+Normalization parse_normalization(const std::string& name) {
+  PYDENSE_CHECK(name == "none" || name == "before" || name == "after" || name == "symmetric",
+                "dense_crf_lattice: normalization must be none, before, after or symmetric, got '",
+                name, "'");
+  return name == "none"     ? Normalization::kNone
+         : name == "before" ? Normalization::kBefore
+         : name == "after"  ? Normalization::kAfter
+                            : Normalization::kSymmetric;
+}
+
+Tensor new_bytes(const Tensor& like, int64_t size) {
+  return torch::stable::new_empty(like, {size}, ScalarType::Byte);
+}
+
+Tensor lattice_op(const Tensor& features, const std::string& normalization, bool self_term) {
+  constexpr const char* kOp = "dense_crf_lattice";
+  check_pictures(kOp, "features", features);
+  PYDENSE_CHECK(features.size(1) >= 1 && features.size(1) <= kMaxLatticeDims, kOp,
+                ": features must have 1 to ", kMaxLatticeDims, " channels, got ", features.size(1));
+  const LatticeOptions options = {parse_normalization(normalization), self_term};
+  const int64_t images = features.size(0);
+  if (features.numel() == 0) {
+    return new_bytes(features, 0);
+  }
+  return with_dtype(kOp, "features", features, [&]<class T>(T) {
+    const Pictures pictures(features);
+    const auto build = [&](int64_t i, const ByteSink& sink, ParallelFor parallel_for) {
+      const LabelArray<const T> from = pictures.at<T>(i);
+      build_lattice<T>({from.data, pictures.grid(), static_cast<int>(features.size(1)),
+                        from.label_stride, from.point_stride},
+                       options, sink, parallel_for);
+    };
+    Tensor bytes;
+    if (images == 1) {
+      struct Target {
+        const Tensor& like;
+        Tensor& bytes;
+      } target = {features, bytes};
+      build(0,
+            {&target,
+             [](void* context, size_t size) {
+               auto* to = static_cast<Target*>(context);
+               to->bytes = new_bytes(to->like, static_cast<int64_t>(size));
+               return to->bytes.mutable_data_ptr();
+             }},
+            torch_parallel_for);
+      return bytes;
+    }
+    std::vector<Buffer> lattices(static_cast<size_t>(images));
+    for_each_image(images, pictures.grid(), [&](int64_t i, ParallelFor parallel_for) {
+      build(i,
+            {&lattices[static_cast<size_t>(i)],
+             [](void* buffer, size_t size) {
+               *static_cast<Buffer*>(buffer) = Buffer(size);
+               return static_cast<Buffer*>(buffer)->data();
+             }},
+            parallel_for);
+    });
+    size_t total = 0;
+    for (const Buffer& lattice : lattices) {
+      total += lattice.bytes();
+    }
+    bytes = new_bytes(features, static_cast<int64_t>(total));
+    auto* to = static_cast<char*>(bytes.mutable_data_ptr());
+    for (Buffer& lattice : lattices) {
+      std::memcpy(to, lattice.data(), lattice.bytes());
+      to += lattice.bytes();
+      lattice = Buffer();
+    }
+    return bytes;
+  });
+}
+
+// The pairwise terms of a batch.
+template <class T>
+struct Terms {
+  struct Term {
+    Tensor lattice;
+    int64_t images;
+    Tensor compat;
+  };
+  std::vector<Term> terms;
+
+  Terms(const char* op, const Tensor& unary, const std::vector<Tensor>& lattices,
+        const std::vector<Tensor>& compats) {
+    PYDENSE_CHECK(lattices.size() == compats.size(), op, ": compats must be ", lattices.size(),
+                  ", one for each lattice, got ", compats.size());
+    const int64_t labels = unary.size(1);
+    for (size_t k = 0; k < lattices.size(); ++k) {
+      const Tensor& lattice = lattices[k];
+      const Tensor& compat = compats[k];
+      require_dtype(op, "lattices", lattice, ScalarType::Byte);
+      require_dtype(op, "compats", compat, unary.scalar_type());
+      PYDENSE_CHECK(lattice.is_cpu() && compat.is_cpu(), op,
+                    ": lattices and compats must be on the CPU");
+      const int64_t dims = compat.dim();
+      bool fits = dims <= 2;
+      for (int64_t i = 0; i < dims; ++i) {
+        fits = fits && compat.size(i) == labels;
+      }
+      PYDENSE_CHECK(fits, op, ": compats must have shape (), (", labels, ",) or (", labels, ", ",
+                    labels, ")");
+      const Tensor bytes = as_contiguous(lattice);
+      const int64_t images =
+          count_lattices<T>(op, bytes.const_data_ptr(), static_cast<size_t>(bytes.numel()));
+      PYDENSE_CHECK(images == 1 || images == unary.size(0), op, ": lattices must hold 1 or ",
+                    unary.size(0), " images, got ", images);
+      terms.push_back({bytes, images, as_contiguous(compat)});
+    }
+  }
+
+  void add_to(MeanField<T>& field, int64_t image) const {
+    for (const Term& term : terms) {
+      field.add_pairwise(lattice_at<T>(term.lattice.const_data_ptr(), term.images == 1 ? 0 : image),
+                         static_cast<Compatibility>(term.compat.dim()),
+                         static_cast<const T*>(term.compat.const_data_ptr()));
+    }
+  }
+};
+
+void check_same_shape(const char* op, const Tensor& q, const Tensor& unary) {
+  check_pictures(op, "q", q);
+  require_dtype(op, "q", q, unary.scalar_type());
+  for (int64_t i = 0; i < 4; ++i) {
+    PYDENSE_CHECK(q.size(i) == unary.size(i), op, ": q must have the shape of the unary, got ",
+                  q.size(i), " instead of ", unary.size(i), " in dimension ", i);
+  }
+}
+
+bool is_channels_last(const Tensor& x) {
+  int64_t expected = 1;
+  for (const int64_t dim : {1, 3, 2, 0}) {
+    if (x.size(dim) != 1 && x.stride(dim) != expected) {
+      return false;
+    }
+    expected *= x.size(dim);
+  }
+  return true;
+}
+
+// Uninitialised, channels last where x is that and not contiguous.
+Tensor empty_in_format_of(const Tensor& x) {
+  if (x.is_contiguous() || !is_channels_last(x)) {
+    return torch::stable::new_empty(x, x.sizes());
+  }
+  const Tensor last = torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(3), x.size(1)});
+  return torch::stable::transpose(torch::stable::transpose(last, 1, 3), 2, 3);
+}
+
+Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
+                     const std::vector<Tensor>& compats, int64_t iterations, bool energies,
+                     const std::optional<Tensor>& q, const std::string& output) {
+  constexpr const char* kOp = "dense_crf_mean_field";
+  check_pictures(kOp, "unary", unary);
+  PYDENSE_CHECK(output == "probabilities" || output == "logits" || output == "labels", kOp,
+                ": output must be probabilities, logits or labels, got '", output, "'");
+  PYDENSE_CHECK(iterations >= 0 && iterations <= INT32_MAX, kOp,
+                ": iterations must be in [0, 2^31), got ", iterations);
+  if (q.has_value()) {
+    check_same_shape(kOp, *q, unary);
+  }
+  const MeanFieldOutput kind = output == "probabilities" ? MeanFieldOutput::kProbabilities
+                               : output == "logits"      ? MeanFieldOutput::kLogits
+                                                         : MeanFieldOutput::kLabels;
+  return with_dtype(kOp, "unary", unary, [&]<class T>(T) {
+    Tensor out = kind == MeanFieldOutput::kLabels
+                     ? torch::stable::new_empty(
+                           unary, {unary.size(0), unary.size(2), unary.size(3)}, ScalarType::Long)
+                     : empty_in_format_of(unary);
+    if (unary.numel() == 0) {
+      return out;
+    }
+    const Terms<T> terms(kOp, unary, lattices, compats);
+    const Pictures energy(unary);
+    const Pictures start(q.has_value() ? *q : unary);
+    const PointGrid grid = energy.grid();
+    const Pictures result(kind == MeanFieldOutput::kLabels ? unary : out);
+    void* to = out.mutable_data_ptr();
+    for_each_image(unary.size(0), grid, [&](int64_t i, ParallelFor parallel_for) {
+      MeanField<T> field(grid, static_cast<int>(unary.size(1)), parallel_for);
+      field.set_unary(energy.at<T>(i), energies);
+      terms.add_to(field, i);
+      MeanFieldResult<T> target{kind, {}, nullptr};
+      if (kind == MeanFieldOutput::kLabels) {
+        target.labels = static_cast<int64_t*>(to) + i * grid.points();
+      } else {
+        target.q = {static_cast<T*>(to) + i * out.stride(0), out.stride(1), result.point_stride};
+      }
+      field.run(static_cast<int>(iterations),
+                q.has_value() ? start.at<T>(i) : LabelArray<const T>{}, target);
+    });
+    return out;
+  });
+}
+
+Tensor free_energy_op(const Tensor& unary, const std::vector<Tensor>& lattices,
+                      const std::vector<Tensor>& compats, bool energies, const Tensor& q) {
+  constexpr const char* kOp = "dense_crf_free_energy";
+  check_pictures(kOp, "unary", unary);
+  check_same_shape(kOp, q, unary);
+  return with_dtype(kOp, "unary", unary, [&]<class T>(T) {
+    Tensor out = torch::stable::new_zeros(unary, {unary.size(0), 3}, ScalarType::Double);
+    if (unary.numel() == 0) {
+      return out;
+    }
+    const Terms<T> terms(kOp, unary, lattices, compats);
+    const Pictures energy(unary);
+    const Pictures marginals(q);
+    auto* sums = static_cast<double*>(out.mutable_data_ptr());
+    for_each_image(unary.size(0), energy.grid(), [&](int64_t i, ParallelFor parallel_for) {
+      MeanField<T> field(energy.grid(), static_cast<int>(unary.size(1)), parallel_for);
+      field.set_unary(energy.at<T>(i), energies);
+      terms.add_to(field, i);
+      const FreeEnergy sum = field.free_energy(marginals.at<T>(i));
+      sums[i * 3] = sum.negative_entropy;
+      sums[i * 3 + 1] = sum.unary;
+      sums[i * 3 + 2] = sum.pairwise;
+    });
+    return out;
+  });
+}
+
+Tensor filter_op(const Tensor& values, const Tensor& lattice, bool reverse) {
+  constexpr const char* kOp = "permutohedral_filter";
+  check_pictures(kOp, "values", values);
+  require_dtype(kOp, "lattice", lattice, ScalarType::Byte);
+  return with_dtype(kOp, "values", values, [&]<class T>(T) {
+    Tensor out = torch::stable::new_empty(values, values.sizes());
+    if (values.numel() == 0) {
+      return out;
+    }
+    const Tensor bytes = as_contiguous(lattice);
+    const int64_t images =
+        count_lattices<T>(kOp, bytes.const_data_ptr(), static_cast<size_t>(bytes.numel()));
+    PYDENSE_CHECK(images == 1 || images == values.size(0), kOp, ": lattice must hold 1 or ",
+                  values.size(0), " images, got ", images);
+    const Pictures from(values);
+    const int64_t points = from.grid().points();
+    T* to = out.mutable_data_ptr<T>();
+    PYDENSE_CHECK(values.size(1) <= INT32_MAX, kOp, ": values have too many channels");
+    for_each_image(values.size(0), from.grid(), [&](int64_t i, ParallelFor parallel_for) {
+      const LatticeView<T> view = lattice_at<T>(bytes.const_data_ptr(), images == 1 ? 0 : i);
+      PYDENSE_CHECK(view.num_points() == points, kOp, ": values must have ", view.num_points(),
+                    " points as the lattice has, got ", points);
+      const LabelArray<const T> image = from.at<T>(i);
+      filter_lattice<T>(
+          {&view, image.data, to + i * out.stride(0), static_cast<int>(values.size(1)),
+           image.label_stride, image.point_stride, points, 1, reverse},
+          parallel_for);
+    });
+    return out;
+  });
+}
+
+}  // namespace
+}  // namespace pydense
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) {
+  m.def("dense_crf_lattice(Tensor features, str normalization, bool self_term) -> Tensor");
+  m.def(
+      "dense_crf_mean_field(Tensor unary, Tensor[] lattices, Tensor[] compats, int iterations, "
+      "bool energies, Tensor? q, str output) -> Tensor");
+  m.def(
+      "dense_crf_free_energy(Tensor unary, Tensor[] lattices, Tensor[] compats, bool energies, "
+      "Tensor q) -> Tensor");
+  m.def("permutohedral_filter(Tensor values, Tensor lattice, bool reverse) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(pydense, CPU, m) {
+  m.impl("dense_crf_lattice", TORCH_BOX(&pydense::lattice_op));
+  m.impl("dense_crf_mean_field", TORCH_BOX(&pydense::mean_field_op));
+  m.impl("dense_crf_free_energy", TORCH_BOX(&pydense::free_energy_op));
+  m.impl("permutohedral_filter", TORCH_BOX(&pydense::filter_op));
+}
