@@ -2,7 +2,8 @@
 """Custom kernels for dense per-pixel prediction: segmentation, depth, restoration, heat maps.
 
 Importing this package loads neither torch nor NumPy: what needs them is imported when first used
-(PEP 562). ``pydense.densecrf`` works without torch altogether.
+(PEP 562). ``pydense.densecrf`` works without torch altogether; ``pydense.ops``, ``pydense.nn`` and
+``pydense.reference`` need it.
 """
 
 import importlib
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import densecrf as densecrf
+    from . import nn as nn
+    from . import ops as ops
+    from . import reference as reference
     from ._info import build_info, get_num_threads, set_num_threads
 
 __all__ = ["__version__", "build_info", "get_num_threads", "set_num_threads"]
 
-_SUBMODULES = ("densecrf",)
+_SUBMODULES = ("densecrf", "nn", "ops", "reference")
 
 
 def __getattr__(name: str) -> Any:

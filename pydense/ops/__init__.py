@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions on torch tensors, over pydense's own operators.
+
+Importing this registers ``torch.ops.pydense`` with everything ``torch.compile`` and
+``torch.export`` need; a program that loads an exported graph imports it too.
+"""
+
+from ._crf_energy import FreeEnergy, dense_crf_energy, dense_crf_free_energy
+from ._exact import exact_gaussian_filter
+from ._lattice_cache import clear_lattice_cache
+from .dense_crf import dense_crf, dense_crf_steps
+from .permutohedral import permutohedral_filter
+
+__all__ = [
+    "FreeEnergy",
+    "clear_lattice_cache",
+    "dense_crf",
+    "dense_crf_energy",
+    "dense_crf_free_energy",
+    "dense_crf_steps",
+    "exact_gaussian_filter",
+    "permutohedral_filter",
+]

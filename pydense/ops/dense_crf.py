@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mean-field inference of fully connected CRFs: the public functions that return marginals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from . import _crf_arguments as check
+from ._crf_backends import mean_field
+from ._crf_features import Model, make_model
+from ._gradient import missing_gradient
+
+
+def dense_crf(
+    unary: Tensor,
+    image: Tensor | None = None,
+    *,
+    gaussian: Mapping[str, Any] | None = None,
+    bilateral: Mapping[str, Any] | None = None,
+    features: Sequence[Mapping[str, Any]] = (),
+    iterations: int = 10,
+    normalization: str | None = "symmetric",
+    self_term: bool = True,
+    backend: str = "lattice",
+    unary_type: str = "logits",
+    output: str = "probabilities",
+) -> Tensor:
+    r"""Refine label scores with a fully connected CRF, by mean-field inference.
+
+    Every pair of points of an image is connected; how strongly, Gaussian kernels :math:`K_k` on
+    positions, colours or any other features say. From :math:`Q_0 = \mathrm{softmax}(z)`, with z the
+    logits, exactly ``iterations`` times for all points at once:
+
+    .. math:: Q_{t+1} = \mathrm{softmax}\Bigl(z + \sum_k C_k\,(\hat K_k Q_t)\Bigr), \qquad
+              K_{k,ij} = \exp\bigl(-|f_{k,i} - f_{k,j}|^2 / 2\bigr)
+
+    with :math:`C_k` the label compatibility and :math:`\hat K_k` the normalised kernel.
+
+    **Signs.** In all three forms of ``compat``, **positive attracts** equal labels: ``w``,
+    ``[w] * L`` and ``w`` times the unit matrix are the same model. This is the one table that
+    relates them to pydensecrf (and to ``pydense.densecrf``):
+
+    ================  ==========================  ==================================================
+    ``compat`` here   added to the logit of l     the same in pydensecrf
+    ================  ==========================  ==================================================
+    number ``w``      ``w * m[l]``                ``w``
+    ``(L,)`` v        ``v[l] * m[l]``             ``-v``: there a positive diagonal repels
+    ``(L, L)`` M      ``(M @ m)[l]``              ``-M`` for a symmetric M: there an entry is a
+                                                  cost, and M is replaced by ``(M + M.T) / 2``.
+                                                  ``-w * (1 - I)`` here, ``w * (1 - I)`` there,
+                                                  equals the number ``w``
+    ================  ==========================  ==================================================
+
+    where :math:`m = \hat K Q` at the point. M need not be symmetric here: row l of M acts on
+    label l.
+
+    Args:
+        unary: (N, L, H, W) images, (N, L, D, H, W) volumes or (N, L, P) point sets; float32,
+            float64, float16 or bfloat16, any strides; L from 1 to 65536. What it holds,
+            ``unary_type`` says. -inf (an energy of +inf, a probability of 0) forbids a label: clamp
+            probabilities that only underflowed.
+        image: (N or 1, channels, *spatial), usually 0..255, uint8 or any other real dtype; one
+            image serves the whole batch. Only ``bilateral`` looks at it.
+        gaussian: ``dict(sxy=..., compat=...)``: smoothness, with the features (x / sx, y / sy[,
+            z / sz]). ``sxy`` is a number or one per axis (x, y[, z]), in pixels.
+        bilateral: ``dict(sxy=..., srgb=..., compat=...)``: appearance, with the features (x / sx,
+            y / sy[, z / sz], channels / srgb). ``srgb`` is a number or one per channel, in the
+            image's own units.
+        features: Any number of ``dict(features=..., compat=...)``; features (N or 1, d, *spatial),
+            already divided by their standard deviations, d up to 32.
+            ``compat`` everywhere: a number, (L,) or (L, L), as sequence or tensor; see the table.
+        iterations: Number of updates T; 0 gives softmax(z).
+        normalization: With :math:`n = K 1`: ``"symmetric"`` for :math:`n^{-1/2} K n^{-1/2}`,
+            ``"after"`` for :math:`n^{-1} K`, ``"before"`` for :math:`K n^{-1}`, ``None`` for K.
+        self_term: True keeps the weight of every point with itself, as pydensecrf does; False takes
+            it out of K and out of n, as the paper has it.
+        backend: ``"lattice"``: kernels on a permutohedral lattice, in time linear in the number of
+            points; an approximation, the one that pydensecrf makes. ``"exact"``: sums over all
+            pairs of points, in time quadratic in their number and without a table of pairs.
+        unary_type: ``"logits"`` z, ``"energy"`` -z, or ``"probabilities"`` exp(z).
+        output: ``"probabilities"`` Q_T; ``"logits"``, of which Q_T is the softmax (the argument of
+            the last softmax above); ``"labels"``, the argmax of Q_T, ties to the lowest label.
+
+    Returns:
+        Probabilities and logits: shape, dtype and memory format of ``unary`` (channels_last is
+        kept, everything else becomes contiguous). Labels: (N, *spatial) int64. Computed in
+        float64 for a float64 ``unary`` and in float32 otherwise, under autocast too.
+
+        Bitwise the same from run to run, for any number of threads (``torch.set_num_threads``), for
+        an image alone and in a batch, and with ``backend="lattice"`` as in ``pydense.densecrf``.
+
+    Raises:
+        ValueError: Shapes that do not fit, NaN or +inf in the logits, a point whose labels are all
+            forbidden, features that are not finite or beyond the range of the lattice's integer
+            coordinates, sigmas that are not positive and finite, an unknown word.
+        TypeError: An argument of the wrong type or dtype.
+        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
+            gradient yet.
+
+    Memory: a lattice of 6 to 8 (d + 1) bytes per point and as much per vertex for every kernel and
+    image (while it is built, features of 4 d bytes per point), rows of 4 L bytes per vertex and
+    per point for the images at work, and the result; numbers take twice that in float64. The
+    lattice of ``gaussian`` is kept for the next call, see ``clear_lattice_cache``. Nothing is saved
+    for backward.
+
+    Source: P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian
+    Edge Potentials*, NeurIPS 2011; A. Adams, J. Baek, M. A. Davis, *Fast High-Dimensional Filtering
+    Using the Permutohedral Lattice*, Eurographics 2010; feature order, normalisation and defaults
+    as in pydensecrf.
+
+    Example:
+        >>> import torch
+        >>> from pydense.ops import dense_crf
+        >>> truth = (torch.arange(40) >= 20).long().expand(1, 30, 40)
+        >>> image = 60 + 120 * truth.unsqueeze(1).expand(1, 3, 30, 40).byte()
+        >>> logits = torch.nn.functional.one_hot(truth, 2).movedim(3, 1) + torch.randn(1, 2, 30, 40)
+        >>> labels = dense_crf(
+        ...     logits,
+        ...     image,
+        ...     gaussian=dict(sxy=3, compat=3),
+        ...     bilateral=dict(sxy=80, srgb=13, compat=10),
+        ...     output="labels",
+        ... )
+        >>> bool((logits.argmax(1) != truth).sum() > 100), int((labels != truth).sum())
+        (True, 0)
+    """
+    op = "dense_crf"
+    steps = check.integer(op, "iterations", iterations, 0, check.MAX_ITERATIONS)
+    check.choice(op, "output", output, ("probabilities", "logits", "labels"))
+    model = make_model(
+        op,
+        unary,
+        image,
+        gaussian=gaussian,
+        bilateral=bilateral,
+        features=features,
+        normalization=normalization,
+        self_term=self_term,
+        backend=backend,
+        unary_type=unary_type,
+    )
+    result = mean_field(model)(steps, None, output)
+    if output == "labels":
+        return result.view(unary.shape[0], *unary.shape[2:])
+    return _as_unary(op, result, unary, model)
+
+
+def dense_crf_steps(
+    unary: Tensor,
+    image: Tensor | None = None,
+    *,
+    gaussian: Mapping[str, Any] | None = None,
+    bilateral: Mapping[str, Any] | None = None,
+    features: Sequence[Mapping[str, Any]] = (),
+    iterations: int | None = 10,
+    normalization: str | None = "symmetric",
+    self_term: bool = True,
+    backend: str = "lattice",
+    unary_type: str = "logits",
+) -> Iterator[Tensor]:
+    """Iterate over the marginals Q_1, Q_2, ... of ``dense_crf``.
+
+    The arguments are checked and the lattices built by the call, once. The t-th tensor is what
+    ``dense_crf(..., iterations=t)`` returns, bit for bit. Q_0 is ``dense_crf(..., iterations=0)``.
+
+    Args:
+        unary: See ``dense_crf``, as for all arguments that are not named here.
+        image: See ``dense_crf``.
+        gaussian: See ``dense_crf``.
+        bilateral: See ``dense_crf``.
+        features: See ``dense_crf``.
+        iterations: Number of tensors; ``None`` for as many as are asked for.
+        normalization: See ``dense_crf``.
+        self_term: See ``dense_crf``.
+        backend: See ``dense_crf``.
+        unary_type: See ``dense_crf``.
+
+    Returns:
+        An iterator over tensors of the shape, dtype and memory format of ``unary``, each a new one.
+        Read them only: the next one is computed from the last.
+
+    Raises:
+        ValueError: See ``dense_crf``.
+        TypeError: See ``dense_crf``.
+        NotImplementedError: See ``dense_crf``.
+
+    Memory: that of ``dense_crf``, held until the iterator is dropped, and two marginals.
+
+    Example:
+        Stop when hardly any probability moves:
+
+        >>> import torch
+        >>> from pydense.ops import dense_crf, dense_crf_steps
+        >>> logits = torch.randn(1, 3, 20, 30)
+        >>> last = dense_crf(logits, iterations=0)
+        >>> for q in dense_crf_steps(logits, gaussian=dict(sxy=3, compat=1), iterations=None):
+        ...     if (q - last).abs().max() < 1e-3:
+        ...         break
+        ...     last = q
+    """
+    op = "dense_crf_steps"
+    if iterations is not None:
+        iterations = check.integer(op, "iterations", iterations, 0, check.MAX_ITERATIONS)
+    model = make_model(
+        op,
+        unary,
+        image,
+        gaussian=gaussian,
+        bilateral=bilateral,
+        features=features,
+        normalization=normalization,
+        self_term=self_term,
+        backend=backend,
+        unary_type=unary_type,
+    )
+    update = mean_field(model)
+
+    def steps() -> Iterator[Tensor]:
+        q = None
+        done = 0
+        while iterations is None or done < iterations:
+            q = update(1, q, "probabilities")
+            yield _as_unary(op, q, unary, model)
+            done += 1
+
+    return steps()
+
+
+def _as_unary(op: str, result: Tensor, unary: Tensor, model: Model) -> Tensor:
+    result = missing_gradient(op, result, model.differentiable)
+    return result.view(unary.shape).to(unary.dtype)
