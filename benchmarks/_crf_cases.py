@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures, unaries and parameter sets of the dense-CRF benchmark, and what its traffic amounts to.
 
-The photos are those that ship inside the scikit-image wheel, so nothing is downloaded. The label
-scores are synthetic: smooth random fields and noise from a fixed seed, ambiguous on purpose, so
-that inference has something to decide. Timing does not depend on them; the label comparison does.
+The photos are those that ship inside the scikit-image wheel, so nothing is downloaded, and, where
+the test data is there, some of Pascal VOC 2012, which are read in place and not passed on. The
+label scores are synthetic: smooth random fields and noise from a fixed seed, ambiguous on purpose,
+so that inference has something to decide. Timing does not depend on them; the label comparison
+does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks import ROOT
 
 ITERATIONS = 10
 
@@ -52,6 +58,8 @@ class Problem:
     width: int
     parameters: str
     labels: int
+    plain_torch: bool = False
+    """Whether the plain-torch reference runs too."""
 
     @property
     def name(self) -> str:
@@ -60,19 +68,36 @@ class Problem:
 
 
 PROBLEMS: tuple[Problem, ...] = (
-    Problem("coffee", 321, 481, "default", 21),
-    Problem("coffee", 321, 481, "deeplab", 21),
+    Problem("coffee", 321, 481, "default", 21, plain_torch=True),
+    Problem("coffee", 321, 481, "deeplab", 21, plain_torch=True),
     Problem("coffee", 321, 481, "crfrnn", 21),
     Problem("coffee", 321, 481, "default", 2),
-    Problem("coffee", 400, 600, "default", 21),
     Problem("chelsea", 300, 451, "deeplab", 21),  # fur: a large lattice
     Problem("astronaut", 512, 512, "default", 21),
-    Problem("astronaut", 512, 512, "deeplab", 21),
+    Problem("voc-2007_000346", 375, 500, "default", 21),
+    Problem("voc-2007_000346", 375, 500, "deeplab", 21),
+    Problem("voc-2007_000129", 500, 334, "default", 21),
+    Problem("voc-2007_000129", 500, 334, "deeplab", 21),
+    Problem("voc-2007_001284", 375, 500, "default", 21, plain_torch=True),  # textured
+    Problem("voc-2007_001284", 375, 500, "deeplab", 21, plain_torch=True),
 )
 QUICK: tuple[Problem, ...] = (
-    Problem("coffee", 60, 90, "default", 21),
+    Problem("coffee", 60, 90, "default", 21, plain_torch=True),
     Problem("coffee", 60, 90, "deeplab", 2),
 )
+TINY = Problem("noise", 16, 16, "default", 21)
+
+
+def voc_file(picture: str) -> Path:
+    """The file of ``voc-<number>``; the folder is that of the tests."""
+    default = ROOT.parent / "shared" / "data"
+    folder = Path(os.environ.get("PYDENSE_TEST_DATA", default)) / "crf" / "convcrf_voc"
+    return folder / f"{picture.removeprefix('voc-')}_0img.png"
+
+
+def available(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems whose pictures are on this machine."""
+    return [p for p in problems if not p.picture.startswith("voc-") or voc_file(p.picture).exists()]
 
 
 def resize(image: Array, height: int, width: int) -> Array:
@@ -91,14 +116,25 @@ def resize(image: Array, height: int, width: int) -> Array:
 
 
 def load_picture(name: str, height: int, width: int) -> NDArray[np.uint8]:
-    """A photo of scikit-image as (height, width, 3) uint8, C-contiguous."""
-    from skimage import data
+    """A photo as (height, width, 3) uint8, C-contiguous and writeable: pydensecrf needs that.
 
-    photo = np.ascontiguousarray(getattr(data, name)()[..., :3])
+    ``voc-...`` is read from the test data, ``noise`` is made, everything else is scikit-image's.
+    """
+    if name == "noise":
+        return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    if name.startswith("voc-"):
+        from PIL import Image
+
+        with Image.open(voc_file(name)) as file:
+            photo = np.array(file.convert("RGB"))
+    else:
+        from skimage import data
+
+        photo = np.ascontiguousarray(getattr(data, name)()[..., :3])
     if photo.shape[:2] == (height, width):
         return photo.astype(np.uint8, copy=False)
     smaller = np.rint(resize(photo.astype(np.float32), height, width)).astype(np.uint8)
-    return np.ascontiguousarray(smaller)  # pydensecrf takes nothing else
+    return np.ascontiguousarray(smaller)
 
 
 def make_unary(height: int, width: int, labels: int, seed: int = 0) -> Array:

@@ -53,9 +53,15 @@ class Case:
         setup: Makes the inputs and returns the rivals by label. Called once, so that the inputs of
             a case live only while it runs. The time it takes is not measured.
         subject: Label of the rival whose speed is judged; ratios are rival / subject.
+        variants: Labels of further ways to call what is judged (another interface, a filled cache):
+            no rivals of the subject, but compared with every rival as it is.
         params: What a reader needs to know of the case, put into the JSON file as it is.
         fixed_threads: Labels of rivals that cannot be told a number of threads, with the number
             they use (1 for a single-threaded package).
+        every: For slow rivals, the number of rounds between two measurements; 1 if not named.
+        before: What has to happen before each call of a rival, outside the timing.
+        prime: Calls the rival with this label on a tiny problem, so that its code is loaded before
+            its memory is measured.
         check: Gets the results of all rivals by label and returns figures by rival, such as the
             largest difference from the subject's result. Runs outside the timing.
         moved: Bytes that the subject's algorithm has to move, by stage.
@@ -66,8 +72,12 @@ class Case:
     name: str
     setup: Callable[[], Mapping[str, Rival]]
     subject: str = "pydense"
+    variants: Sequence[str] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     fixed_threads: Mapping[str, int] = field(default_factory=dict)
+    every: Mapping[str, int] = field(default_factory=dict)
+    before: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+    prime: Callable[[str], object] | None = None
     check: Callable[[Mapping[str, Any]], Mapping[str, Mapping[str, float]]] | None = None
     moved: Callable[[], Mapping[str, float]] | None = None
     flop: Callable[[], Mapping[str, float]] | None = None
@@ -84,13 +94,19 @@ def stages_of(rival: Rival) -> Stages:
 
 
 def time_call(
-    stages: Stages, *, number: int = 1, clock: Clock = time.perf_counter, sync: Any = _nothing
+    stages: Stages,
+    *,
+    number: int = 1,
+    clock: Clock = time.perf_counter,
+    sync: Any = _nothing,
+    before: Callable[[], object] = _nothing,
 ) -> tuple[dict[str, float], Any]:
     """Mean seconds of each stage and of the whole over ``number`` calls, and the last result."""
     seconds = dict.fromkeys(stages, 0.0)
     value: Any = None
     for _ in range(number):
         value = None
+        before()
         for name, call in stages.items():
             sync()
             start = clock()
@@ -236,11 +252,21 @@ def run_case(
     set_threads(threads)
     results: dict[str, Any] = {}
     number: dict[str, int] = {}
-    samples: dict[str, list[dict[str, float]]] = {label: [] for label in rivals}
+    samples: dict[str, dict[int, dict[str, float]]] = {label: {} for label in rivals}
     busy: dict[str, list[float]] = {label: [] for label in rivals}
-    for label, stages in rivals.items():
+
+    def measure(label: str, count: int) -> tuple[dict[str, float], Any]:
+        return time_call(
+            rivals[label],
+            number=count,
+            clock=clock,
+            sync=case.sync,
+            before=case.before.get(label, _nothing),
+        )
+
+    for label in rivals:
         for _ in range(warmup):
-            spent, results[label] = time_call(stages, clock=clock, sync=case.sync)
+            spent, results[label] = measure(label, 1)
         number[label] = min(1000, max(1, math.ceil(min_seconds / max(spent[TOTAL], 1e-9))))
     checks = case.check(results) if case.check else {}
     results.clear()
@@ -248,23 +274,30 @@ def run_case(
     rng = random.Random(seed)
     with _no_collection():
         for index in range(rounds):
-            for label in round_order(list(rivals), index, order, rng):
+            turn = [label for label in rivals if index % case.every.get(label, 1) == 0]
+            for label in round_order(turn, index, order, rng):
                 cpu, wall = cpu_clock(), clock()
-                spent, _ = time_call(
-                    rivals[label], number=number[label], clock=clock, sync=case.sync
-                )
-                samples[label].append(spent)
+                samples[label][index], _ = measure(label, number[label])
                 busy[label].append((cpu_clock() - cpu) / max(clock() - wall, 1e-9))
 
     seconds = {
-        label: {stage: summary([s[stage] for s in rows]) for stage in rows[0]}
+        label: {
+            stage: summary([s[stage] for s in rows.values()]) for stage in next(iter(rows.values()))
+        }
         for label, rows in samples.items()
     }
-    compared = {
-        label: ratios(rows, samples[case.subject])
-        for label, rows in samples.items()
-        if label != case.subject
-    }
+
+    def against(own: str) -> dict[str, Any]:
+        compared = {}
+        for label in rivals:
+            if label != case.subject and label not in case.variants:
+                both = [i for i in samples[label] if i in samples[own]]
+                compared[label] = ratios(
+                    [samples[label][i] for i in both], [samples[own][i] for i in both]
+                )
+        return compared
+
+    compared = against(case.subject)
     run: dict[str, Any] = {
         "case": case.name,
         "params": dict(case.params),
@@ -283,6 +316,7 @@ def run_case(
             for label in rivals
         },
         "ratios": compared,
+        "variants": {label: against(label) for label in case.variants if label in rivals},
         "checks": {label: dict(figures) for label, figures in checks.items()},
     }
     if compared:
@@ -339,6 +373,9 @@ def one_line(run: Mapping[str, Any]) -> str:
             for stage, s in stages.items()
         )
         text += f" vs {label}: {figures}"
+    for variant, compared in run.get("variants", {}).items():
+        for label, stages in compared.items():
+            text += f"; {variant} vs {label}: {stages[TOTAL]['median']:.2f}x"
     if not run["ratios"]:
         own = run["rivals"][run["subject"]]["seconds"][TOTAL]["median"]
         text += f" {own * 1e3:.1f} ms, no rival to compare with"

@@ -25,6 +25,8 @@ import numpy as np
 
 from benchmarks import ROOT
 
+# What else, outside the program, decides how fast threads work together.
+_RECORDED_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "OMP_PLACES")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -85,6 +87,9 @@ def describe(packages: Sequence[str] = ("numpy",)) -> dict[str, Any]:
         "memory_gib": round(memory),
         "python": platform.python_version(),
         "packages": versions,
+        "environment": {
+            name: os.environ[name] for name in _RECORDED_VARIABLES if name in os.environ
+        },
     }
 
 

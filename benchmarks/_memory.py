@@ -2,9 +2,10 @@
 """Peak memory of one rival of one case, measured from outside the allocator.
 
 ``python -m benchmarks._memory MODULE CASE RIVAL THREADS`` is the child process: it makes the
-case's inputs, gives freed pages back to the system, notes the resident set, resets its high-water
-mark, calls the rival once and prints how far the mark rose. Native allocations count, which
-``tracemalloc`` does not see.
+case's inputs, calls the rival on a tiny problem where the case offers one (its code and what it
+sets up once are not what is asked for), gives freed pages back to the system, notes the resident
+set, resets its high-water mark, calls the rival once and prints how far the mark rose. Native
+allocations count, which ``tracemalloc`` does not see.
 
 The mark is ``VmHWM`` of ``/proc/self/status``. ``getrusage`` is only the way out where that cannot
 be reset: Linux lets a child inherit the figure of its parent through ``fork``.
@@ -61,9 +62,13 @@ def _peak(resettable: bool) -> int:
 
 def measure_here(module: str, case: str, rival: str, threads: int) -> int:
     """Bytes by which the resident set's peak rises during one call, in this process."""
-    setup = importlib.import_module(module).make_case(case).setup
-    stages = stages_of(setup()[rival])
+    found = importlib.import_module(module).make_case(case)
+    stages = stages_of(found.setup()[rival])
     set_threads(threads)
+    if found.prime is not None:
+        found.prime(rival)
+    if rival in found.before:
+        found.before[rival]()
     _return_freed_pages()
     resettable = _reset_peak()
     before = _status("VmRSS")

@@ -16,6 +16,7 @@ from benchmarks import ROOT
 from benchmarks._harness import TOTAL
 
 SCHEMA = "pydense-benchmark/1"
+KINDS = ("comparison", "scaling")
 RESULTS = ROOT / "benchmarks" / "results"
 NOTE = (
     "Measured on a shared machine: compare ratios (rival / subject of the same round, median over "
@@ -59,6 +60,7 @@ def make_result(
     peaks: Mapping[int, Mapping[str, float]],
     command: str,
     commit: str = "",
+    kind: str = "comparison",
 ) -> dict[str, Any]:
     """Puts the parts of a result together.
 
@@ -70,10 +72,12 @@ def make_result(
         peaks: :func:`benchmarks._machine.measure_peaks` by thread count.
         command: The command that repeats the measurement.
         commit: Commit that was measured.
+        kind: ``comparison`` of rivals, or ``scaling``: a run is an axis, its rivals are sizes.
     """
     return {
         "schema": SCHEMA,
         "name": name,
+        "kind": kind,
         "title": title,
         "note": NOTE,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -116,6 +120,8 @@ def validate(result: Mapping[str, Any]) -> None:
     """
     _require(result.get("schema") == SCHEMA, "schema", f"be {SCHEMA!r}", result.get("schema"))
     _check_keys(result, _TOP, "top level")
+    kind = result.get("kind", KINDS[0])
+    _require(kind in KINDS, "kind", f"be one of {', '.join(KINDS)}", kind)
     _require(len(result["runs"]) > 0, "runs", "not be empty", [])
     for index, run in enumerate(result["runs"]):
         at = f"runs[{index}]"
@@ -125,10 +131,17 @@ def validate(result: Mapping[str, Any]) -> None:
         for label, rival in rivals.items():
             _check_keys(rival, {"threads": int, "seconds": dict}, f"{at}.rivals.{label}")
             _check_summaries(rival["seconds"], f"{at}.rivals.{label}.seconds")
-        others = sorted(set(rivals) - {run["subject"]})
+        variants = run.get("variants", {})
+        _require(set(variants) <= set(rivals), f"{at}.variants", "be rivals", sorted(variants))
+        others = sorted(set(rivals) - {run["subject"], *variants})
         _require(sorted(run["ratios"]) == others, f"{at}.ratios", f"have {others}", run["ratios"])
         for label, stages in run["ratios"].items():
             _check_summaries(stages, f"{at}.ratios.{label}")
+        for variant, compared in variants.items():
+            where = f"{at}.variants.{variant}"
+            _require(sorted(compared) == others, where, f"have {others}", sorted(compared))
+            for label, stages in compared.items():
+                _check_summaries(stages, f"{where}.{label}")
         if others:
             _require(
                 run.get("fastest_rival") in others, f"{at}.fastest_rival", "be a rival", others

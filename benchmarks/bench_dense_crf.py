@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense CRF on the CPU: ``pydense.densecrf`` beside pydensecrf, the package it replaces.
+"""Dense CRF on the CPU: pydense beside pydensecrf, the package it replaces, and plain torch.
 
     python -m benchmarks.bench_dense_crf                    # writes results/dense_crf.json
     python -m benchmarks.bench_dense_crf --isa avx512 avx2  # a process per instruction set
     python -m benchmarks.bench_dense_crf --quick            # seconds; writes nothing
 
-Both packages get the same arrays through the same calls. Stage ``build`` is everything before
-inference (unary, features, lattices, normalisation), ``inference`` is ten mean-field iterations up
-to a NumPy view of Q. pydensecrf always runs on one thread with SSE2; where it is not installed
-pydense is measured alone.
+:mod:`benchmarks._crf_rivals` lists the rivals. Judged is the layer on torch tensors with an empty
+lattice cache; the same with a filled cache, and the drop-in on NumPy arrays, stand beside it.
+Exit status 1 where a label differs from a rival's although the probabilities decide it.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import shlex
@@ -24,11 +22,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks import ROOT
 from benchmarks._crf_cases import (
@@ -36,79 +30,39 @@ from benchmarks._crf_cases import (
     PARAMETERS,
     PROBLEMS,
     QUICK,
-    Parameters,
     Problem,
+    available,
     features,
     load_picture,
-    make_unary,
     moved_bytes,
     operations,
 )
-from benchmarks._harness import Case, Rival, run_cases
+from benchmarks._crf_rivals import (
+    COLD,
+    PLAIN_TORCH,
+    PYDENSECRF,
+    VARIANTS,
+    WARM,
+    clear_cache,
+    compare,
+    prime,
+    rivals_of,
+)
+from benchmarks._harness import Case, run_cases
 from benchmarks._machine import available_cpus, commit, describe, measure_peaks
 from benchmarks._memory import peak_memory
 from benchmarks._result import load_result, make_result, write_result
 
 NAME = "dense_crf"
 TITLE = (
-    f"Dense CRF on the CPU, {ITERATIONS} mean-field iterations: pydense.densecrf against pydensecrf"
+    f"Dense CRF on the CPU, {ITERATIONS} mean-field iterations, lattices and normalisation "
+    "included: pydense.nn.DenseCRF on torch tensors, cold (empty lattice cache)"
 )
 MODULE = "benchmarks.bench_dense_crf"
-MODULES = {"pydense": "pydense.densecrf", "pydensecrf": "pydensecrf.densecrf"}
+PLAIN_TORCH_EVERY = 3  # rounds
+ATEN_NAMES = {"baseline": "default", "avx2": "avx2", "avx512": "avx512", "amx": "avx512"}
 
 Peaks = Mapping[int, Mapping[str, float]]
-
-
-@cache
-def rivals() -> dict[str, ModuleType]:
-    """The installed packages by label; pydense has to be there, pydensecrf may be missing."""
-    found = {"pydense": importlib.import_module(MODULES["pydense"])}
-    try:
-        found["pydensecrf"] = importlib.import_module(MODULES["pydensecrf"])
-    except ImportError as error:
-        print(f"pydensecrf is not importable ({error}): pydense is measured alone", file=sys.stderr)
-    return found
-
-
-def build(
-    module: ModuleType,
-    image: NDArray[np.uint8],
-    unary: NDArray[np.float32],
-    p: Parameters,
-    _: object = None,
-) -> Any:
-    """Everything that precedes inference, in the calls that both packages share."""
-    height, width = image.shape[:2]
-    crf = module.DenseCRF2D(width, height, unary.shape[0])
-    crf.setUnaryEnergy(unary)
-    crf.addPairwiseGaussian(sxy=p.gaussian_sxy, compat=p.gaussian_weight)
-    crf.addPairwiseBilateral(
-        sxy=p.bilateral_sxy, srgb=p.bilateral_srgb, rgbim=image, compat=p.bilateral_weight
-    )
-    return crf
-
-
-def infer(crf: Any) -> NDArray[np.float32]:
-    """Ten iterations; (L, N) probabilities."""
-    return np.asarray(crf.inference(ITERATIONS))
-
-
-def compare(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Differences of each rival's probabilities from pydense's.
-
-    Returns:
-        By rival ``max_abs_dq`` and ``labels_differ`` (number of pixels whose best label is
-        another).
-    """
-    own = np.asarray(results["pydense"])
-    return {
-        label: {
-            "max_abs_dq": float(np.abs(own - np.asarray(q)).max()),
-            "labels_differ": int((own.argmax(axis=0) != np.asarray(q).argmax(axis=0)).sum()),
-        }
-        for label, q in results.items()
-        if label != "pydense"
-    }
 
 
 @cache
@@ -123,29 +77,24 @@ def vertices(problem: Problem) -> dict[int, int]:
 
 def case_of(problem: Problem) -> Case:
     """The harness case of a problem."""
-    p = PARAMETERS[problem.parameters]
     points = problem.height * problem.width
-
-    def setup() -> Mapping[str, Rival]:
-        image = load_picture(problem.picture, problem.height, problem.width)
-        unary = make_unary(problem.height, problem.width, problem.labels)
-        return {
-            label: {"build": partial(build, module, image, unary, p), "inference": infer}
-            for label, module in rivals().items()
-        }
-
     return Case(
         name=problem.name,
-        setup=setup,
+        setup=partial(rivals_of, problem),
+        subject=COLD,
+        variants=VARIANTS,
         params={
             "picture": problem.picture,
             "height": problem.height,
             "width": problem.width,
             "labels": problem.labels,
             "iterations": ITERATIONS,
-            "kernels": str(p),
+            "kernels": str(PARAMETERS[problem.parameters]),
         },
-        fixed_threads={"pydensecrf": 1},
+        fixed_threads={PYDENSECRF: 1},
+        every={PLAIN_TORCH: PLAIN_TORCH_EVERY},
+        before={COLD: clear_cache},
+        prime=prime,
         check=compare,
         moved=lambda: moved_bytes(points, problem.labels, vertices(problem)),
         flop=lambda: operations(points, problem.labels, vertices(problem)),
@@ -160,13 +109,25 @@ def make_case(name: str) -> Case:
     raise ValueError(f"make_case: name must be a case of this benchmark, got {name!r}")
 
 
+def chosen(options: argparse.Namespace) -> list[Problem]:
+    """The problems that the command line asks for and whose pictures are there."""
+    problems = [p for p in (QUICK if options.quick else PROBLEMS) if options.case in p.name]
+    if not problems:
+        raise SystemExit(f"no case has {options.case!r} in its name")
+    there = available(problems)
+    for problem in problems:
+        if problem not in there:
+            print(f"{problem.name}: no picture, see PYDENSE_TEST_DATA", file=sys.stderr)
+    if not there:
+        raise SystemExit("no case has its picture on this machine")
+    return there
+
+
 def measure(options: argparse.Namespace, peaks: Peaks) -> list[Any]:
     """All runs of this process: its CPU capability, the chosen cases and thread counts."""
     from pydense import _core
 
-    problems = [p for p in (QUICK if options.quick else PROBLEMS) if options.case in p.name]
-    if not problems:
-        raise SystemExit(f"no case has {options.case!r} in its name")
+    problems = chosen(options)
     capability = _core.cpu_capability()
     print(f"instruction set: {capability}", file=sys.stderr)
     runs = run_cases(
@@ -186,22 +147,34 @@ def measure(options: argparse.Namespace, peaks: Peaks) -> list[Any]:
             for d, m in vertices(problem).items()
         }
         if not options.no_memory:
+            # Warm, the peak is lower by the lattice that stayed: nothing to learn from it.
             run["memory"] = {
-                label: peak_memory(MODULE, run["case"], label, run["threads"])
-                for label in run["rivals"]
+                label: peak(run["case"], label, rival["threads"])
+                for label, rival in run["rivals"].items()
+                if label != WARM
             }
     return runs
 
 
+@cache
+def peak(case: str, label: str, threads: int) -> int:
+    """Peak memory of a rival; once, if it has the same number of threads in several runs."""
+    return peak_memory(MODULE, case, label, threads)
+
+
 def measure_isa(arguments: Sequence[str], isa: str, peaks: Peaks) -> list[Any]:
-    """The runs of a child process with one instruction set forced."""
+    """The runs of a child process with one instruction set forced, on torch's kernels as well."""
     with tempfile.TemporaryDirectory() as folder:
         limits, output = Path(folder) / "peaks.json", Path(folder) / "result.json"
         limits.write_text(json.dumps(peaks))
         command = [sys.executable, "-m", MODULE, *arguments]
         command += ["--peaks", str(limits), "--output", str(output)]
         environment = {**os.environ, "PYDENSE_CPU_CAPABILITY": isa}
-        subprocess.run(command, check=True, cwd=ROOT, env=environment)
+        if isa in ATEN_NAMES:
+            environment["ATEN_CPU_CAPABILITY"] = ATEN_NAMES[isa]
+        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        if not output.exists():
+            raise SystemExit(f"--isa {isa}: the process ended with status {status}")
         runs: list[Any] = load_result(output)["runs"]
     used = {run["isa"] for run in runs}
     if used != {isa}:
@@ -209,15 +182,28 @@ def measure_isa(arguments: Sequence[str], isa: str, peaks: Peaks) -> list[Any]:
     return runs
 
 
+def wrong_labels(runs: Sequence[Any]) -> list[str]:
+    """Lines about runs in which a label differs although the probabilities decide it."""
+    return [
+        f"{run['case']}, {run['isa']}, {run['threads']} thread(s): {label} has other labels at "
+        f"{figures['decided_labels_differ']} decided pixels"
+        for run in runs
+        for label, figures in run["checks"].items()
+        if figures["decided_labels_differ"]
+    ]
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_dense_crf", description=TITLE)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_dense_crf", description=__doc__.split("\n", 1)[0]
+    )
     parser.add_argument(
         "--threads",
         type=int,
         nargs="+",
         default=sorted({1, available_cpus()}),
-        help="thread counts of pydense (default: 1 and all)",
+        help="thread counts of pydense and torch (default: 1 and all)",
     )
     parser.add_argument(
         "--isa",
@@ -259,7 +245,7 @@ def machine() -> dict[str, Any]:
     """The machine, the packages, and how pydense was built."""
     import pydense
 
-    text = describe(("pydensecrf2", "pydensecrf", "numpy", "scikit-image"))
+    text = describe(("torch", "pydensecrf2", "pydensecrf", "numpy", "scikit-image"))
     built = pydense.build_info()
     text["packages"] = {"pydense": built["version"], **text["packages"]}
     text["build"] = {key: built[key] for key in ("compiler", "build_type", "cpu_capabilities")}
@@ -303,4 +289,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    wrong = wrong_labels(main()["runs"])
+    print("\n".join(wrong), file=sys.stderr)
+    sys.exit(1 if wrong else 0)

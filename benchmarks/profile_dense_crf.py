@@ -65,7 +65,9 @@ def profile(problem: Problem, watch: Stopwatch) -> dict[str, float]:
     unary = make_unary(problem.height, problem.width, problem.labels)
     labels, points = unary.shape
     pair = watch("features (NumPy)", lambda: features(image, p))
-    lattices = {len(f): watch(f"lattice d{len(f)}", partial(_core.Lattice, f)) for f in pair}
+    lattices = {
+        len(f): watch(f"lattice d{len(f)}", partial(_core.Lattice, f, "symmetric")) for f in pair
+    }
     one = np.ones((1, points), np.float32)
     for d, lattice in lattices.items():
         watch(f"filter d{d}, 1 channel", partial(lattice.filter, one))
@@ -76,7 +78,7 @@ def profile(problem: Problem, watch: Stopwatch) -> dict[str, float]:
         field.set_unary(unary)
         weights = {2: p.gaussian_weight, 5: p.bilateral_weight}
         for d in kernels:
-            field.add_pairwise(lattices[d], np.array(weights[d], np.float32), "symmetric")
+            field.add_pairwise(lattices[d], np.array(weights[d], np.float32))
         return field
 
     chosen: dict[str, tuple[int, ...]] = {"no kernel": (), "d2": (2,), "d5": (5,), "both": (2, 5)}

@@ -8,13 +8,13 @@ prints the rivals of a case together.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks._crf_cases import PROBLEMS, Problem
+from benchmarks._crf_cases import PROBLEMS, Problem, available
+from benchmarks._crf_rivals import COLD, DROP_IN, PLAIN_TORCH, PYDENSECRF, WARM, pydensecrf
 from benchmarks._harness import set_threads, stages_of, time_call
 from benchmarks._machine import available_cpus
 from benchmarks.bench_dense_crf import case_of
@@ -23,14 +23,16 @@ ROUNDS = 2
 
 
 def _combinations() -> list[Any]:
-    """Every case with pydense at 1 and all threads, and with pydensecrf where that is installed."""
-    runs = [("pydense", count) for count in sorted({1, available_cpus()})]
-    if importlib.util.find_spec("pydensecrf"):
-        runs.append(("pydensecrf", 1))
+    """Every case with each rival at 1 and all threads, pydensecrf only where it is installed."""
+    counts = sorted({1, available_cpus()})
+    runs = [(label, count) for label in (COLD, WARM, DROP_IN, PLAIN_TORCH) for count in counts]
+    if pydensecrf() is not None:
+        runs.append((PYDENSECRF, 1))
     return [
-        pytest.param(problem, label, count, id=f"{problem.name}-{label}-{count}t")
-        for problem in PROBLEMS
+        pytest.param(problem, label, count, id=f"{problem.name}-{label.replace(' ', '-')}-{count}t")
+        for problem in available(PROBLEMS)
         for label, count in runs
+        if label != PLAIN_TORCH or problem.plain_torch
     ]
 
 
@@ -42,5 +44,9 @@ def test_dense_crf(benchmark: Any, problem: Problem, label: str, threads: int) -
     set_threads(threads)
     benchmark.group = case.name
     benchmark.extra_info.update(case.params, rival=label, threads=threads)
-    q = benchmark.pedantic(lambda: time_call(stages)[1], rounds=ROUNDS, warmup_rounds=1)
-    np.testing.assert_allclose(q.sum(axis=0), 1, atol=1e-4)
+    clear = case.before.get(label, lambda: None)
+    q = benchmark.pedantic(
+        lambda: time_call(stages)[1], setup=lambda: clear() and None, rounds=ROUNDS, warmup_rounds=1
+    )
+    labels = 1 if np.ndim(q) == 4 else 0
+    np.testing.assert_allclose(np.asarray(q).sum(axis=labels), 1, atol=1e-4)

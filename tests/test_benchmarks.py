@@ -7,11 +7,10 @@ import random
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from _benchmarks import PEAKS, ROOT, FakeClock, example, make_case, run_fake
 
-from benchmarks import _crf_cases, _harness, _machine, _memory, _result, report
+from benchmarks import _harness, _machine, _memory, report
 from benchmarks._harness import Case
 
 LOAD_BY_FILE = """
@@ -176,6 +175,49 @@ def test_checks_see_the_results_of_all_rivals():
     assert run["checks"] == {"rival": {"same": 2.0}}
 
 
+def test_a_slow_rival_is_measured_in_some_rounds_only():
+    clock = FakeClock()
+    case = make_case(clock, [1, 1, 2, 3, 4, 5], [9, 8, 8], every={"rival": 3})
+    run = _harness.run_case(case, rounds=5, threads=1, clock=clock, order="fixed", min_seconds=0)
+    assert "".join(clock.log) == "AB" + "AB" + "A" + "A" + "AB" + "A"
+    assert run["rivals"]["pydense"]["seconds"]["total"]["rounds"] == 5
+    figures = run["ratios"]["rival"]["total"]
+    # Rounds 0 and 3, in which pydense took 1 and 4 seconds.
+    assert (figures["rounds"], figures["min"], figures["max"]) == (2, 2, 8)
+
+
+def test_variants_are_compared_with_the_rivals_and_are_none_themselves():
+    clock = FakeClock()
+    case = Case(
+        "a/case",
+        lambda: {
+            "pydense": clock.work("A", [1, 2, 4]),
+            "other way": clock.work("V", [1, 1, 2]),
+            "rival": clock.work("B", [1, 8, 8]),
+        },
+        variants=("other way", "one that is not there"),
+    )
+    run = _harness.run_case(case, rounds=2, threads=1, clock=clock, min_seconds=0)
+    assert run["ratios"]["rival"]["total"]["median"] == 3
+    assert list(run["variants"]) == ["other way"]
+    assert run["variants"]["other way"]["rival"]["total"]["median"] == 6
+    assert run["fastest_rival"] == "rival"
+    assert "other way vs rival: 6.00x" in _harness.one_line(run)
+
+
+def test_what_comes_before_a_call_is_not_timed():
+    clock = FakeClock()
+
+    def prepare():
+        clock.log.append("p")
+        clock.now += 100
+
+    case = make_case(clock, [2], [6], before={"pydense": prepare})
+    run = _harness.run_case(case, rounds=2, threads=1, clock=clock, order="fixed")
+    assert "".join(clock.log) == "pABpABpAB"
+    assert run["rivals"]["pydense"]["seconds"]["total"]["max"] == 2
+
+
 def test_bad_cases_are_refused():
     case = Case("x", lambda: {"other": lambda: 1})
     with pytest.raises(ValueError, match="subject must be"):
@@ -222,8 +264,11 @@ def setup():
         "small": lambda: 1,
     }
 
+primed = []
+
 def make_case(name):
-    return Case(name, setup, subject="big")
+    prime = {"prime": primed.append} if name == "primed" else {}
+    return Case(name, setup, subject="big", before={"big": lambda: print(primed)}, **prime)
 """
 
 
@@ -237,65 +282,10 @@ def test_peak_memory_sees_native_and_reused_allocations(tmp_path):
     assert 2**25 <= big < 2**25 + 2**23
     assert 2**24 * 0.9 <= reuse < 2**24 + 2**23
     assert small < 2**22
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks._memory", "memory_probe", "primed", "big", "1"],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[0] == "['big']"  # primed first, and nothing else was
     with pytest.raises(RuntimeError, match="nothing"):
         _memory.peak_memory("memory_probe", "x", "nothing", 1, environment)
-
-
-# --- result files ---------------------------------------------------------------------------------
-
-
-def test_resize_is_bilinear_with_half_pixel_centres():
-    ramp = np.arange(8, dtype=np.float32)[None, :, None].repeat(3, axis=0)
-    same = _crf_cases.resize(ramp, 3, 8)
-    np.testing.assert_array_equal(same, ramp)
-    np.testing.assert_allclose(_crf_cases.resize(ramp, 3, 4)[0, :, 0], [0.5, 2.5, 4.5, 6.5])
-
-
-def test_unary_energies_are_negative_log_probabilities_from_a_seed():
-    unary = _crf_cases.make_unary(30, 40, 5)
-    assert unary.shape == (5, 1200)
-    assert unary.dtype == np.float32
-    assert unary.flags.c_contiguous
-    np.testing.assert_allclose(np.exp(-unary).sum(axis=0), 1, atol=1e-5)
-    np.testing.assert_array_equal(unary, _crf_cases.make_unary(30, 40, 5))
-    assert len(np.unique(unary.argmin(axis=0))) == 5
-
-
-@pytest.mark.parametrize("size", [(400, 600), (40, 61)])
-def test_pictures_are_what_pydensecrf_accepts(size):
-    pytest.importorskip("skimage")
-    image = _crf_cases.load_picture("coffee", *size)
-    assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
-    assert image.flags.c_contiguous
-    assert image.std() > 20
-
-
-def test_traffic_formula_on_a_case_done_by_hand():
-    # N = 10, L = 3, one kernel with d = 2 and M = 4.
-    iteration = 4 * 10 * 3 + 8 * 10 * 3 + 3 * (8 * 4 * 3 + 8 * 4) + 8 * 4 * 3
-    moved = _crf_cases.moved_bytes(10, 3, {2: 4})
-    assert moved["inference"] == 10 * iteration + 4 * 10 * 3
-    build = 8 * 3 * 14 + (8 * 10 * 3 + 3 * (8 * 4 + 8 * 4) + 8 * 4) + 4 * 10
-    assert moved["build"] == build
-
-
-def test_quick_run_writes_a_valid_result(tmp_path):
-    from pydense import _core
-
-    path = tmp_path / "dense_crf.json"
-    isa = _core.cpu_capability()
-    command = [sys.executable, "-m", "benchmarks.bench_dense_crf", "--quick", "--rounds", "2"]
-    command += ["--threads", "1", "2", "--isa", isa, "--output", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = _result.load_result(path)
-    assert len(result["runs"]) == 2 * len(_crf_cases.QUICK)
-    for run in result["runs"]:
-        assert run["isa"] == isa
-        assert set(run["rivals"]["pydense"]["seconds"]) == {"build", "inference", "total"}
-        assert run["memory"]["pydense"] > 0
-        assert run["limit"]["total"]["times_limit"] > 0
-        for figures in run["checks"].values():
-            assert figures["labels_differ"] == 0
-    assert str(tmp_path) not in path.read_text()
-    assert "--isa" in result["command"]

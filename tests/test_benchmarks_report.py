@@ -4,12 +4,14 @@
 import copy
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from _benchmarks import ROOT, FakeClock, example
 
 from benchmarks import _harness, _result, report
 from benchmarks._harness import Case
+from benchmarks._scaling_report import growth
 
 
 def test_result_round_trip(tmp_path):
@@ -36,6 +38,9 @@ def test_result_round_trip(tmp_path):
         (lambda r: r["runs"][0]["ratios"]["rival"]["total"].update(median=0.0), "positive"),
         (lambda r: r["runs"][0]["rivals"]["rival"]["seconds"].pop("total"), "have 'total'"),
         (lambda r: r["runs"][0].update(fastest_rival="pydense"), "fastest_rival must be"),
+        (lambda r: r["runs"][0].update(variants={"x": {}}), "variants must be rivals"),
+        (lambda r: r["runs"][0].update(variants={"rival": {}}), "ratios must have"),
+        (lambda r: r.update(kind="other"), "kind must be one of"),
     ],
 )
 def test_a_malformed_result_is_refused_and_not_written(tmp_path, change, message):
@@ -94,8 +99,8 @@ def test_report_shows_figures_and_losses(papers):
         assert "4.50x" in text
         assert "**0.75x" in text
         assert "Slower than the fastest rival in 1 of 2 runs: b/case (avx2, 1 thread)." in text
-        assert "| 3 (30) |" in text
-        assert "| **40 (30)** |" in text
+        assert "| 3 (30), 0.10x |" in text
+        assert "| **40 (30), 1.33x** |" in text
         assert "A higher memory peak in 1 of 2." in text
         assert "1.5e-07" in text
     assert (
@@ -126,6 +131,103 @@ def test_report_refuses_documents_it_cannot_fill(papers, text, message):
         call(papers, check=True)
 
 
+def test_report_names_the_variables_that_were_set():
+    result = example()
+    assert "; numpy 2;" in report.preamble(result)
+    result["machine"]["environment"] = {"OMP_WAIT_POLICY": "passive"}
+    assert "; numpy 2, `OMP_WAIT_POLICY=passive`;" in report.preamble(result)
+
+
+def with_variant_and_second_rival():
+    """One run: pydense 2 s, another way to call it 1 s, rivals 6 s and 3 s."""
+    clock = FakeClock()
+    seconds = {"pydense": 2, "another": 1, "rival": 6, "slow rival": 1.5}
+    case = Case(
+        "a/case",
+        lambda: {label: clock.work(label, [s]) for label, s in seconds.items()},
+        variants=("another",),
+        check=lambda _: {"rival": {"differ": 1}, "slow rival": {"differ": 2}},
+    )
+    run = _harness.run_case(case, rounds=2, threads=1, clock=clock)
+    run["isa"] = "avx2"
+    run["memory"] = {label: s * 2**20 for label, s in seconds.items()}
+    return {**example(), "runs": [run]}
+
+
+def test_report_shows_variants_beside_the_subject_and_a_row_per_rival():
+    result = with_variant_and_second_rival()
+    _result.validate(result)
+    summary = report.render(result, None)
+    assert "Cells: pydense / another." in summary
+    assert "| case | rival | avx2, 1 thread | peak memory, MiB (rival) | differ |" in summary
+    assert "| a/case | rival | 3.00x / 6.00x | 2 / 1 (6), 0.33x | 1 |" in summary
+    row = "| a/case | slow rival | **0.75x (slower)** / 1.50x | **2 / 1 (2), 1.33x** | 2 |"
+    assert row in summary
+    assert (
+        "Slower than the fastest rival in 1 of 1 runs: a/case (avx2, 1 thread). "
+        "another: in 0 of 1 runs. A higher memory peak in 1 of 1." in summary
+    )
+    full = report.render(result, "full")
+    assert "| rival | total | another | pydense ms (rival) |" in full
+    assert "| rival | 3.00x [3.00..3.00] | 6.00x | 2000.0 (6000) |" in full
+
+
+def scaling_result(power=1.0):
+    clock = FakeClock()
+    values = [10, 20, 40, 80]
+    case = Case(
+        "pixels & more",
+        lambda: {str(v): clock.work(str(v), [(v / 10) ** power]) for v in values},
+        subject="10",
+        params={"values": values},
+    )
+    runs = [
+        {**_harness.run_case(case, rounds=2, threads=threads, clock=clock), "isa": "avx2"}
+        for threads in (1, 2)
+    ]
+    return {**example(), "kind": "scaling", "name": "growth", "title": "How it grows", "runs": runs}
+
+
+def test_growth_is_measured_by_slope_and_distance_from_a_line():
+    for power, slope in ((1.0, 1.0), (2.0, 2.0), (0.5, 0.5)):
+        g = growth(scaling_result(power)["runs"][0])
+        assert g.slope == pytest.approx(slope)
+        assert g.last_slope == pytest.approx(slope)
+        assert (g.off_line < 1e-9) is (power == 1.0)
+    # Fixed costs: a straight line, but no proportion.
+    run = scaling_result()["runs"][0]
+    for stages in run["ratios"].values():
+        stages["total"]["median"] += 1
+    assert growth(run).off_line > 0.05  # 1, 3, 5, 9: the first point is off
+    assert growth(run).slope == pytest.approx(1.03, abs=0.02)
+
+
+def test_scaling_is_plotted_beside_its_result(tmp_path):
+    results, document = tmp_path / "results", tmp_path / "README.md"
+    path = _result.write_result(scaling_result(), results / "growth.json")
+    document.write_text("<!-- benchmark:growth -->\n<!-- /benchmark -->\n")
+    arguments = {"results": results, "documents": [document], "say": lambda line: None}
+    assert report.run(check=True, **arguments) == 1
+    assert not (results / "growth.svg").exists()
+    assert report.run(check=False, **arguments) == 0
+    assert report.run(check=True, **arguments) == 0
+    text = document.read_text()
+    assert "![How it grows](results/growth.svg)" in text
+    row = (
+        "| pixels & more | 2 | 10 to 80 | 1000.0 to 8000.0 | 8.0x | 8.0x | 1.000 | 1.000 | 0.0 % |"
+    )
+    assert row in text
+    drawn = ElementTree.fromstring((results / "growth.svg").read_text())
+    (line,) = drawn.iter("{http://www.w3.org/2000/svg}polyline")
+    points = [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+    # In proportion: along the diagonal, from corner to corner.
+    assert points == [(64, 324), (164, 224), (264, 124), (364, 24)]
+    assert "pixels & more: slope 1.00" in "".join(drawn.itertext())
+    (results / "growth.svg").write_text("old")
+    assert report.run(check=True, **arguments) == 1
+    assert path.exists()
+
+
 def test_report_without_a_rival(tmp_path):
     clock = FakeClock()
     case = Case("alone", lambda: {"pydense": clock.work("A", [1])})
@@ -140,12 +242,14 @@ def test_report_without_a_rival(tmp_path):
 
 def test_committed_results_are_valid_and_shown():
     for path in _result.RESULTS.glob("*.json"):
-        _result.load_result(path)
+        result = _result.load_result(path)
+        for run in result["runs"]:
+            if result.get("kind") == "scaling":
+                assert growth(run).slope < 1.3, run["case"]  # caches end, nothing worse
+            for label, figures in run["checks"].items():
+                assert figures.get("decided_labels_differ", 0) == 0, (run["case"], label)
     for document in report.DOCUMENTS:
         assert report.MARKER.search(document.read_text()), document.name
     command = [sys.executable, "-m", "benchmarks.report", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-# --- dense CRF ------------------------------------------------------------------------------------
