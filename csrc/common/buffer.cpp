@@ -118,6 +118,35 @@ void Buffer::grow(size_t bytes, size_t keep) {
   *this = std::move(larger);
 }
 
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#ifdef __linux__
+  auto* const first = static_cast<char*>(data);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(first) % kHugePage) % kHugePage;
+  if (bytes >= before + kHugePage) {
+    const size_t whole = (bytes - before) / kHugePage * kHugePage;
+    static_cast<void>(madvise(first + before, whole, MADV_HUGEPAGE));
+  }
+#endif
+}
+
+Buffer BufferPool::take(size_t bytes) {
+  Buffer buffer;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!free_.empty()) {
+      buffer = std::move(free_.back());
+      free_.pop_back();
+    }
+  }
+  buffer.grow(bytes, 0);
+  return buffer;
+}
+
+void BufferPool::give_back(Buffer buffer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  free_.push_back(std::move(buffer));
+}
+
 size_t checked_bytes(size_t count, size_t size) {
   size_t bytes = 0;
   if (__builtin_mul_overflow(count, size, &bytes)) {

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstddef>
+#include <mutex>
+#include <vector>
 
 namespace pydense {
 
@@ -30,6 +32,21 @@ class Buffer {
  private:
   void* data_ = nullptr;
   size_t bytes_ = 0;
+};
+
+// Asks for huge pages where memory that is not a Buffer has not been touched yet; a hint.
+void advise_huge_pages(void* data, size_t bytes);
+
+// Buffers that tasks use one after the other: getting fresh pages from the system costs more than
+// what many a task does with them.
+class BufferPool {
+ public:
+  Buffer take(size_t bytes);  // at least
+  void give_back(Buffer buffer);
+
+ private:
+  std::mutex mutex_;
+  std::vector<Buffer> free_;
 };
 
 // count * size, or std::bad_alloc where that does not fit in memory at all.

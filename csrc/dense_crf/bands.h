@@ -68,14 +68,24 @@ class BandGrid {
   int64_t columns_;
 };
 
-// Calls run(first point, its pixel, count) for pieces of up to `size` pixels beside each other.
-template <class Run>
-PYDENSE_HD void for_each_run(const Band& band, int size, const Run& run) {
+// Neighbouring points of a band.
+struct Run {
+  int64_t point;  // the first, in the lattice's order
+  int64_t pixel;
+  int count;
+  int64_t ahead;  // pixels from here to the run after the next
+};
+
+// Calls work(run) for runs of up to `size` pixels beside each other.
+template <class Work>
+PYDENSE_HD void for_each_run(const Band& band, int size, const Work& work) {
+  const int64_t around = band.stride - ceil_div(band.width, size) * size;  // to the next row
   for (int64_t y = 0; y < band.height; ++y) {
     for (int64_t x = 0; x < band.width; x += size) {
       const int64_t left = band.width - x;
-      run(band.begin + y * band.width + x, band.pixel + y * band.stride + x,
-          static_cast<int>(left < size ? left : size));
+      work(Run{band.begin + y * band.width + x, band.pixel + y * band.stride + x,
+               static_cast<int>(left < size ? left : size),
+               2 * size + (left > 2 * size ? 0 : around)});
     }
   }
 }

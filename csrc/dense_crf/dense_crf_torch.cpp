@@ -256,6 +256,9 @@ Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
     const PointGrid grid = energy.grid();
     const Pictures result(kind == MeanFieldOutput::kLabels ? unary : out);
     void* to = out.mutable_data_ptr();
+    if (kind != MeanFieldOutput::kLabels) {
+      advise_huge_pages(to, static_cast<size_t>(out.numel()) * sizeof(T));
+    }
     for_each_image(unary.size(0), grid, [&](int64_t i, ParallelFor parallel_for) {
       MeanField<T> field(grid, static_cast<int>(unary.size(1)), parallel_for);
       field.set_unary(energy.at<T>(i), energies);

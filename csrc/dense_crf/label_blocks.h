@@ -67,16 +67,26 @@ PYDENSE_HD void copy_labels(const T* from, T* to, int labels, T factor) {
   }
 }
 
-// rows[i] = factor * values of point p + i, `padding` behind the labels.
+// Asks for a part of what the run after the next will read, in the second-level cache: planes part,
+// part + parts, ... of values whose points are contiguous. The hardware does not follow that many
+// planes by itself, and asking for all at once holds up everything else.
 template <class T>
-PYDENSE_HD void load_block(const LabelArray<const T>& values, int64_t p, int count, int labels,
+PYDENSE_HD void prefetch_ahead(const LabelArray<const T>& values, const Run& run, int labels,
+                               int part, int parts) {
+  const T* ahead = values.data + run.pixel + run.ahead;
+  for (int l = part; l < labels; l += parts) {
+    __builtin_prefetch(ahead + l * values.label_stride, 0, 2);
+    __builtin_prefetch(ahead + l * values.label_stride + run.count - 1, 0, 2);
+  }
+}
+
+// rows[i] = factor * values of the run's point i, `padding` behind the labels.
+template <class T>
+PYDENSE_HD void load_block(const LabelArray<const T>& values, const Run& run, int labels,
                            int64_t width, T factor, T padding, T* rows) {
-  const T* from = values.data + p * values.point_stride;
+  const T* from = values.data + run.pixel * values.point_stride;
+  const int count = run.count;
   if (values.point_stride == 1) {
-    // More planes than the hardware follows by itself.
-    for (int l = 0; l < labels; ++l) {
-      __builtin_prefetch(from + l * values.label_stride + 2 * count);
-    }
     transpose(from, values.label_stride, rows, width, count, labels, factor);
   } else if (values.label_stride == 1) {
     for (int i = 0; i < count; ++i) {
@@ -97,9 +107,10 @@ PYDENSE_HD void load_block(const LabelArray<const T>& values, int64_t p, int cou
 }
 
 template <class T>
-PYDENSE_HD void store_block(const T* rows, int64_t p, int count, int labels, int64_t width,
+PYDENSE_HD void store_block(const T* rows, const Run& run, int labels, int64_t width,
                             const LabelArray<T>& values) {
-  T* to = values.data + p * values.point_stride;
+  T* to = values.data + run.pixel * values.point_stride;
+  const int count = run.count;
   if (values.point_stride == 1) {
     transpose(rows, width, to, values.label_stride, labels, count, T{1});
     return;

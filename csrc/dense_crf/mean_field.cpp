@@ -72,7 +72,7 @@ void MeanField<T>::add_pairwise(const LatticeView<T>& lattice, Compatibility kin
 }
 
 template <class T>
-PointPass<T> MeanField<T>::pass() const {
+PointPass<T> MeanField<T>::pass() {
   PointPass<T> pass{};
   pass.terms = views_.data();
   pass.num_terms = static_cast<int>(views_.size());
@@ -81,6 +81,7 @@ PointPass<T> MeanField<T>::pass() const {
   pass.width = width_;
   pass.unary = unary_;
   pass.energies = energies_;
+  pass.workspace = &workspace_;
   return pass;
 }
 
@@ -108,8 +109,8 @@ void MeanField<T>::make_rows() {
   }
 }
 
-// Small lattices together, for fewer parallel regions; large ones one by one, so that each stays in
-// the cache from its first axis to its last.
+// Small lattices side by side, each by one thread: waking threads for every axis would take longer.
+// Large ones one by one, so that each stays in the cache from its first axis to its last.
 template <class T>
 void MeanField<T>::filter_terms() {
   constexpr int64_t kLargeBytes = int64_t{4} << 20;
@@ -117,10 +118,16 @@ void MeanField<T>::filter_terms() {
   for (const PairwiseView<T>& view : views_) {
     bytes += view.lattice.num_rows * width_ * int64_t{sizeof(T)};
   }
-  const auto count = static_cast<int>(rows_.size());
-  const int together = bytes > kLargeBytes ? 1 : count;
-  for (int k = 0; k < count; k += together) {
-    permutohedral_table<T>().merge_and_blur(rows_.data() + k, together, false, parallel_for_);
+  const auto& table = permutohedral_table<T>();
+  const auto count = static_cast<int64_t>(rows_.size());
+  if (bytes <= kLargeBytes) {
+    parallel_tasks(parallel_for_, count, [&](int64_t k) {
+      table.merge_and_blur(rows_[static_cast<size_t>(k)], false, serial_for);
+    });
+    return;
+  }
+  for (const LatticeRows<T>& rows : rows_) {
+    table.merge_and_blur(rows, false, parallel_for_);
   }
 }
 

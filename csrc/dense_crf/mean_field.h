@@ -67,7 +67,8 @@ struct PointPass {
   const MeanFieldResult<T>* out;  // null: Q is not stored
   bool splat;                     // splat Q into the terms' rows
   FreeEnergy* free_energy;        // [bands] sums over q_in, or null
-  bool* overflow;                 // [bands] set when a distribution is not finite
+  BufferPool* workspace;
+  bool* overflow;  // [bands] set when a distribution is not finite
 };
 
 template <class T>
@@ -101,7 +102,7 @@ class MeanField {
     Buffer rows;  // made when first needed
   };
 
-  PointPass<T> pass() const;
+  PointPass<T> pass();
   void run_pass(PointPass<T> pass);
   bool takes_self() const;
   void make_rows();
@@ -117,6 +118,7 @@ class MeanField {
   std::vector<Term> terms_;
   std::vector<PairwiseView<T>> views_;
   std::vector<LatticeRows<T>> rows_;
+  BufferPool workspace_;
   std::mutex mutex_;  // the rows are workspace: one call at a time
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "common/simd.h"
 #include "dense_crf/label_blocks.h"
@@ -24,8 +25,8 @@ class BandPass {
         band_(band),
         points_(BandGrid(pass.grid).at(band)),
         kept_(pass.splat && pass.messages ? points_.end() - points_.begin : kBlock),
-        rows_(buffer_of<T>(static_cast<size_t>(pass.width) *
-                           static_cast<size_t>(kept_ + kBlock + 1))),
+        rows_(pass.workspace->take(sizeof(T) * static_cast<size_t>(pass.width) *
+                                   static_cast<size_t>(kept_ + kBlock + 1))),
         q_(rows_.as<T>()),
         logits_(q_ + kept_ * pass.width),
         filtered_(logits_ + int64_t{kBlock} * pass.width) {
@@ -33,6 +34,10 @@ class BandPass {
       takes_self_ = takes_self_ || pass.terms[k].lattice.self != nullptr;
     }
   }
+
+  BandPass(const BandPass&) = delete;
+  BandPass& operator=(const BandPass&) = delete;
+  ~BandPass() { pass_.workspace->give_back(std::move(rows_)); }
 
   // False when a distribution is not finite. Points go through the stages in blocks: one point's
   // chain of dependent operations is longer than what a core looks ahead, several points' are not.
@@ -44,24 +49,23 @@ class BandPass {
     if (pass_.splat && !splat_later) {
       clear_rows();
     }
-    for_each_run(points_, kBlock, [&](int64_t p, int64_t pixel, int count) {
-      const Block block = {p, pixel, count};
+    for_each_run(points_, kBlock, [&](const Run& block) {
       finite = update(block) && finite;
       if (pass_.out != nullptr) {
         store_result(block);
       }
       if (splat_later) {
-        q_ += count * width();
+        q_ += block.count * width();
       } else if (pass_.splat) {
-        splat_block(p, count);
+        splat_block(block);
       }
     });
     if (splat_later) {
       clear_rows();
       q_ = rows_.as<T>();
-      for_each_run(points_, kBlock, [&](int64_t p, int64_t, int count) {
-        splat_block(p, count);
-        q_ += count * width();
+      for_each_run(points_, kBlock, [&](const Run& block) {
+        splat_block(block);
+        q_ += block.count * width();
       });
     }
     return finite;
@@ -77,17 +81,10 @@ class BandPass {
 
   PYDENSE_HD int64_t width() const { return Width > 0 ? Width : pass_.width; }
 
-  // Neighbouring points.
-  struct Block {
-    int64_t point;  // the first, in the lattice's order
-    int64_t pixel;
-    int count;
-  };
-
   // Q of a block, loaded or computed.
-  bool update(const Block& block) {
+  bool update(const Run& block) {
     if (!pass_.compute || takes_self_) {
-      load_block(pass_.q_in, block.pixel, block.count, pass_.num_labels, width(), T{1}, T{0}, q_);
+      load_block(pass_.q_in, block, pass_.num_labels, width(), T{1}, T{0}, q_);
     }
     if (pass_.free_energy != nullptr) {
       measure(block);
@@ -109,19 +106,20 @@ class BandPass {
     }
   }
 
-  void splat_block(int64_t p, int count) const {
+  void splat_block(const Run& block) const {
     for (int k = 0; k < pass_.num_terms; ++k) {
       const PairwiseView<T>& view = pass_.terms[k];
-      with_corners(view.lattice.dims,
-                   [&](auto corners) { splat<decltype(corners)::value>(view, p, count); });
+      with_corners(view.lattice.dims, [&](auto corners) {
+        splat<decltype(corners)::value>(view, block.point, block.count);
+      });
     }
   }
 
-  PYDENSE_HD void load_unary(const Block& block) const {
+  PYDENSE_HD void load_unary(const Run& block) const {
     constexpr T kPadding = -std::numeric_limits<T>::infinity();
     if (pass_.unary.data != nullptr) {
-      load_block(pass_.unary, block.pixel, block.count, pass_.num_labels, width(),
-                 pass_.energies ? T{-1} : T{1}, kPadding, logits_);
+      load_block(pass_.unary, block, pass_.num_labels, width(), pass_.energies ? T{-1} : T{1},
+                 kPadding, logits_);
       return;
     }
     for (int i = 0; i < block.count; ++i) {
@@ -131,17 +129,19 @@ class BandPass {
     }
   }
 
-  PYDENSE_HD void add_messages(const Block& block) const {
+  PYDENSE_HD void add_messages(const Run& block) const {
     for (int k = 0; pass_.messages && k < pass_.num_terms; ++k) {
       const PairwiseView<T>& view = pass_.terms[k];
-      with_corners(view.lattice.dims, [&](auto corners) {
-        slice<decltype(corners)::value>(view, block.point, block.count);
-      });
+      const bool prefetch = k == 0 && pass_.unary.point_stride == 1;
+      with_corners(view.lattice.dims,
+                   [&](auto corners) { slice<decltype(corners)::value>(view, block, prefetch); });
     }
   }
 
   template <int Corners>
-  PYDENSE_HD void slice(const PairwiseView<T>& view, int64_t p, int count) const {
+  PYDENSE_HD void slice(const PairwiseView<T>& view, const Run& block, bool prefetch) const {
+    const int64_t p = block.point;
+    const int count = block.count;
     const LatticeView<T>& lattice = view.lattice;
     const BandCorners<T, Corners> corners(lattice);
     const T* rows = view.rows + lattice.band_rows[band_] * width();
@@ -150,6 +150,9 @@ class BandPass {
       const T factor =
           lattice.slice_norm == nullptr ? view.scale : view.scale * lattice.slice_norm[p + i];
       T* logits = logits_ + i * width();
+      if (prefetch) {
+        prefetch_ahead(pass_.unary, block, pass_.num_labels, i, count);
+      }
       for (int64_t c = 0; c < width(); c += Piece) {
         const PieceRow sliced = corners.template slice<Piece>(p + i, width(), rows + c);
         const PieceRow sum = PieceRow::load_from(logits + c);
@@ -262,11 +265,11 @@ class BandPass {
     return finite;
   }
 
-  void store_result(const Block& block) const {
+  void store_result(const Run& block) const {
     const MeanFieldResult<T>& out = *pass_.out;
     if (out.kind != MeanFieldOutput::kLabels) {
-      store_block(out.kind == MeanFieldOutput::kLogits ? logits_ : q_, block.pixel, block.count,
-                  pass_.num_labels, width(), out.q);
+      store_block(out.kind == MeanFieldOutput::kLogits ? logits_ : q_, block, pass_.num_labels,
+                  width(), out.q);
       return;
     }
     for (int i = 0; i < block.count; ++i) {
@@ -295,7 +298,7 @@ class BandPass {
 
   // Adds the points' sums over q_in to the band's. What has no probability counts nothing, also
   // where its energy is infinite.
-  void measure(const Block& block) const {
+  void measure(const Run& block) const {
     FreeEnergy& sums = pass_.free_energy[band_];
     const auto against_logits = [&] {
       double sum = 0.0;

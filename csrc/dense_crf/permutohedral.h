@@ -120,8 +120,8 @@ template <class T>
 struct PermutohedralTable {
   void (*build)(const LatticeFeatures<T>&, const LatticeOptions&, const ByteSink&, ParallelFor);
   void (*filter)(const FilterArgs<T>&, ParallelFor);
-  // Adds up the bands' rows, blurs in place and spreads the result, all lattices at once.
-  void (*merge_and_blur)(const LatticeRows<T>* rows, int count, bool reverse, ParallelFor);
+  // Adds up the bands' rows, blurs in place and spreads the result.
+  void (*merge_and_blur)(const LatticeRows<T>& rows, bool reverse, ParallelFor);
 };
 PYDENSE_DECLARE_CPU_TABLES(PermutohedralTable<float>, kPermutohedralTable)
 PYDENSE_DECLARE_CPU_TABLES(PermutohedralTable<double>, kPermutohedralTable64)

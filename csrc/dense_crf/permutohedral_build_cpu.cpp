@@ -33,9 +33,10 @@ void for_each_block(const LatticeFeatures<T>& features, const Band& band, const 
   constexpr int kLanes = Lanes<T>::kCount;
   using F = typename Lanes<T>::F;
   F feature[kMaxLatticeDims];
-  for_each_run(band, kLanes, [&](int64_t p, int64_t pixel, int count) {
+  for_each_run(band, kLanes, [&](const Run& run) {
+    const int count = run.count;
     for (int i = 0; i < features.dims; ++i) {
-      const T* from = features.data + i * features.dim_stride + pixel * features.point_stride;
+      const T* from = features.data + i * features.dim_stride + run.pixel * features.point_stride;
       if (count == kLanes && features.point_stride == 1) {
         feature[i] = load<F>(from);
       } else {
@@ -46,7 +47,7 @@ void for_each_block(const LatticeFeatures<T>& features, const Band& band, const 
         feature[i] = load<F>(lanes);
       }
     }
-    block(p, count, feature);
+    block(run.point, count, feature);
   });
 }
 
@@ -186,25 +187,25 @@ void self_weights(const LatticeView<T>& view, const Numbering& n, const LatticeL
   });
 }
 
-// From mass = K 1 (and the diagonal) to the factors that normalise the filter.
+// From mass = K 1 (and the diagonal) to the factors that normalise the filter, for points
+// [begin, end).
 template <class T>
-void normalize(const LatticeOptions& options, int64_t points, T alpha, const T* mass, T* norm,
-               T* self) {
+void normalize(const LatticeOptions& options, int64_t begin, int64_t end, T alpha, const T* mass,
+               T* norm, T* self) {
   // Keeps 1 / norm finite where the lattice lost all mass around a point. Without its own share an
   // isolated point has a mass that is rounding error alone: it counts as a small part of the whole.
   constexpr T kFloor = static_cast<T>(1e-20);
   constexpr T kRest = static_cast<T>(1e-3);
-  for (int64_t p = 0; p < points && norm != nullptr; ++p) {
+  const bool symmetric = options.normalization == Normalization::kSymmetric;
+  for (int64_t p = begin; p < end && norm != nullptr; ++p) {
     const T rest = self == nullptr ? mass[p] : std::max(mass[p] - self[p], kRest * mass[p]);
-    const T total = alpha * rest + kFloor;
-    norm[p] = options.normalization == Normalization::kSymmetric ? std::sqrt(alpha / total)
-                                                                 : alpha / total;
+    norm[p] = alpha / (alpha * rest + kFloor);
   }
-  for (int64_t p = 0; p < points && self != nullptr; ++p) {
-    const T factor = norm == nullptr                                      ? alpha
-                     : options.normalization == Normalization::kSymmetric ? norm[p] * norm[p]
-                                                                          : norm[p];
-    self[p] *= factor;
+  for (int64_t p = begin; p < end && self != nullptr; ++p) {
+    self[p] *= norm == nullptr ? alpha : norm[p];
+  }
+  for (int64_t p = begin; p < end && norm != nullptr && symmetric; ++p) {
+    norm[p] = std::sqrt(norm[p]);
   }
 }
 
@@ -287,7 +288,9 @@ void build_with(const LatticeFeatures<T>& features, const LatticeOptions& option
   if (norm != nullptr) {
     lattice_mass(view, mass.as<T>(), parallel_for);
   }
-  normalize(options, n, alpha, mass.as<T>(), norm, self);
+  parallel_tasks(parallel_for, bands, [&](int64_t b) {
+    normalize(options, grid.at(b).begin, grid.at(b).end(), alpha, mass.as<T>(), norm, self);
+  });
 }
 
 template <class T>

@@ -66,7 +66,6 @@ void build_lattice_cpu(const LatticeFeatures<double>& features, const LatticeOpt
 template <class T>
 void filter_lattice_cpu(const FilterArgs<T>& args, ParallelFor parallel_for);
 template <class T>
-void merge_and_blur_cpu(const LatticeRows<T>* rows, int count, bool reverse,
-                        ParallelFor parallel_for);
+void merge_and_blur_cpu(const LatticeRows<T>& rows, bool reverse, ParallelFor parallel_for);
 
 }  // namespace pydense::PYDENSE_ISA

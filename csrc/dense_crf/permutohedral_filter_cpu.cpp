@@ -70,30 +70,15 @@ void blur_chunk(const LatticeRows<T>& rows, const int32_t* chain, int64_t length
   }
 }
 
-// Runs work(lattice index, begin, end) over `size(view)` items of all lattices, with a task grid
-// that depends on the lattices alone.
-template <class T, class Size, class Work>
-void for_each_chunk(const LatticeRows<T>* rows, int count, ParallelFor parallel_for,
-                    const Size& size, const Work& work) {
-  int64_t tasks = 0;
-  for (int k = 0; k < count; ++k) {
-    tasks += ceil_div(size(rows[k].lattice), kVertexChunk);
+// Runs work(begin, end) over chunks of `size` items.
+template <class Work>
+void for_each_chunk(int64_t size, ParallelFor parallel_for, const Work& work) {
+  if (size > 0) {
+    parallel_tasks(parallel_for, ceil_div(size, kVertexChunk), [&](int64_t task) {
+      const int64_t begin = task * kVertexChunk;
+      work(begin, std::min(begin + kVertexChunk, size));
+    });
   }
-  if (tasks == 0) {
-    return;
-  }
-  parallel_tasks(parallel_for, tasks, [&](int64_t task) {
-    int k = 0;
-    for (;; ++k) {
-      const int64_t chunks = ceil_div(size(rows[k].lattice), kVertexChunk);
-      if (task < chunks) {
-        break;
-      }
-      task -= chunks;
-    }
-    const int64_t begin = task * kVertexChunk;
-    work(k, begin, std::min(begin + kVertexChunk, size(rows[k].lattice)));
-  });
 }
 
 // Calls work(band index, band, corners) for every band.
@@ -119,24 +104,26 @@ void filter_group(const FilterArgs<T>& args, const LatticeRows<T>& rows, int fir
   for_each_band(lattice, parallel_for, [&](int64_t b, const Band& band, const auto& corners) {
     clear_band(rows, b);
     T* to = rows.rows + lattice.band_rows[b] * rows.width;
-    for_each_run(band, 1, [&](int64_t p, int64_t pixel, int) {
+    for_each_run(band, 1, [&](const Run& run) {
+      const int64_t p = run.point;
       alignas(64) T row[Piece] = {};
       for (int c = 0; c < channels; ++c) {
-        row[c] = value(pixel, c) * (before == nullptr ? T{1} : before[p]);
+        row[c] = value(run.pixel, c) * (before == nullptr ? T{1} : before[p]);
       }
       corners.template splat<Piece>(p, Row<T, Piece>::load_from(row), rows.width, to);
     });
   });
-  merge_and_blur_cpu(&rows, 1, args.reverse, parallel_for);
+  merge_and_blur_cpu(rows, args.reverse, parallel_for);
   for_each_band(lattice, parallel_for, [&](int64_t b, const Band& band, const auto& corners) {
     const T* from = rows.rows + lattice.band_rows[b] * rows.width;
-    for_each_run(band, 1, [&](int64_t p, int64_t pixel, int) {
+    for_each_run(band, 1, [&](const Run& run) {
+      const int64_t p = run.point;
       const T factor = lattice.scale * (after == nullptr ? T{1} : after[p]);
       alignas(64) T row[Piece];
       (corners.template slice<Piece>(p, rows.width, from) * factor).store_to(row);
       for (int c = 0; c < channels; ++c) {
-        const T own = lattice.self == nullptr ? T{0} : lattice.self[p] * value(pixel, c);
-        args.out[(first + c) * args.out_channel_stride + pixel * args.out_point_stride] =
+        const T own = lattice.self == nullptr ? T{0} : lattice.self[p] * value(run.pixel, c);
+        args.out[(first + c) * args.out_channel_stride + run.pixel * args.out_point_stride] =
             row[c] - own;
       }
     });
@@ -157,7 +144,7 @@ void lattice_mass(const LatticeView<T>& lattice, T* mass, ParallelFor parallel_f
       to[corners.ids[i]] += corners.weights[i];
     }
   });
-  merge_and_blur_cpu(&rows, 1, false, parallel_for);
+  merge_and_blur_cpu(rows, false, parallel_for);
   for_each_band(lattice, parallel_for, [&](int64_t b, const Band& band, const auto& corners) {
     const T* from = rows.rows + lattice.band_rows[b];
     for (int64_t p = band.begin; p < band.end(); ++p) {
@@ -170,39 +157,26 @@ void lattice_mass(const LatticeView<T>& lattice, T* mass, ParallelFor parallel_f
 }
 
 template <class T>
-void merge_and_blur_cpu(const LatticeRows<T>* rows, int count, bool reverse,
-                        ParallelFor parallel_for) {
-  const auto shared = [](const LatticeView<T>& lattice) { return lattice.num_shared; };
-  const auto merge = [&](bool spread) {
-    for_each_chunk(rows, count, parallel_for, shared, [&](int k, int64_t begin, int64_t end) {
-      with_piece<T, 1>(rows[k].width, [&](auto piece) {
-        merge_chunk<T, decltype(piece)::value>(rows[k], spread, begin, end);
+void merge_and_blur_cpu(const LatticeRows<T>& rows, bool reverse, ParallelFor parallel_for) {
+  const LatticeView<T>& lattice = rows.lattice;
+  with_piece<T, 1>(rows.width, [&](auto piece) {
+    constexpr int kPiece = decltype(piece)::value;
+    const auto merge = [&](bool spread) {
+      for_each_chunk(lattice.num_shared, parallel_for, [&](int64_t begin, int64_t end) {
+        merge_chunk<T, kPiece>(rows, spread, begin, end);
       });
-    });
-  };
-  merge(false);
-  int stages = 0;
-  for (int k = 0; k < count; ++k) {
-    stages = std::max(stages, rows[k].lattice.dims + 1);
-  }
-  for (int stage = 0; stage < stages; ++stage) {
-    const auto axis_of = [&](const LatticeView<T>& lattice) {
-      return reverse ? lattice.dims - stage : stage;
     };
-    const auto length_of = [&](const LatticeView<T>& lattice) {
-      const int axis = axis_of(lattice);
-      return stage <= lattice.dims ? lattice.chain_starts[axis + 1] - lattice.chain_starts[axis]
-                                   : 0;
-    };
-    for_each_chunk(rows, count, parallel_for, length_of, [&](int k, int64_t begin, int64_t end) {
-      const LatticeView<T>& lattice = rows[k].lattice;
-      const int32_t* chain = lattice.chains + lattice.chain_starts[axis_of(lattice)];
-      with_piece<T, 1>(rows[k].width, [&](auto piece) {
-        blur_chunk<T, decltype(piece)::value>(rows[k], chain, length_of(lattice), begin, end);
+    merge(false);
+    for (int stage = 0; stage <= lattice.dims; ++stage) {
+      const int axis = reverse ? lattice.dims - stage : stage;
+      const int32_t* chain = lattice.chains + lattice.chain_starts[axis];
+      const int64_t length = lattice.chain_starts[axis + 1] - lattice.chain_starts[axis];
+      for_each_chunk(length, parallel_for, [&](int64_t begin, int64_t end) {
+        blur_chunk<T, kPiece>(rows, chain, length, begin, end);
       });
-    });
-  }
-  merge(true);
+    }
+    merge(true);
+  });
 }
 
 template <class T>

@@ -135,17 +135,16 @@ def lattices(model: Model) -> list[Tensor]:
     return [_lattice(model, kernel) for kernel in model.kernels]
 
 
-def positions(spatial: Sequence[int], sxy: Sequence[float], like: Tensor) -> Tensor:
-    """(1, d, *spatial): the coordinates of all pixels divided by ``sxy``, last axis (x) first."""
-    sigmas = torch.tensor(sxy, dtype=like.dtype, device=like.device)
-    rows = []
+def write_positions(features: Tensor, sxy: Sequence[float]) -> None:
+    """The first channels of (B, d, *spatial): coordinates divided by ``sxy``, last axis (x) first."""
+    spatial = features.shape[2:]
+    sigmas = torch.tensor(sxy, dtype=features.dtype, device=features.device)
     for row in range(len(spatial)):
         axis = len(spatial) - 1 - row
-        steps = torch.arange(spatial[axis], dtype=like.dtype, device=like.device)
+        steps = torch.arange(spatial[axis], dtype=features.dtype, device=features.device)
         lying = [1] * len(spatial)
         lying[axis] = spatial[axis]
-        rows.append((steps / sigmas[row]).view(lying).expand(spatial))
-    return torch.stack(rows).unsqueeze(0)
+        features[:, row] = (steps / sigmas[row]).view(lying)
 
 
 def _lattice(model: Model, kernel: Kernel) -> Tensor:
@@ -197,16 +196,21 @@ def _bilateral(op: str, term: Any, unary: Tensor, image: Tensor | None, like: Te
 
 
 def _gaussian_features(spatial: tuple[int, ...], sxy: tuple[float, ...], like: Tensor) -> Tensor:
-    return as_picture(positions(spatial, sxy, like))
+    features = like.new_empty((1, len(sxy), *spatial))
+    write_positions(features, sxy)
+    return as_picture(features)
 
 
 def _bilateral_features(
     image: Tensor, sxy: tuple[float, ...], srgb: tuple[float, ...], like: Tensor
 ) -> Tensor:
+    # Written in place: at this size every temporary counts.
+    spatial = image.shape[2:]
+    features = like.new_empty((image.shape[0], len(sxy) + image.shape[1], *spatial))
+    write_positions(features, sxy)
     sigmas = torch.tensor(srgb, dtype=like.dtype, device=like.device)
-    colours = image.to(like.dtype) / sigmas.view(-1, *[1] * len(sxy))
-    grid = positions(tuple(image.shape[2:]), sxy, like)
-    return as_picture(torch.cat([grid.expand(image.shape[0], *grid.shape[1:]), colours], 1))
+    features[:, len(sxy) :].copy_(image).div_(sigmas.view(-1, *[1] * len(sxy)))
+    return as_picture(features)
 
 
 def _given_features(features: Tensor, dtype: torch.dtype) -> Tensor:

@@ -312,13 +312,18 @@ void test_bands() {
     for (int64_t b = 0; b < bands.count(); ++b) {
       const Band band = bands.at(b);
       EXPECT(band.begin == next && band.end() - band.begin <= kBandPoints);
-      for_each_run(band, 16, [&](int64_t point, int64_t pixel, int count) {
-        EXPECT(point == next && count >= 1 && count <= 16);
-        next += count;
-        for (int64_t i = 0; i < count; ++i) {
-          ++seen[static_cast<size_t>(pixel + i)];
+      std::vector<Run> runs;
+      for_each_run(band, 16, [&](const Run& run) {
+        EXPECT(run.point == next && run.count >= 1 && run.count <= 16);
+        next += run.count;
+        for (int64_t i = 0; i < run.count; ++i) {
+          ++seen[static_cast<size_t>(run.pixel + i)];
         }
+        runs.push_back(run);
       });
+      for (size_t i = 0; i + 2 < runs.size() && band.width >= 32; ++i) {
+        EXPECT(runs[i + 2].pixel == runs[i].pixel + runs[i].ahead);
+      }
     }
     EXPECT(next == grid.points());
     EXPECT(std::count(seen.begin(), seen.end(), 1) == grid.points());
