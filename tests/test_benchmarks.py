@@ -279,7 +279,7 @@ def test_peak_memory_sees_native_and_reused_allocations(tmp_path):
         _memory.peak_memory("memory_probe", "x", label, 1, environment)
         for label in ("big", "reuse", "small")
     )
-    assert 2**25 <= big < 2**25 + 2**23
+    assert 2**25 * 0.95 <= big < 2**25 + 2**23  # the kernel counts in batches of pages
     assert 2**24 * 0.9 <= reuse < 2**24 + 2**23
     assert small < 2**22
     done = subprocess.run(

@@ -16,9 +16,10 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 
-#ifdef __linux__
+// AddressSanitizer watches the borders of what it allocates itself.
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
 
-constexpr size_t kPage = 4096;
+constexpr size_t kPage = 65536;  // the largest there is; smaller ones divide it
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kLarge = kHugePage / 2;
 
@@ -119,7 +120,7 @@ void Buffer::grow(size_t bytes, size_t keep) {
 }
 
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
-#ifdef __linux__
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
   auto* const first = static_cast<char*>(data);
   const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(first) % kHugePage) % kHugePage;
   if (bytes >= before + kHugePage) {
@@ -142,9 +143,13 @@ Buffer BufferPool::take(size_t bytes) {
   return buffer;
 }
 
-void BufferPool::give_back(Buffer buffer) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  free_.push_back(std::move(buffer));
+void BufferPool::give_back(Buffer buffer) noexcept {
+  try {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(buffer));
+  } catch (const std::bad_alloc&) {
+    buffer = Buffer();  // no room to keep it
+  }
 }
 
 size_t checked_bytes(size_t count, size_t size) {

@@ -42,7 +42,7 @@ void advise_huge_pages(void* data, size_t bytes);
 class BufferPool {
  public:
   Buffer take(size_t bytes);  // at least
-  void give_back(Buffer buffer);
+  void give_back(Buffer buffer) noexcept;
 
  private:
   std::mutex mutex_;

@@ -85,7 +85,7 @@ PYDENSE_HD void for_each_run(const Band& band, int size, const Work& work) {
       const int64_t left = band.width - x;
       work(Run{band.begin + y * band.width + x, band.pixel + y * band.stride + x,
                static_cast<int>(left < size ? left : size),
-               2 * size + (left > 2 * size ? 0 : around)});
+               int64_t{2} * size + (left > int64_t{2} * size ? 0 : around)});
     }
   }
 }

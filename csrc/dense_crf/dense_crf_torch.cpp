@@ -198,6 +198,12 @@ struct Terms {
   }
 };
 
+void check_labels(const char* op, const Tensor& unary) {
+  check_pictures(op, "unary", unary);
+  PYDENSE_CHECK(unary.size(1) <= 65536, op, ": unary must have at most 65536 labels, got ",
+                unary.size(1));
+}
+
 void check_same_shape(const char* op, const Tensor& q, const Tensor& unary) {
   check_pictures(op, "q", q);
   require_dtype(op, "q", q, unary.scalar_type());
@@ -231,7 +237,7 @@ Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
                      const std::vector<Tensor>& compats, int64_t iterations, bool energies,
                      const std::optional<Tensor>& q, const std::string& output) {
   constexpr const char* kOp = "dense_crf_mean_field";
-  check_pictures(kOp, "unary", unary);
+  check_labels(kOp, unary);
   PYDENSE_CHECK(output == "probabilities" || output == "logits" || output == "labels", kOp,
                 ": output must be probabilities, logits or labels, got '", output, "'");
   PYDENSE_CHECK(iterations >= 0 && iterations <= INT32_MAX, kOp,
@@ -279,7 +285,7 @@ Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
 Tensor free_energy_op(const Tensor& unary, const std::vector<Tensor>& lattices,
                       const std::vector<Tensor>& compats, bool energies, const Tensor& q) {
   constexpr const char* kOp = "dense_crf_free_energy";
-  check_pictures(kOp, "unary", unary);
+  check_labels(kOp, unary);
   check_same_shape(kOp, q, unary);
   return with_dtype(kOp, "unary", unary, [&]<class T>(T) {
     Tensor out = torch::stable::new_zeros(unary, {unary.size(0), 3}, ScalarType::Double);

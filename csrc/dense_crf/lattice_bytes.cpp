@@ -68,7 +68,7 @@ LatticeView<T> view_of(const Header& header, const char* bytes, size_t* size,
   std::memcpy(view.chain_starts, c.chain_starts, sizeof(c.chain_starts));
   size_t at = aligned(sizeof(Header));
   for_each_array(c, &view, [&]<class E>(const E*& array, int64_t count) {
-    array = reinterpret_cast<const E*>(bytes + at);
+    array = bytes == nullptr ? nullptr : reinterpret_cast<const E*>(bytes + at);
     const size_t used = static_cast<size_t>(count) * sizeof(E);
     padding(at + used, aligned(used) - used);
     at += aligned(used);
@@ -88,6 +88,29 @@ Header make_header(const LatticeCounts& counts, size_t bytes, size_t scalar_byte
   header.counts = counts;
   header.scale = scale;
   return header;
+}
+
+// Whether the header belongs to a lattice of T that fits `left` bytes. What the arrays hold is
+// trusted.
+template <class T>
+bool is_sound(const Header& header, size_t left) {
+  const LatticeCounts& c = header.counts;
+  if (c.dims < 1 || c.dims > kMaxLatticeDims || c.grid.height < 1 || c.grid.width < 1 ||
+      c.grid.height > INT64_MAX / 1024 / c.grid.width || c.bands != BandGrid(c.grid).count()) {
+    return false;
+  }
+  for (const int64_t count : {c.vertices, c.rows, c.shared, c.shared_rows, c.chain_starts[0]}) {
+    if (count < 0 || count > INT32_MAX) {
+      return false;
+    }
+  }
+  for (int j = 0; j <= c.dims; ++j) {
+    if (c.chain_starts[j + 1] < c.chain_starts[j]) {
+      return false;
+    }
+  }
+  return header.bytes <= left && c.chain_starts[c.dims + 1] <= INT64_MAX / 1024 &&
+         header.bytes == lattice_bytes(c, sizeof(T));
 }
 
 Header header_at(const char* bytes) {
@@ -132,10 +155,12 @@ int64_t count_lattices(const char* op, const void* bytes, size_t size) {
     const auto left = static_cast<size_t>(end - at);
     const bool whole = left >= sizeof(Header);
     const Header header = whole ? header_at(at) : Header{};
-    PYDENSE_CHECK(whole && header.magic == kMagic && header.bytes <= left && header.bytes > 0, op,
-                  ": lattice must come from dense_crf_lattice of this version, got other bytes");
+    constexpr const char* kOther =
+        ": lattice must come from dense_crf_lattice of this version, got other bytes";
+    PYDENSE_CHECK(whole && header.magic == kMagic, op, kOther);
     PYDENSE_CHECK(header.scalar_bytes == sizeof(T), op, ": lattice must be of dtype float",
                   8 * sizeof(T), ", got float", 8 * header.scalar_bytes);
+    PYDENSE_CHECK(is_sound<T>(header, left), op, kOther);
     at += header.bytes;
     ++count;
   }

@@ -126,11 +126,11 @@ void with_piece(int width, const Fn& fn) {
 // all others.
 template <int Corners>
 struct CornerIds {
-  using type = uint16_t;
+  using Type = uint16_t;
 };
 template <>
 struct CornerIds<0> {
-  using type = int32_t;
+  using Type = int32_t;
 };
 
 // Calls fn(IntConstant<corners>{}) for the usual kernels: position (2-D, 3-D), position + RGB; with
@@ -152,7 +152,7 @@ PYDENSE_HD void with_corners(int dims, const Fn& fn) {
 // The corners of a band's points, and the band's rows.
 template <class T, int Corners>
 struct BandCorners {
-  using Id = typename CornerIds<Corners>::type;
+  using Id = typename CornerIds<Corners>::Type;
   const T* weights;
   const Id* ids;
   int count;

@@ -305,7 +305,7 @@ class BandPass {
       for (int i = 0; i < block.count; ++i) {
         for (int l = 0; l < pass_.num_labels; ++l) {
           const auto q = static_cast<double>(q_[i * width() + l]);
-          sum += q > 0.0 ? q * static_cast<double>(logits_[i * width() + l]) : 0.0;
+          sum += q == 0.0 ? 0.0 : q * static_cast<double>(logits_[i * width() + l]);
         }
       }
       return sum;
@@ -313,7 +313,7 @@ class BandPass {
     for (int i = 0; i < block.count; ++i) {
       for (int l = 0; l < pass_.num_labels; ++l) {
         const auto q = static_cast<double>(q_[i * width() + l]);
-        sums.negative_entropy += q > 0.0 ? q * std::log(q) : 0.0;
+        sums.negative_entropy += q == 0.0 ? 0.0 : q * std::log(q);
       }
     }
     load_unary(block);

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -134,6 +135,7 @@ struct Field {
   MeanField<float> mean_field;
   Buffer unary;
   std::vector<std::shared_ptr<Lattice>> lattices;
+  std::mutex mutex;  // of the two above
 
   Field(int64_t num_points, int num_labels, int64_t width)
       : mean_field(picture("mean_field", num_points, width), num_labels, pool_parallel_for) {}
@@ -146,9 +148,10 @@ void add_pairwise(Field& field, const std::shared_ptr<Lattice>& lattice, const F
                     (dims == 2 && compat.shape(0) == labels && compat.shape(1) == labels),
                 "mean_field: compat must have shape (), (", labels, ",) or (", labels, ", ", labels,
                 "), got ", shape_text(compat));
-  const ContiguousFloatArray contiguous = as_contiguous(compat);
+  const ContiguousFloatArray contiguous = as_contiguous(with_float_strides(compat));
   const float* data = contiguous.data();
   const py::gil_scoped_release release;
+  const std::lock_guard<std::mutex> lock(field.mutex);
   field.lattices.push_back(lattice);
   field.mean_field.add_pairwise(lattice->view, static_cast<Compatibility>(dims), data);
 }
@@ -187,7 +190,8 @@ void set_unary(Field& field, const FloatArray& unary) {
       copy_run(from.data + p * from.point_stride, from.label_stride, labels, to.data + p * labels);
     }
   });
-  field.unary = std::move(copy);
+  const std::lock_guard<std::mutex> lock(field.mutex);
+  std::swap(field.unary, copy);  // the old one lives until the field reads the new one
   field.mean_field.set_unary({to.data, to.label_stride, to.point_stride}, true);
 }
 

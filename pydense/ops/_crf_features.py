@@ -136,7 +136,7 @@ def lattices(model: Model) -> list[Tensor]:
 
 
 def write_positions(features: Tensor, sxy: Sequence[float]) -> None:
-    """The first channels of (B, d, *spatial): coordinates divided by ``sxy``, last axis (x) first."""
+    """First channels of (B, d, *spatial): coordinates divided by ``sxy``, last axis (x) first."""
     spatial = features.shape[2:]
     sigmas = torch.tensor(sxy, dtype=features.dtype, device=features.device)
     for row in range(len(spatial)):

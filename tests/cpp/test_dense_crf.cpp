@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The lattice against a plain double-precision one on std::map, and mean field against itself over
-// threads, instruction sets and ways to call it.
+// The lattice against a plain double-precision one on std::map, and against itself over threads,
+// instruction sets, orders of points and its form as bytes.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,55 +12,18 @@
 
 #include "common/thread_pool.h"
 #include "dense_crf/lattice_bytes.h"
-#include "dense_crf/mean_field.h"
 #include "dense_crf/permutohedral.h"
+#include "lattices.h"
 #include "testing.h"
 
 using namespace pydense;  // NOLINT(google-build-using-namespace)
+using testing::build;
+using testing::filter;
+using testing::Lattice;
+using testing::random_floats;
 using testing::thread_for;
 
 namespace {
-
-std::vector<float> random_floats(size_t n, float scale, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::uniform_real_distribution<float> uniform(-scale, scale);
-  std::vector<float> values(n);
-  for (float& value : values) {
-    value = uniform(generator);
-  }
-  return values;
-}
-
-struct Lattice {
-  Buffer bytes;
-  LatticeView<float> view{};
-};
-
-// width: of a picture, or 0 for points without an order.
-Lattice build(const std::vector<float>& features, int dims, ParallelFor parallel_for = thread_for,
-              LatticeOptions options = {Normalization::kNone, true}, int64_t width = 0) {
-  const auto n = static_cast<int64_t>(features.size()) / std::max(dims, 1);
-  Lattice lattice;
-  const ByteSink sink = {&lattice.bytes, [](void* bytes, size_t size) {
-                           *static_cast<Buffer*>(bytes) = Buffer(size);
-                           return static_cast<Buffer*>(bytes)->data();
-                         }};
-  const PointGrid grid = width == 0 ? PointGrid{1, n} : PointGrid{n / width, width};
-  build_lattice<float>({features.data(), grid, dims, n, 1}, options, sink, parallel_for);
-  lattice.view = lattice_at<float>(lattice.bytes.data(), 0);
-  return lattice;
-}
-
-std::vector<float> filter(const Lattice& lattice, const std::vector<float>& values, bool reverse,
-                          ParallelFor parallel_for = thread_for) {
-  const int64_t n = lattice.view.num_points();
-  std::vector<float> out(values.size());
-  filter_lattice<float>(
-      {&lattice.view, values.data(), out.data(),
-       static_cast<int>(static_cast<int64_t>(values.size()) / n), n, 1, n, 1, reverse},
-      parallel_for);
-  return out;
-}
 
 // The same filter for one channel, coordinates as vectors of int, arithmetic in double.
 std::vector<double> plain_filter(const std::vector<float>& features, int d,
@@ -225,82 +188,6 @@ void test_lattice_errors() {
   EXPECT_THROWS(build({}, 2), "at least 1 point");
 }
 
-void test_mean_field(int labels, bool self_term) {
-  const int64_t n = kBandPoints + 300;
-  const auto size = static_cast<size_t>(n * labels);
-  const auto unary = random_floats(size, 3, 9);
-  const auto positions = random_floats(static_cast<size_t>(n) * 2, 20, 10);
-  const Lattice lattice = build(positions, 2, thread_for, {Normalization::kSymmetric, self_term});
-  std::vector<float> diagonal(static_cast<size_t>(labels), 1.5F);
-  std::vector<float> matrix(static_cast<size_t>(labels) * static_cast<size_t>(labels), 0.0F);
-  for (int l = 0; l < labels; ++l) {
-    matrix[static_cast<size_t>(l) * static_cast<size_t>(labels + 1)] = 1.5F;
-  }
-  const float potts = 1.5F;
-  std::vector<std::vector<float>> results;
-  const std::pair<Compatibility, const float*> kinds[] = {
-      {Compatibility::kPotts, &potts},
-      {Compatibility::kDiagonal, diagonal.data()},
-      {Compatibility::kMatrix, matrix.data()}};
-  for (const auto& [kind, compat] : kinds) {
-    MeanField<float> field({1, n}, labels, thread_for);
-    field.set_unary({unary.data(), n, 1}, true);
-    field.add_pairwise(lattice.view, kind, compat);
-    std::vector<float> fused(size);
-    std::vector<float> stepped(size);
-    std::vector<int64_t> best(static_cast<size_t>(n));
-    field.run(3, {}, {MeanFieldOutput::kProbabilities, {fused.data(), n, 1}, nullptr});
-    field.run(3, {}, {MeanFieldOutput::kLabels, {}, best.data()});
-    const MeanFieldResult<float> step = {
-        MeanFieldOutput::kProbabilities, {stepped.data(), 1, labels}, nullptr};
-    field.run(0, {}, step);
-    for (int i = 0; i < 3; ++i) {
-      field.run(1, {stepped.data(), 1, labels}, step);
-    }
-    for (int64_t p = 0; p < n; ++p) {
-      float sum = 0;
-      for (int l = 0; l < labels; ++l) {
-        const float q = fused[static_cast<size_t>(l * n + p)];
-        EXPECT(q == stepped[static_cast<size_t>(p * labels + l)]);
-        EXPECT(q <= fused[static_cast<size_t>(best[static_cast<size_t>(p)] * n + p)]);
-        sum += q;
-      }
-      EXPECT(std::fabs(sum - 1.0F) < 1e-5F);
-    }
-    const FreeEnergy energy = field.free_energy({fused.data(), n, 1});
-    EXPECT(energy.negative_entropy <= 0 && energy.pairwise < 0 && std::isfinite(energy.unary));
-    results.push_back(fused);
-  }
-  // Potts(w) is the diagonal and the matrix of w.
-  for (size_t i = 0; i < size; ++i) {
-    EXPECT(std::fabs(results[0][i] - results[1][i]) < 1e-5F);
-    EXPECT(std::fabs(results[0][i] - results[2][i]) < 1e-5F);
-  }
-}
-
-void test_mean_field_errors() {
-  EXPECT_THROWS(MeanField<float>({1, 0}, 2, serial_for), "num_points must be at least 1");
-  EXPECT_THROWS(MeanField<float>({1, 5}, 0, serial_for), "num_labels must be in");
-  MeanField<float> field({1, 4}, 2, serial_for);
-  const float inf = std::numeric_limits<float>::infinity();
-  const float huge[8] = {inf, 0, 0, 0, inf, 0, 0, 0};
-  field.set_unary({huge, 4, 1}, true);
-  float q[8] = {};
-  const LabelArray<const float> earlier = {q, 4, 1};
-  for (const MeanFieldOutput kind : {MeanFieldOutput::kProbabilities, MeanFieldOutput::kLogits}) {
-    EXPECT_THROWS(field.run(0, {}, {kind, {q, 4, 1}, nullptr}), "overflow float32");
-  }
-  const MeanFieldResult<float> result = {MeanFieldOutput::kProbabilities, {q, 4, 1}, nullptr};
-  EXPECT_THROWS(field.run(-1, {}, result), "iterations must be at least 0");
-  EXPECT_THROWS(field.run(0, earlier, result), "iterations must be at least 1");
-  const Lattice other = build({0, 1, 2}, 1);
-  const float w = 1;
-  EXPECT_THROWS(field.add_pairwise(other.view, Compatibility::kPotts, &w),
-                "features must have 4 points, got 3");
-  const Lattice square = build({0, 1, 2, 3}, 1, serial_for, {Normalization::kNone, true}, 2);
-  EXPECT_THROWS(field.add_pairwise(square.view, Compatibility::kPotts, &w), "width of 4 pixels");
-}
-
 // Bands of any picture: every pixel is in one of them, in an order without gaps.
 void test_bands() {
   for (const PointGrid grid :
@@ -384,6 +271,18 @@ void test_bytes() {
   const LatticeView<float> second = lattice_at<float>(both.data(), 1);
   EXPECT(second.num_rows == lattice.view.num_rows && second.weights[7] == lattice.view.weights[7]);
   EXPECT_THROWS(count_lattices<float>("test", both.as<char>() + 4, size), "multiple of 64");
+  // Magic and size have to be right, counts possible.
+  const auto altered = [&](size_t at, unsigned bit) {
+    both.as<uint8_t>()[size + at + bit / 8] ^= static_cast<uint8_t>(1U << bit % 8);
+    EXPECT_THROWS(count_lattices<float>("test", both.data(), 2 * size), "other bytes");
+    both.as<uint8_t>()[size + at + bit / 8] ^= static_cast<uint8_t>(1U << bit % 8);
+  };
+  altered(0, 0);
+  altered(8, 6);
+  for (size_t at = 24; at <= 80; at += 8) {
+    altered(at, 40);
+    altered(at, 63);
+  }
   both.as<char>()[size] ^= 1;
   EXPECT_THROWS(count_lattices<float>("test", both.data(), 2 * size), "other bytes");
 }
@@ -395,14 +294,9 @@ int main() {
   test_same_bits_everywhere();
   test_transpose();
   test_lattice_errors();
-  for (const int labels : {1, 2, 3, 5, 21, 33, 40}) {
-    test_mean_field(labels, true);
-    test_mean_field(labels, false);
-  }
   test_bands();
   test_pictures();
   test_self_term();
   test_bytes();
-  test_mean_field_errors();
   return testing::report("dense_crf");
 }

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mean field against itself over ways to call it and to say the same.
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "dense_crf/mean_field.h"
+#include "lattices.h"
+#include "testing.h"
+
+using namespace pydense;  // NOLINT(google-build-using-namespace)
+using testing::build;
+using testing::Lattice;
+using testing::random_floats;
+using testing::thread_for;
+
+namespace {
+
+void test_mean_field(int labels, bool self_term) {
+  const int64_t n = kBandPoints + 300;
+  const auto size = static_cast<size_t>(n * labels);
+  const auto unary = random_floats(size, 3, 9);
+  const auto positions = random_floats(static_cast<size_t>(n) * 2, 20, 10);
+  const Lattice lattice = build(positions, 2, thread_for, {Normalization::kSymmetric, self_term});
+  std::vector<float> diagonal(static_cast<size_t>(labels), 1.5F);
+  std::vector<float> matrix(static_cast<size_t>(labels) * static_cast<size_t>(labels), 0.0F);
+  for (int l = 0; l < labels; ++l) {
+    matrix[static_cast<size_t>(l) * static_cast<size_t>(labels + 1)] = 1.5F;
+  }
+  const float potts = 1.5F;
+  std::vector<std::vector<float>> results;
+  const std::pair<Compatibility, const float*> kinds[] = {
+      {Compatibility::kPotts, &potts},
+      {Compatibility::kDiagonal, diagonal.data()},
+      {Compatibility::kMatrix, matrix.data()}};
+  for (const auto& [kind, compat] : kinds) {
+    MeanField<float> field({1, n}, labels, thread_for);
+    field.set_unary({unary.data(), n, 1}, true);
+    field.add_pairwise(lattice.view, kind, compat);
+    std::vector<float> fused(size);
+    std::vector<float> stepped(size);
+    std::vector<int64_t> best(static_cast<size_t>(n));
+    field.run(3, {}, {MeanFieldOutput::kProbabilities, {fused.data(), n, 1}, nullptr});
+    field.run(3, {}, {MeanFieldOutput::kLabels, {}, best.data()});
+    const MeanFieldResult<float> step = {
+        MeanFieldOutput::kProbabilities, {stepped.data(), 1, labels}, nullptr};
+    field.run(0, {}, step);
+    for (int i = 0; i < 3; ++i) {
+      field.run(1, {stepped.data(), 1, labels}, step);
+    }
+    for (int64_t p = 0; p < n; ++p) {
+      float sum = 0;
+      for (int l = 0; l < labels; ++l) {
+        const float q = fused[static_cast<size_t>(l * n + p)];
+        EXPECT(q == stepped[static_cast<size_t>(p * labels + l)]);
+        EXPECT(q <= fused[static_cast<size_t>(best[static_cast<size_t>(p)] * n + p)]);
+        sum += q;
+      }
+      EXPECT(std::fabs(sum - 1.0F) < 1e-5F);
+    }
+    const FreeEnergy energy = field.free_energy({fused.data(), n, 1});
+    EXPECT(energy.negative_entropy <= 0 && energy.pairwise < 0 && std::isfinite(energy.unary));
+    results.push_back(fused);
+  }
+  // Potts(w) is the diagonal and the matrix of w.
+  for (size_t i = 0; i < size; ++i) {
+    EXPECT(std::fabs(results[0][i] - results[1][i]) < 1e-5F);
+    EXPECT(std::fabs(results[0][i] - results[2][i]) < 1e-5F);
+  }
+}
+
+void test_mean_field_errors() {
+  EXPECT_THROWS(MeanField<float>({1, 0}, 2, serial_for), "num_points must be at least 1");
+  EXPECT_THROWS(MeanField<float>({1, 5}, 0, serial_for), "num_labels must be in");
+  MeanField<float> field({1, 4}, 2, serial_for);
+  const float inf = std::numeric_limits<float>::infinity();
+  const float huge[8] = {inf, 0, 0, 0, inf, 0, 0, 0};
+  field.set_unary({huge, 4, 1}, true);
+  float q[8] = {};
+  const LabelArray<const float> earlier = {q, 4, 1};
+  for (const MeanFieldOutput kind : {MeanFieldOutput::kProbabilities, MeanFieldOutput::kLogits}) {
+    EXPECT_THROWS(field.run(0, {}, {kind, {q, 4, 1}, nullptr}), "overflow float32");
+  }
+  const MeanFieldResult<float> result = {MeanFieldOutput::kProbabilities, {q, 4, 1}, nullptr};
+  EXPECT_THROWS(field.run(-1, {}, result), "iterations must be at least 0");
+  EXPECT_THROWS(field.run(0, earlier, result), "iterations must be at least 1");
+  const Lattice other = build({0, 1, 2}, 1);
+  const float w = 1;
+  EXPECT_THROWS(field.add_pairwise(other.view, Compatibility::kPotts, &w),
+                "features must have 4 points, got 3");
+  const Lattice square = build({0, 1, 2, 3}, 1, serial_for, {Normalization::kNone, true}, 2);
+  EXPECT_THROWS(field.add_pairwise(square.view, Compatibility::kPotts, &w), "width of 4 pixels");
+}
+
+}  // namespace
+
+int main() {
+  for (const int labels : {1, 2, 3, 5, 21, 33, 40}) {
+    test_mean_field(labels, true);
+    test_mean_field(labels, false);
+  }
+  test_mean_field_errors();
+  return testing::report("mean_field");
+}
