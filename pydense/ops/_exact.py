@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Gaussian filter by brute force, and mean field on it: the oracle of the lattice."""
+"""The Gaussian filter by brute force: the oracle of the lattice."""
 
 from __future__ import annotations
 
@@ -129,54 +129,6 @@ class ExactKernel:
         return result if self._after is None else result * self._after
 
 
-def exact_mean_field(
-    unary_logits: Tensor,
-    features: Sequence[Tensor],
-    compats: Sequence[Tensor],
-    *,
-    iterations: int,
-    normalization: str | None,
-    self_term: bool,
-    q: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Mean field of ``dense_crf`` on exact kernels.
-
-    Args:
-        unary_logits: (B, L, P), float32 or float64, as all tensors here.
-        features: (B or 1, d, P) for each kernel.
-        compats: (), (L,) or (L, L) for each kernel; positive attracts.
-        iterations: Number of updates.
-        normalization: See ``exact_gaussian_filter``.
-        self_term: See ``exact_gaussian_filter``.
-        q: Start from these marginals (B, L, P) instead of the softmax of the logits.
-
-    Returns:
-        The logits after the last update and their softmax, both (B, L, P); without any update the
-        given logits and the marginals to start from.
-    """
-    kernels = [ExactKernel(f, normalization, self_term) for f in features]
-    return iterate_exact(unary_logits, kernels, compats, iterations, q)
-
-
-def iterate_exact(
-    unary_logits: Tensor,
-    kernels: Sequence[ExactKernel],
-    compats: Sequence[Tensor],
-    iterations: int,
-    q: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``exact_mean_field`` on kernels that are there already."""
-    logits = unary_logits
-    if q is None:
-        q = _softmax(logits)
-    for _ in range(iterations):
-        logits = unary_logits
-        for kernel, compat in zip(kernels, compats, strict=True):
-            logits = logits + apply_compat(compat, kernel.filter(q))
-        q = _softmax(logits)
-    return logits, q
-
-
 def apply_compat(compat: Tensor, message: Tensor) -> Tensor:
     """C m on the label axis of (B, L, P) messages."""
     if compat.dim() == 0:
@@ -190,19 +142,6 @@ def apply_compat(compat: Tensor, message: Tensor) -> Tensor:
     for label in range(1, len(columns)):
         total = total + columns[label].view(-1, 1) * message[:, label : label + 1]
     return total
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    # torch.softmax and sum treat the last points of a thread's share in another way than the rest:
-    # their bits depend on the number of threads. Single additions do not.
-    e = (logits - logits.amax(1, keepdim=True)).exp()
-    total = e
-    while total.shape[1] > 1:
-        half = total.shape[1] // 2
-        pairs = total[:, :half] + total[:, half : 2 * half]
-        odd = total.shape[1] % 2
-        total = torch.cat([pairs, total[:, -1:]], 1) if odd else pairs
-    return e / total
 
 
 def _fake(values: Tensor, features: Tensor, self_term: bool) -> Tensor:
