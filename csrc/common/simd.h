@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One SIMD type for all kernels, over the compilers' vector extension: the same source becomes
 // AVX-512, AVX2, SSE4 or NEON code by the flags of its unit. No fused multiply-add is formed
-// unless a kernel asks for fma (-ffp-contract=off), and sums across lanes have one fixed order, so
-// results are bitwise equal on every instruction set.
+// unless a kernel asks for fma (-ffp-contract=off), and sums across lanes have one fixed order:
+// results are bitwise equal on every instruction set, those with fma on every one that has it.
 #pragma once
 
 #include <cstdint>

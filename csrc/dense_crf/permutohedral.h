@@ -21,9 +21,10 @@ enum class Normalization { kNone, kBefore, kAfter, kSymmetric };
 // sums over them have a fixed order. A band has one row of values for each vertex it touches, and
 // its rows lie together: points know a vertex by the row's place in the band. The row in the band
 // that touches the vertex first is the vertex's own; merging adds those of later bands to it in
-// band order, blurring works on own rows, and spreading copies them back to the later bands. Rows
-// within a band are numbered in 16 bits for the usual dimensions, position (2-D, 3-D) and position
-// with RGB, whose kernels are compiled for them; in 32 bits for others.
+// band order, blurring works on own rows, and spreading copies them back to the later bands.
+
+// Rows within a band are numbered in 16 bits for the usual dimensions, position (2-D, 3-D) and
+// position with RGB, whose kernels are compiled for them; in 32 bits for others.
 constexpr bool has_short_ids(int dims) { return dims == 2 || dims == 3 || dims == 5; }
 static_assert(kBandPoints * (5 + 1) <= 65536);
 

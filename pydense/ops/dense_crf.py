@@ -76,7 +76,8 @@ def dense_crf(
         normalization: With :math:`n = K 1`: ``"symmetric"`` for :math:`n^{-1/2} K n^{-1/2}`,
             ``"after"`` for :math:`n^{-1} K`, ``"before"`` for :math:`K n^{-1}`, ``None`` for K.
         self_term: True keeps the weight of every point with itself, as pydensecrf does; False takes
-            it out of K and out of n, as the paper has it.
+            it out of K and out of n, as the paper has it. What is left of n on a lattice counts as
+            at least 1e-3 of the whole: less is rounding error, of a point without neighbours.
         backend: ``"lattice"``: kernels on a permutohedral lattice, in time linear in the number of
             points; an approximation, the one that pydensecrf makes. ``"exact"``: sums over all
             pairs of points, in time quadratic in their number and without a table of pairs.
@@ -90,7 +91,9 @@ def dense_crf(
         float64 for a float64 ``unary`` and in float32 otherwise, under autocast too.
 
         Bitwise the same from run to run, for any number of threads (``torch.set_num_threads``), for
-        an image alone and in a batch, and with ``backend="lattice"`` as in ``pydense.densecrf``.
+        an image alone and in a batch. With ``backend="lattice"``, float32 images have the bits of
+        ``pydense.densecrf.DenseCRF2D``; volumes are summed in another order than its ``DenseCRF``
+        and agree to rounding.
 
     Raises:
         ValueError: Shapes that do not fit, NaN or +inf in the logits, a point whose labels are all
@@ -100,11 +103,13 @@ def dense_crf(
         NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
             gradient yet.
 
-    Memory: a lattice of 6 to 8 (d + 1) bytes per point and as much per vertex for every kernel and
-    image (while it is built, features of 4 d bytes per point), rows of 4 L bytes per vertex and
-    per point for the images at work, and the result; numbers take twice that in float64. The
-    lattice of ``gaussian`` is kept for the next call, see ``clear_lattice_cache``. Nothing is saved
-    for backward.
+    Memory: a lattice of 6 to 8 (d + 1) bytes per point and up to 4 (d + 1) per vertex for every
+    kernel and image (while it is built, as much again and features of 4 d bytes per point), for
+    the image at work rows of 4 L bytes per vertex, L rounded up to a multiple of 8 (of 16 above
+    32), once for each band of up to 10,240 pixels that touches it, 40 L KB per thread, and the
+    result; numbers take twice that in float64. Where the self term is taken out and the output is
+    not probabilities, Q is kept beside it. The lattice of ``gaussian`` is kept for the next call,
+    see ``clear_lattice_cache``. Nothing is saved for backward.
 
     Source: P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian
     Edge Potentials*, NeurIPS 2011; A. Adams, J. Baek, M. A. Davis, *Fast High-Dimensional Filtering

@@ -169,7 +169,7 @@ def _prepare(
 
     logits = unary.flatten(2).transpose(1, 2).to(dtype).contiguous()
     if unary_type == "probabilities":
-        logits = logits.clamp(min=torch.finfo(dtype).tiny).log()
+        logits = logits.log()
     elif unary_type == "energy":
         logits = -logits
     if logits.numel() == 0:
