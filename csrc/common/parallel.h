@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <new>
 #include <stdexcept>
+#include <thread>
 
 #include "common/hd.h"
 
@@ -71,6 +72,15 @@ class StandardFloatMode {
   Mode saved_;
 };
 
+// Tells the CPU that this thread waits in a loop.
+PYDENSE_HD void relax_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
 // Calls task(i) for i in [0, tasks) in parallel. Tasks have a fixed size and write to places given
 // by their index, so no result depends on the number of threads. An exception must not leave a
 // parallel region (torch's pool would put build paths into its text): it becomes a status that is
@@ -100,5 +110,46 @@ void parallel_tasks(ParallelFor parallel_for, int64_t tasks, const Task& task) {
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int kMaxPhases = 40;
+
+// Calls task(phase, i) for i in [0, count(phase)), phase by phase: a phase starts when the one before
+// is through. One parallel region for all: threads that are awake wait for each other, which takes
+// a fraction of what it takes to wake them again. task must not throw; up to kMaxPhases.
+template <class Count, class Task>
+void parallel_phases(ParallelFor parallel_for, int phases, const Count& count, const Task& task) {
+  struct alignas(64) Progress {
+    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> done{0};
+  };
+  constexpr int64_t kMaxWorkers = 64;
+  constexpr int kSpins = 1000;  // tens of microseconds; a thread that is not running takes longer
+  Progress progress[kMaxPhases];
+  int64_t most = 0;
+  for (int p = 0; p < phases; ++p) {
+    most = most < count(p) ? count(p) : most;
+  }
+  parallel_for(0, most < kMaxWorkers ? most : kMaxWorkers, 1, [&](int64_t, int64_t) {
+    const StandardFloatMode mode;
+    for (int p = 0; p < phases; ++p) {
+      Progress& phase = progress[p];
+      const int64_t tasks = count(p);
+      if (phase.done.load(std::memory_order_acquire) == tasks) {
+        continue;
+      }
+      for (int64_t i; (i = phase.next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+        task(p, i);
+        phase.done.fetch_add(1, std::memory_order_acq_rel);
+      }
+      for (int spin = 0; phase.done.load(std::memory_order_acquire) < tasks; ++spin) {
+        if (spin < kSpins) {
+          relax_cpu();
+        } else {
+          std::this_thread::yield();
+        }
+      }
+    }
+  });
+}
 
 }  // namespace pydense

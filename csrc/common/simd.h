@@ -97,6 +97,14 @@ PYDENSE_HD V broadcast(LaneOf<V> x) {
   return x - V{};
 }
 
+// The first lanes of a vector, as many as a shorter one has.
+template <class To, class V>
+PYDENSE_HD To first_lanes(const V& v) {
+  return [&]<int... Lane>(std::integer_sequence<int, Lane...>) {
+    return __builtin_shufflevector(v, v, Lane...);
+  }(std::make_integer_sequence<int, kLanesIn<To>>{});
+}
+
 template <class V>
 PYDENSE_HD V max(const V& a, const V& b) {
   return a > b ? a : b;

@@ -70,13 +70,13 @@ PYDENSE_HD void copy_labels(const T* from, T* to, int labels, T factor) {
 // Asks for a part of what the run after the next will read, in the second-level cache: planes part,
 // part + parts, ... of values whose points are contiguous. The hardware does not follow that many
 // planes by itself, and asking for all at once holds up everything else.
-template <class T>
-PYDENSE_HD void prefetch_ahead(const LabelArray<const T>& values, const Run& run, int labels,
-                               int part, int parts) {
-  const T* ahead = values.data + run.pixel + run.ahead;
+template <int Write, class T>
+PYDENSE_HD void prefetch_ahead(const LabelArray<T>& values, const Run& run, int labels, int part,
+                               int parts) {
+  T* ahead = values.data + run.pixel + run.ahead;
   for (int l = part; l < labels; l += parts) {
-    __builtin_prefetch(ahead + l * values.label_stride, 0, 2);
-    __builtin_prefetch(ahead + l * values.label_stride + run.count - 1, 0, 2);
+    __builtin_prefetch(ahead + l * values.label_stride, Write, 2);
+    __builtin_prefetch(ahead + l * values.label_stride + run.count - 1, Write, 2);
   }
 }
 

@@ -44,7 +44,7 @@ LatticeLinks link_vertices(const VertexTable<Words>& table, const KeyLayout& lay
     uint8_t* has_previous = links.has_previous(j);
     const Key<Words> step =
         j < dims ? ones - coordinate_key<Words>(layout, static_cast<int>(j), dims + 1) : ones;
-    constexpr int kAhead = 16;
+    constexpr int kAhead = 64;
     Key<Words> keys[kAhead];
     uint64_t hashes[kAhead];
     const int64_t begin = task % chunks * kVertexChunk;

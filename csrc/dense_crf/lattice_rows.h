@@ -44,6 +44,18 @@ struct Row {
     row.tail = Tail{};
     return row;
   }
+  // All values x: one load for vectors of both widths.
+  static PYDENSE_HD Row all(T x) {
+    Row row;
+    const Wide wide = broadcast<Wide>(x);
+    for (Wide& vec : row.wide) {
+      vec = wide;
+    }
+    if constexpr (kHasTail) {
+      row.tail = first_lanes<Tail>(wide);
+    }
+    return row;
+  }
   static PYDENSE_HD Row load_from(const T* from) {
     Row row;
 #pragma GCC unroll 16
@@ -65,7 +77,7 @@ struct Row {
     }
   }
   PYDENSE_HD Row operator*(T factor) const {
-    return from([&](auto part) { return part(*this) * factor; });
+    return *this * all(factor);
   }
   PYDENSE_HD Row operator*(const Row& other) const {
     return from([&](auto part) { return part(*this) * part(other); });
@@ -78,18 +90,15 @@ struct Row {
   }
 };
 
-// a * factor + sum, rounded once where the instruction set can.
-template <class T, int Width>
-PYDENSE_HD Row<T, Width> multiply_add(const Row<T, Width>& a, T factor, const Row<T, Width>& sum) {
-  return Row<T, Width>::from([&](auto part) {
-    const auto& x = part(a);
-    return fma(x, broadcast<std::remove_cvref_t<decltype(x)>>(factor), part(sum));
-  });
-}
+// a * b + sum, rounded once where the instruction set can.
 template <class T, int Width>
 PYDENSE_HD Row<T, Width> multiply_add(const Row<T, Width>& a, const Row<T, Width>& b,
                                       const Row<T, Width>& sum) {
   return Row<T, Width>::from([&](auto part) { return fma(part(a), part(b), part(sum)); });
+}
+template <class T, int Width>
+PYDENSE_HD Row<T, Width> multiply_add(const Row<T, Width>& a, T factor, const Row<T, Width>& sum) {
+  return multiply_add(a, Row<T, Width>::all(factor), sum);
 }
 
 // Calls fn(IntConstant<piece>{}) for the pieces a row of `width` >= Least values is walked in: the

@@ -129,12 +129,25 @@ class BandPass {
     }
   }
 
+  // The unary that the run after the next reads, and the lines its result goes to.
+  PYDENSE_HD void prefetch_part(const Run& block, int part, int parts) const {
+    if (pass_.unary.data != nullptr && pass_.unary.point_stride == 1) {
+      prefetch_ahead<0>(pass_.unary, block, pass_.num_labels, part, parts);
+    }
+    if (pass_.out != nullptr && pass_.out->kind != MeanFieldOutput::kLabels &&
+        pass_.out->q.point_stride == 1) {
+      prefetch_ahead<1>(pass_.out->q, block, pass_.num_labels, part, parts);
+    }
+  }
+
   PYDENSE_HD void add_messages(const Run& block) const {
     for (int k = 0; pass_.messages && k < pass_.num_terms; ++k) {
       const PairwiseView<T>& view = pass_.terms[k];
-      const bool prefetch = k == 0 && pass_.unary.point_stride == 1;
       with_corners(view.lattice.dims,
-                   [&](auto corners) { slice<decltype(corners)::value>(view, block, prefetch); });
+                   [&](auto corners) { slice<decltype(corners)::value>(view, block, k == 0); });
+    }
+    if (!pass_.messages || pass_.num_terms == 0) {
+      prefetch_part(block, 0, 1);
     }
   }
 
@@ -151,7 +164,7 @@ class BandPass {
           lattice.slice_norm == nullptr ? view.scale : view.scale * lattice.slice_norm[p + i];
       T* logits = logits_ + i * width();
       if (prefetch) {
-        prefetch_ahead(pass_.unary, block, pass_.num_labels, i, count);
+        prefetch_part(block, i, count);
       }
       for (int64_t c = 0; c < width(); c += Piece) {
         const PieceRow sliced = corners.template slice<Piece>(p + i, width(), rows + c);

@@ -14,11 +14,20 @@ namespace {
 template <class T, int Piece>
 void merge_chunk(const LatticeRows<T>& rows, bool spread, int64_t begin, int64_t end) {
   const LatticeView<T>& lattice = rows.lattice;
+  constexpr int64_t kAhead = 16;  // rows in flight
   const auto row_at = [&](int64_t i) {
     return rows.rows + int64_t{lattice.shared_rows[i]} * rows.width;
   };
+  const int64_t last = lattice.shared_starts[end] - 1;
   for (int64_t s = begin; s < end; ++s) {
     const int64_t own = lattice.shared_starts[s];
+    for (int64_t i = own + kAhead; i < lattice.shared_starts[s + 1] + kAhead; ++i) {
+      const T* ahead = row_at(std::min(i, last));
+      for (int c = 0; c < rows.width; c += 16) {
+        __builtin_prefetch(ahead + c, 1);
+      }
+      __builtin_prefetch(ahead + rows.width - 1, 1);
+    }
     for (int c = 0; c < rows.width; c += Piece) {
       auto row = Row<T, Piece>::load_from(row_at(own) + c);
       for (int64_t i = own + 1; i < lattice.shared_starts[s + 1]; ++i) {
@@ -67,17 +76,6 @@ void blur_chunk(const LatticeRows<T>& rows, const int32_t* chain, int64_t length
       multiply_add(left, kHalf, middle).store_to(row_of(i) + c);
     }
     first = i + 1;
-  }
-}
-
-// Runs work(begin, end) over chunks of `size` items.
-template <class Work>
-void for_each_chunk(int64_t size, ParallelFor parallel_for, const Work& work) {
-  if (size > 0) {
-    parallel_tasks(parallel_for, ceil_div(size, kVertexChunk), [&](int64_t task) {
-      const int64_t begin = task * kVertexChunk;
-      work(begin, std::min(begin + kVertexChunk, size));
-    });
   }
 }
 
@@ -161,21 +159,28 @@ void merge_and_blur_cpu(const LatticeRows<T>& rows, bool reverse, ParallelFor pa
   const LatticeView<T>& lattice = rows.lattice;
   with_piece<T, 1>(rows.width, [&](auto piece) {
     constexpr int kPiece = decltype(piece)::value;
-    const auto merge = [&](bool spread) {
-      for_each_chunk(lattice.num_shared, parallel_for, [&](int64_t begin, int64_t end) {
-        merge_chunk<T, kPiece>(rows, spread, begin, end);
-      });
+    // Merge, an axis at a time, spread.
+    const int last = lattice.dims + 2;
+    const auto axis_of = [&](int phase) { return reverse ? last - 1 - phase : phase - 1; };
+    const auto size = [&](int phase) {
+      if (phase == 0 || phase == last) {
+        return lattice.num_shared;
+      }
+      const int axis = axis_of(phase);
+      return lattice.chain_starts[axis + 1] - lattice.chain_starts[axis];
     };
-    merge(false);
-    for (int stage = 0; stage <= lattice.dims; ++stage) {
-      const int axis = reverse ? lattice.dims - stage : stage;
-      const int32_t* chain = lattice.chains + lattice.chain_starts[axis];
-      const int64_t length = lattice.chain_starts[axis + 1] - lattice.chain_starts[axis];
-      for_each_chunk(length, parallel_for, [&](int64_t begin, int64_t end) {
-        blur_chunk<T, kPiece>(rows, chain, length, begin, end);
-      });
-    }
-    merge(true);
+    parallel_phases(
+        parallel_for, last + 1, [&](int phase) { return ceil_div(size(phase), kVertexChunk); },
+        [&](int phase, int64_t task) {
+          const int64_t begin = task * kVertexChunk;
+          const int64_t end = std::min(begin + kVertexChunk, size(phase));
+          if (phase == 0 || phase == last) {
+            merge_chunk<T, kPiece>(rows, phase == last, begin, end);
+          } else {
+            const int32_t* chain = lattice.chains + lattice.chain_starts[axis_of(phase)];
+            blur_chunk<T, kPiece>(rows, chain, size(phase), begin, end);
+          }
+        });
   });
 }
 

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 #include <string>
@@ -23,9 +24,23 @@ std::string library_version() { return build_info().version; }
 void torch_parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFn fn) {
   if (forked) {
     serial_for(begin, end, grain, fn);
-  } else {
-    torch::stable::parallel_for(begin, end, grain, fn);
+    return;
   }
+  // torch would give every thread one equal part, and all would wait for the slowest: a thread that
+  // is through takes the next piece instead.
+  const int64_t step = std::max<int64_t>(grain, 1);
+  const int64_t threads =
+      std::min<int64_t>(torch::stable::get_num_threads(), ceil_div(end - begin, step));
+  std::atomic<int64_t> next{begin};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (;;) {
+      const int64_t first = next.fetch_add(step, std::memory_order_relaxed);
+      if (first >= end) {
+        return;
+      }
+      fn(first, std::min(first + step, end));
+    }
+  });
 }
 
 void* current_cuda_stream(int32_t device) {
