@@ -21,7 +21,7 @@ constexpr size_t kAlignment = 64;
 
 constexpr size_t kPage = 65536;  // the largest there is; smaller ones divide it
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kLarge = kHugePage / 2;
+constexpr size_t kLarge = size_t{256} << 10;
 
 // Large buffers are mapped by themselves, so that a freed one leaves no hole in the heap, and on
 // huge pages: rows are walked in lattice order, where 4 KB pages miss the TLB on nearly every row,

@@ -113,9 +113,9 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int kMaxPhases = 40;
 
-// Calls task(phase, i) for i in [0, count(phase)), phase by phase: a phase starts when the one before
-// is through. One parallel region for all: threads that are awake wait for each other, which takes
-// a fraction of what it takes to wake them again. task must not throw; up to kMaxPhases.
+// Calls task(phase, i) for i in [0, count(phase)), phase by phase: a phase starts when the one
+// before is through. One parallel region for all: threads that are awake wait for each other, which
+// takes a fraction of what it takes to wake them again. task must not throw; up to kMaxPhases.
 template <class Count, class Task>
 void parallel_phases(ParallelFor parallel_for, int phases, const Count& count, const Task& task) {
   struct alignas(64) Progress {

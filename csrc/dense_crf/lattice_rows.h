@@ -76,9 +76,7 @@ struct Row {
       store(to + kWide * kWideLanes, tail);
     }
   }
-  PYDENSE_HD Row operator*(T factor) const {
-    return *this * all(factor);
-  }
+  PYDENSE_HD Row operator*(T factor) const { return *this * all(factor); }
   PYDENSE_HD Row operator*(const Row& other) const {
     return from([&](auto part) { return part(*this) * part(other); });
   }

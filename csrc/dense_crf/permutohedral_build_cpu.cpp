@@ -227,6 +227,7 @@ void build_with(const LatticeFeatures<T>& features, const LatticeOptions& option
       VertexTable<Words>* table = tables.emplace(b, int64_t{512});
       embed_band<T, Dims, Words>(features, scale, layout, grid.at(b), weights.as<T>(),
                                  ids.as<int32_t>(), table);
+      table->drop_slots();
     });
     int64_t rows = 0;
     for (int64_t b = 0; b < bands; ++b) {

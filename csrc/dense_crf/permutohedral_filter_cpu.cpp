@@ -160,6 +160,7 @@ void merge_and_blur_cpu(const LatticeRows<T>& rows, bool reverse, ParallelFor pa
   with_piece<T, 1>(rows.width, [&](auto piece) {
     constexpr int kPiece = decltype(piece)::value;
     // Merge, an axis at a time, spread.
+    static_assert(kMaxLatticeDims + 3 <= kMaxPhases);
     const int last = lattice.dims + 2;
     const auto axis_of = [&](int phase) { return reverse ? last - 1 - phase : phase - 1; };
     const auto size = [&](int phase) {

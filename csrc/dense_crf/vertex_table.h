@@ -97,6 +97,9 @@ class VertexTable {
     return -1;
   }
 
+  // Keeps the keys alone: nothing can be looked up any more.
+  void drop_slots() { slots_ = Buffer(); }
+
  private:
   struct Slot {
     Key<Words> key;

@@ -62,11 +62,40 @@ void test_parallel_tasks(ParallelFor parallel_for) {
                 "a parallel task failed");
 }
 
+// Every task of a phase sees all of the phase before; empty phases and none at all.
+void test_parallel_phases(ParallelFor parallel_for) {
+  constexpr int kPhases = 6;
+  constexpr int64_t kSizes[kPhases] = {300, 1, 0, 77, 100, 3};
+  std::vector<int> seen[kPhases];
+  for (int p = 0; p < kPhases; ++p) {
+    seen[p].assign(static_cast<size_t>(kSizes[p]), 0);
+  }
+  std::atomic<int> early{0};
+  parallel_phases(
+      parallel_for, kPhases, [&](int phase) { return kSizes[phase]; },
+      [&](int phase, int64_t i) {
+        for (int before = 0; before < phase; ++before) {
+          for (const int count : seen[before]) {
+            early += count == 1 ? 0 : 1;
+          }
+        }
+        ++seen[phase][static_cast<size_t>(i)];
+      });
+  EXPECT(early == 0);
+  for (const std::vector<int>& phase : seen) {
+    for (const int count : phase) {
+      EXPECT(count == 1);
+    }
+  }
+  parallel_phases(parallel_for, 0, [](int) { return 1; }, [](int, int64_t) { EXPECT(false); });
+}
+
 void test_thread_pool() {
   for (const int threads : {1, 2, 5, 3}) {
     set_num_threads(threads);
     EXPECT(get_num_threads() == threads);
     test_parallel_tasks(pool_parallel_for);
+    test_parallel_phases(pool_parallel_for);
     // Nested regions run in the thread that meets them.
     std::atomic<int> inner{0};
     pool_parallel_for(0, 8, 1, [&](int64_t begin, int64_t end) {
@@ -131,6 +160,8 @@ int main() {
   test_buffer();
   test_parallel_tasks(serial_for);
   test_parallel_tasks(thread_for);
+  test_parallel_phases(serial_for);
+  test_parallel_phases(thread_for);
   test_thread_pool();
   test_isas();
   test_exp();
