@@ -53,6 +53,8 @@ struct Row {
     }
     if constexpr (kHasTail) {
       row.tail = first_lanes<Tail>(wide);
+    } else {
+      row.tail = Tail{};
     }
     return row;
   }
