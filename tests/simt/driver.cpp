@@ -80,6 +80,8 @@ void report_failure(const char* file, int line, const std::string& what) {
   }
 }
 
+int failure_count() { return failures; }
+
 void expect_close_at(const char* file, int line, double got, double expected, double relative,
                      double absolute, size_t index) {
   if (std::isnan(expected) ? std::isnan(got)

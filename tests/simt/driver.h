@@ -91,6 +91,7 @@ void fill(Buffer<T>& buffer, uint64_t seed, double scale = 1) {
 
 // A failure is printed and counted; the case goes on.
 void report_failure(const char* file, int line, const std::string& what);
+int failure_count();  // of the case that runs, or ran last
 #define SIMT_EXPECT(condition)                                \
   do {                                                        \
     if (!(condition)) {                                       \

@@ -161,6 +161,7 @@ Block fixed_shared() {
 #endif
 
 void start_block(uint3 block, uint64_t number, dim3 block_size, dim3 grid_size) {
+  ++stats().blocks_begun;
   const auto count = static_cast<unsigned>(machine.threads.size());
   machine.alive = count;
   machine.waiting = machine.ready_count = machine.ready_head = 0;
@@ -325,7 +326,6 @@ void launch_erased(const char* kernel, dim3 grid, dim3 block, size_t shared_byte
     observer->launch_ends();
   }
   ++stats().launches;
-  stats().blocks += order.size();
   stats().threads += order.size() * count;
   if (!machine.error.empty()) {
     throw Error(machine.error);

@@ -44,7 +44,7 @@ struct Config {
 Config& config();
 
 struct Stats {
-  uint64_t launches, blocks, threads, switches, barriers, warp_operations;
+  uint64_t launches, blocks_begun, threads, switches, barriers, warp_operations;
 };
 Stats& stats();
 
