@@ -10,6 +10,7 @@ import torch
 from pydense import _library
 
 _library.load()
+pytestmark = pytest.mark.small
 needs_simt = pytest.mark.skipif(
     _backends.missing("simt") is not None, reason=str(_backends.missing("simt"))
 )

@@ -18,7 +18,6 @@ struct Counts {
   uint64_t shared_requests = 0;
   uint64_t wavefronts = 0;        // passes that the requests for shared memory take
   uint64_t ideal_wavefronts = 0;  // without bank conflicts
-  uint64_t instructions = 0;      // of warps
 };
 
 // One line of the source.
@@ -31,9 +30,21 @@ struct LineCounts {
   uint64_t ideal = 0;
 };
 
+// How often warps came to a basic block of the program, by the address after its call of the trace.
+struct BlockCounts {
+  uintptr_t address = 0;  // within the program's file
+  uint64_t warps = 0;
+};
+
+struct Counted {
+  Counts counts;
+  std::vector<LineCounts> lines;
+  std::vector<BlockCounts> blocks;
+};
+
 // In the trace build: counts from now on, without preemption. In the others nothing is counted.
 bool counting_is_possible();
 void start_counting();
-Counts stop_counting(std::vector<LineCounts>* lines);
+Counted stop_counting(bool with_lines);
 
 }  // namespace simt

@@ -20,7 +20,7 @@ struct Options {
 };
 Options options;
 int failures = 0;
-std::string case_counters;  // JSON lines
+std::string json;  // a line for each counted launch of the first schedule
 
 void set_schedule(int number) {
   config().seed = 1 + static_cast<uint64_t>(number);
@@ -47,6 +47,8 @@ void hold(const Limits& limits, const char* what, double measured, double limit,
     report_failure(limits.kernel, 0, std::string(what) + ": a higher limit needs a reason");
   }
 }
+
+unsigned long long number(uint64_t n) { return n; }
 
 double ratio(uint64_t a, uint64_t b) {
   return b == 0 ? 1.0 : static_cast<double>(a) / static_cast<double>(b);
@@ -104,23 +106,25 @@ Builds this_build() {
 }
 
 void counted(const Limits& limits, const std::function<void()>& launch) {
-  if (this_build() != kTrace) {
+  // The order of threads does not change what is counted.
+  if (this_build() != kTrace || config().order != Order::kForward) {
     launch();
     return;
   }
-  std::vector<LineCounts> lines;
+  const uint64_t launches = stats().launches;
   start_counting();
   try {
     launch();
   } catch (...) {
-    stop_counting(nullptr);
+    stop_counting(false);
     throw;
   }
-  const Counts counts = stop_counting(options.lines ? &lines : nullptr);
-  for (const LineCounts& line : lines) {
+  const Counted result = stop_counting(options.lines);
+  const Counts& counts = result.counts;
+  for (const LineCounts& line : result.lines) {
     std::printf("  %-32s %-6s %-5s %9llu requests, %.2f %s (%.2f ideal)\n", line.line.c_str(),
                 line.shared ? "shared" : "global", line.write ? "write" : "read",
-                static_cast<unsigned long long>(line.requests), ratio(line.units, line.requests),
+                number(line.requests), ratio(line.units, line.requests),
                 line.shared ? "wavefronts" : "sectors", ratio(line.ideal, line.requests));
   }
   const double moved = static_cast<double>(counts.moved_bytes) / limits.minimum_bytes;
@@ -136,18 +140,20 @@ void counted(const Limits& limits, const std::function<void()>& launch) {
   hold(limits, "wavefronts / ideal", wavefronts, limits.wavefronts, usual.wavefronts);
   std::array<char, 1000> text{};
   std::snprintf(text.data(), text.size(),
-                "{\"kernel\": \"%s\", \"shape\": \"%s\", \"scale\": %.9g, \"moved\": %.4f, "
-                "\"sectors_ratio\": %.4f, \"wavefronts_ratio\": %.4f, \"minimum_bytes\": %.9g, "
-                "\"moved_bytes\": %llu, \"sectors\": %llu, \"wavefronts\": %llu, "
-                "\"instructions\": %llu, \"reason\": \"%s\"}\n",
-                limits.kernel, limits.shape, limits.scale, moved, sectors, wavefronts,
-                limits.minimum_bytes, static_cast<unsigned long long>(counts.moved_bytes),
-                static_cast<unsigned long long>(counts.sectors),
-                static_cast<unsigned long long>(counts.wavefronts),
-                static_cast<unsigned long long>(counts.instructions), limits.reason);
-  if (case_counters.find(text.data()) == std::string::npos) {
-    case_counters += text.data();
+                "{\"kernel\": \"%s\", \"shape\": \"%s\", \"scale\": %.9g, \"launches\": %llu, "
+                "\"minimum_bytes\": %.9g, \"moved_bytes\": %llu, \"sectors\": %llu, "
+                "\"ideal_sectors\": %llu, \"wavefronts\": %llu, \"ideal_wavefronts\": %llu, "
+                "\"reason\": \"%s\", \"blocks\": [",
+                limits.kernel, limits.shape, limits.scale, number(stats().launches - launches),
+                limits.minimum_bytes, number(counts.moved_bytes), number(counts.sectors),
+                number(counts.ideal_sectors), number(counts.wavefronts),
+                number(counts.ideal_wavefronts), limits.reason);
+  json += text.data();
+  for (size_t i = 0; i < result.blocks.size(); ++i) {
+    json += (i == 0 ? "[" : ", [") + std::to_string(result.blocks[i].address) + ", " +
+            std::to_string(result.blocks[i].warps) + "]";
   }
+  json += "]}\n";
 }
 
 int run_cases(int argc, char** argv, const std::vector<Case>& cases) {
@@ -186,15 +192,14 @@ int run_cases(int argc, char** argv, const std::vector<Case>& cases) {
     ++ran;
     failed += ok ? 0 : 1;
     std::printf("%-6s %-44s %8.1f ms, %llu launches, %llu threads%s%s\n", ok ? "ok" : "FAILED",
-                one.name, time.count(),
-                static_cast<unsigned long long>(stats().launches - before.launches),
-                static_cast<unsigned long long>(stats().threads - before.threads),
-                error.empty() ? "" : "\n  ", error.c_str());
+                one.name, time.count(), number(stats().launches - before.launches),
+                number(stats().threads - before.threads), error.empty() ? "" : "\n  ",
+                error.c_str());
     std::fflush(stdout);
   }
   if (options.counters != nullptr) {
     FILE* file = std::fopen(options.counters, "w");
-    if (file == nullptr || std::fputs(case_counters.c_str(), file) < 0 || std::fclose(file) != 0) {
+    if (file == nullptr || std::fputs(json.c_str(), file) < 0 || std::fclose(file) != 0) {
       std::printf("cannot write %s\n", options.counters);
       return 1;
     }

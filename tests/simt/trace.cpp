@@ -61,7 +61,7 @@ struct Region {
   }
 };
 
-std::string source_line(const void* address) {
+uintptr_t program_base() {
   uintptr_t base = 0;
   dl_iterate_phdr(
       [](dl_phdr_info* program, size_t /*size*/, void* result) {
@@ -69,6 +69,10 @@ std::string source_line(const void* address) {
         return 1;  // the first is the program itself
       },
       &base);
+  return base;
+}
+
+std::string source_line(const void* address) {
   std::array<char, 512> file{};
   if (readlink("/proc/self/exe", file.data(), file.size() - 1) <= 0) {
     return "?";
@@ -77,7 +81,8 @@ std::string source_line(const void* address) {
   // The innermost inlined function that is the kernel's own.
   std::snprintf(command.data(), command.size(),
                 "addr2line -i -s -e '%s' %#zx | grep -vE '^(simt|cuda_names|cuda)\\.' | head -1",
-                file.data(), static_cast<size_t>(reinterpret_cast<uintptr_t>(address) - base - 1));
+                file.data(),
+                static_cast<size_t>(reinterpret_cast<uintptr_t>(address) - program_base() - 1));
   std::array<char, 400> line{};
   if (FILE* pipe = popen(command.data(), "r")) {
     if (std::fgets(line.data(), line.size(), pipe) == nullptr) {
@@ -300,15 +305,19 @@ bool counting_is_possible() { return true; }
 
 void start_counting() { trace.start_counting(); }
 
-Counts stop_counting(std::vector<LineCounts>* lines) {
+Counted stop_counting(bool with_lines) {
   const RequestCounter& counter = trace.stop_counting();
+  Counted counted{.counts = counter.counts(), .lines = {}, .blocks = {}};
   for (const auto& [from, line] : counter.lines()) {
-    if (lines != nullptr) {
-      lines->push_back(
+    if (with_lines) {
+      counted.lines.push_back(
           {source_line(from), line.shared, line.write, line.requests, line.units, line.ideal});
     }
   }
-  return counter.counts();
+  for (const auto& [from, warps] : counter.basic_blocks()) {
+    counted.blocks.push_back({reinterpret_cast<uintptr_t>(from) - program_base(), warps});
+  }
+  return counted;
 }
 
 void trace_access(const void* address, size_t bytes, bool write, bool atomic, const void* from) {

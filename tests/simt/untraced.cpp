@@ -6,6 +6,6 @@ namespace simt {
 
 bool counting_is_possible() { return false; }
 void start_counting() {}
-Counts stop_counting(std::vector<LineCounts>* /*lines*/) { return {}; }
+Counted stop_counting(bool /*with_lines*/) { return {}; }
 
 }  // namespace simt

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles every CUDA kernel for every architecture and refuses spills and local memory.
 
-    python tools/ci/cuda_gates.py [BUILD_DIR] [--table]     # default: build/gates; MAX_JOBS at a time
+    python tools/ci/cuda_gates.py [BUILD_DIR] [--table]  # default: build/gates; MAX_JOBS at a time
 
 Flags and sources are those of CMakeLists.txt, warnings included, which are errors there. What ptxas
-says of each kernel is read: registers that spill, or a stack frame, fail the run unless the kernel is
-in ``tools/ci/cuda_exceptions.txt`` with a limit and a reason. An exception that nothing needs fails
-too.
+says of each kernel is read: registers that spill, or a stack frame, fail the run unless the kernel
+is in ``tools/ci/cuda_exceptions.txt`` with a limit and a reason. An exception that nothing needs
+fails too.
 """
 
 from __future__ import annotations
