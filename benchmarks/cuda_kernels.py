@@ -2,6 +2,7 @@
 """The list of CUDA kernels in benchmarks/README.md: state, counts and predicted time of each.
 
     python -m benchmarks.cuda_kernels --count build/simt     # counts anew, writes the list
+    python -m benchmarks.cuda_kernels --verify build/simt    # exit status 1 where the counts are old
     python -m benchmarks.cuda_kernels --adopt OUTDIR/kernels.json   # adds what a GPU measured
     python -m benchmarks.cuda_kernels --check                # exit status 1 where the list is old
     python -m benchmarks.cuda_kernels --measure FILE         # on a GPU: time of every kernel
@@ -111,6 +112,19 @@ def save(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
+def changed(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Kernels whose counts differ; instructions may, because they depend on the compiler."""
+
+    def counts(launches: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {
+            f"{x['kernel']} at {x['shape']}": {k: v for k, v in x.items() if k != "instructions"}
+            for x in launches
+        }
+
+    before, after = counts(old), counts(new)
+    return sorted(name for name in before | after if before.get(name) != after.get(name))
+
+
 def measure(path: Path) -> None:
     """Times every kernel on the current GPU; writes them with the prediction beside them."""
     from benchmarks._cuda_measure import measure_all
@@ -128,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_kernels")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--count", type=Path, metavar="BUILD", help="a build with PYDENSE_SIMT=ON")
+    what.add_argument("--verify", type=Path, metavar="BUILD", help="compare the counts with it")
     what.add_argument("--adopt", type=Path, metavar="FILE", help="kernels.json of verify_gpu.sh")
     what.add_argument("--measure", type=Path, metavar="FILE", help="time the kernels on a GPU")
     what.add_argument("--check", action="store_true", help="only tell whether the list is current")
@@ -135,6 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.measure:
         measure(options.measure)
         return 0
+    if options.verify:
+        for name in (differing := changed(load(COUNTS), count(options.verify))):
+            print(f"cuda_kernels: the counts of {name} have changed: run --count")
+        return 1 if differing else 0
     if options.count:
         save(COUNTS, sorted(count(options.count), key=lambda x: (x["kernel"], x["shape"])))
     if options.adopt:

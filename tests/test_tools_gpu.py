@@ -158,6 +158,16 @@ def test_a_kernel_that_nobody_counted_is_refused(monkeypatch):
         cuda_kernels.document(cuda_kernels.DOCUMENT.read_text(), counts, {})
 
 
+def test_old_counts_are_found():
+    from benchmarks import cuda_kernels
+
+    old = [{"kernel": "k", "shape": "n", "sectors": 4, "instructions": 100}]
+    same = [{**old[0], "instructions": 120}]
+    assert cuda_kernels.changed(old, same) == []
+    assert cuda_kernels.changed(old, [{**old[0], "sectors": 5}]) == ["k at n"]
+    assert cuda_kernels.changed(old, []) == ["k at n"]
+
+
 def test_instructions_of_basic_blocks():
     from benchmarks import _cuda_counts
 

@@ -169,6 +169,14 @@ T read_modify_write(T* address, Update update) {
   return old_value;
 }
 
+// What an atomic operation becomes when mutate.py plants that fault.
+template <class T>
+T plain_add(T* address, std::common_type_t<T> value) {
+  const T old = *address;
+  *address = old + value;
+  return old;
+}
+
 template <class T>
 T load_relaxed(const T* address) {
   maybe_preempt();
