@@ -160,7 +160,7 @@ Block fixed_shared() {
 }
 #endif
 
-void start_block(uint3 block, uint64_t number, dim3 block_size, dim3 grid_size) {
+void start_block(uint3 block, dim3 block_size, dim3 grid_size) {
   ++stats().blocks_begun;
   const auto count = static_cast<unsigned>(machine.threads.size());
   machine.alive = count;
@@ -180,7 +180,7 @@ void start_block(uint3 block, uint64_t number, dim3 block_size, dim3 grid_size) 
   }
   std::memset(machine.dynamic_shared, 0xFF, machine.dynamic_bytes);
   if (observer != nullptr) {
-    observer->block_begins(number, fixed.address, fixed.bytes, machine.dynamic_shared,
+    observer->block_begins(fixed.address, fixed.bytes, machine.dynamic_shared,
                            machine.dynamic_bytes);
   }
   for (unsigned i = 0; i < count; ++i) {
@@ -312,7 +312,7 @@ void launch_erased(const char* kernel, dim3 grid, dim3 block, size_t shared_byte
     const uint3 index = {static_cast<unsigned>(number % grid.x),
                          static_cast<unsigned>(number / grid.x % grid.y),
                          static_cast<unsigned>(number / grid.x / grid.y)};
-    start_block(index, number, block, grid);
+    start_block(index, block, grid);
     run_block();
     if (!machine.error.empty()) {
       break;

@@ -63,8 +63,8 @@ class Observer {
  public:
   virtual ~Observer() = default;
   virtual void launch_begins(const char* kernel) = 0;
-  virtual void block_begins(uint64_t block, void* fixed_shared, size_t fixed_bytes,
-                            void* dynamic_shared, size_t dynamic_bytes) = 0;
+  virtual void block_begins(void* fixed_shared, size_t fixed_bytes, void* dynamic_shared,
+                            size_t dynamic_bytes) = 0;
   virtual void barrier() = 0;
   virtual void warp_sync(unsigned warp, unsigned lanes) = 0;
   virtual void launch_ends() = 0;

@@ -102,10 +102,8 @@ class Trace final : public Observer {
     on_ = true;
   }
 
-  void block_begins(uint64_t number, void* fixed, size_t fixed_bytes, void* dynamic,
-                    size_t dynamic_bytes) override {
+  void block_begins(void* fixed, size_t fixed_bytes, void* dynamic, size_t dynamic_bytes) override {
     ++block_;
-    number_ = number;
     epoch_ = 0;
     std::memset(clocks_.data(), 0, sizeof(clocks_));
     for (auto& warp : clocks_) {
@@ -287,7 +285,6 @@ class Trace final : public Observer {
   bool counting_ = false;
   uint32_t block_ = 0;
   uint32_t first_block_ = 1;
-  uint64_t number_ = 0;
   uint32_t epoch_ = 0;
   uint64_t random_ = 1;
   std::array<std::array<std::array<uint32_t, 32>, 32>, 32> clocks_{};  // [warp][lane][of lane]
