@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -36,7 +37,9 @@ struct BlockCounts {
   uint64_t warps = 0;
 };
 
+// Of all launches of one kernel.
 struct Counted {
+  uint64_t launches = 0;
   Counts counts;
   std::vector<LineCounts> lines;
   std::vector<BlockCounts> blocks;
@@ -45,6 +48,7 @@ struct Counted {
 // In the trace build: counts from now on, without preemption. In the others nothing is counted.
 bool counting_is_possible();
 void start_counting();
-Counted stop_counting(bool with_lines);
+// By the kernel's name without template arguments.
+std::map<std::string, Counted> stop_counting(bool with_lines);
 
 }  // namespace simt

@@ -54,6 +54,60 @@ double ratio(uint64_t a, uint64_t b) {
   return b == 0 ? 1.0 : static_cast<double>(a) / static_cast<double>(b);
 }
 
+void write_json(const Limits& limits, const Counted& counted) {
+  const Counts& counts = counted.counts;
+  const auto text = [](const char* key, const char* value) {
+    json += std::string("\"") + key + "\": \"" + value + "\", ";
+  };
+  const auto real = [](const char* key, double value) {
+    std::array<char, 60> printed{};
+    std::snprintf(printed.data(), printed.size(), "\"%s\": %.9g, ", key, value);
+    json += printed.data();
+  };
+  json += "{";
+  text("kernel", limits.kernel);
+  text("shape", limits.shape);
+  text("reason", limits.reason);
+  real("scale", limits.scale);
+  real("minimum_bytes", limits.minimum_bytes);
+  const std::pair<const char*, uint64_t> numbers[] = {
+      {"launches", counted.launches},    {"moved_bytes", counts.moved_bytes},
+      {"sectors", counts.sectors},       {"ideal_sectors", counts.ideal_sectors},
+      {"wavefronts", counts.wavefronts}, {"ideal_wavefronts", counts.ideal_wavefronts},
+  };
+  for (const auto& [key, value] : numbers) {
+    json += std::string("\"") + key + "\": " + std::to_string(value) + ", ";
+  }
+  json += "\"blocks\": [";
+  for (size_t i = 0; i < counted.blocks.size(); ++i) {
+    json += (i == 0 ? "[" : ", [") + std::to_string(counted.blocks[i].address) + ", " +
+            std::to_string(counted.blocks[i].warps) + "]";
+  }
+  json += "]}\n";
+}
+
+void judge(const Limits& limits, const Counted& counted) {
+  const Counts& counts = counted.counts;
+  for (const LineCounts& line : counted.lines) {
+    std::printf("  %-32s %-6s %-5s %9llu requests, %.2f %s (%.2f ideal)\n", line.line.c_str(),
+                line.shared ? "shared" : "global", line.write ? "write" : "read",
+                number(line.requests), ratio(line.units, line.requests),
+                line.shared ? "wavefronts" : "sectors", ratio(line.ideal, line.requests));
+  }
+  const double moved = static_cast<double>(counts.moved_bytes) / limits.minimum_bytes;
+  const double sectors = ratio(counts.sectors, counts.ideal_sectors);
+  const double wavefronts = ratio(counts.wavefronts, counts.ideal_wavefronts);
+  const Limits usual = {"", 0};
+  if (moved < 0.999) {
+    report_failure(limits.kernel, 0,
+                   "moved only " + std::to_string(moved) + " of the minimum: it is wrong");
+  }
+  hold(limits, "moved bytes / minimum", moved, limits.moved, usual.moved);
+  hold(limits, "sectors / ideal", sectors, limits.sectors, usual.sectors);
+  hold(limits, "wavefronts / ideal", wavefronts, limits.wavefronts, usual.wavefronts);
+  write_json(limits, counted);
+}
+
 }  // namespace
 
 SparseMemory::SparseMemory(size_t bytes)
@@ -105,13 +159,12 @@ Builds this_build() {
 #endif
 }
 
-void counted(const Limits& limits, const std::function<void()>& launch) {
+void counted(const std::vector<Limits>& limits, const std::function<void()>& launch) {
   // The order of threads does not change what is counted.
   if (this_build() != kTrace || config().order != Order::kForward) {
     launch();
     return;
   }
-  const uint64_t launches = stats().launches;
   start_counting();
   try {
     launch();
@@ -119,41 +172,19 @@ void counted(const Limits& limits, const std::function<void()>& launch) {
     stop_counting(false);
     throw;
   }
-  const Counted result = stop_counting(options.lines);
-  const Counts& counts = result.counts;
-  for (const LineCounts& line : result.lines) {
-    std::printf("  %-32s %-6s %-5s %9llu requests, %.2f %s (%.2f ideal)\n", line.line.c_str(),
-                line.shared ? "shared" : "global", line.write ? "write" : "read",
-                number(line.requests), ratio(line.units, line.requests),
-                line.shared ? "wavefronts" : "sectors", ratio(line.ideal, line.requests));
+  std::map<std::string, Counted> found = stop_counting(options.lines);
+  for (const Limits& limit : limits) {
+    const auto at = found.find(limit.kernel);
+    if (at == found.end()) {
+      report_failure(limit.kernel, 0, "is not launched");
+    } else {
+      judge(limit, at->second);
+      found.erase(at);
+    }
   }
-  const double moved = static_cast<double>(counts.moved_bytes) / limits.minimum_bytes;
-  const double sectors = ratio(counts.sectors, counts.ideal_sectors);
-  const double wavefronts = ratio(counts.wavefronts, counts.ideal_wavefronts);
-  const Limits usual = {"", 0};
-  if (moved < 0.999) {
-    report_failure(limits.kernel, 0,
-                   "moved only " + std::to_string(moved) + " of the minimum: it is wrong");
+  for (const auto& [kernel, counted] : found) {
+    report_failure(kernel.c_str(), 0, "is launched, but has no limits");
   }
-  hold(limits, "moved bytes / minimum", moved, limits.moved, usual.moved);
-  hold(limits, "sectors / ideal", sectors, limits.sectors, usual.sectors);
-  hold(limits, "wavefronts / ideal", wavefronts, limits.wavefronts, usual.wavefronts);
-  std::array<char, 1000> text{};
-  std::snprintf(text.data(), text.size(),
-                "{\"kernel\": \"%s\", \"shape\": \"%s\", \"scale\": %.9g, \"launches\": %llu, "
-                "\"minimum_bytes\": %.9g, \"moved_bytes\": %llu, \"sectors\": %llu, "
-                "\"ideal_sectors\": %llu, \"wavefronts\": %llu, \"ideal_wavefronts\": %llu, "
-                "\"reason\": \"%s\", \"blocks\": [",
-                limits.kernel, limits.shape, limits.scale, number(stats().launches - launches),
-                limits.minimum_bytes, number(counts.moved_bytes), number(counts.sectors),
-                number(counts.ideal_sectors), number(counts.wavefronts),
-                number(counts.ideal_wavefronts), limits.reason);
-  json += text.data();
-  for (size_t i = 0; i < result.blocks.size(); ++i) {
-    json += (i == 0 ? "[" : ", [") + std::to_string(result.blocks[i].address) + ", " +
-            std::to_string(result.blocks[i].warps) + "]";
-  }
-  json += "]}\n";
 }
 
 int run_cases(int argc, char** argv, const std::vector<Case>& cases) {
@@ -162,7 +193,7 @@ int run_cases(int argc, char** argv, const std::vector<Case>& cases) {
     if (std::strcmp(argv[i], "--lines") == 0) {
       options.lines = true;
     } else if (std::strcmp(argv[i], "--schedules") == 0 && has_value) {
-      options.schedules = std::atoi(argv[++i]);
+      options.schedules = static_cast<int>(std::strtol(argv[++i], nullptr, 10));
     } else if (std::strcmp(argv[i], "--only") == 0 && has_value) {
       options.only = argv[++i];
     } else if (std::strcmp(argv[i], "--counters") == 0 && has_value) {

@@ -128,8 +128,12 @@ struct Limits {
   const char* shape = "";  // the shape the prediction is for
   double scale = 1;        // its work / the work of the counted launch
 };
-// Calls launch() once. In the trace build its counts are held to the limits.
-void counted(const Limits& limits, const std::function<void()>& launch);
+// Calls launch() once. In the trace build the counts of every kernel that it launches are held to
+// the kernel's limits; a kernel without limits is a failure.
+void counted(const std::vector<Limits>& limits, const std::function<void()>& launch);
+inline void counted(const Limits& limits, const std::function<void()>& launch) {
+  counted(std::vector<Limits>{limits}, launch);
+}
 
 enum Builds : unsigned { kRelease = 1, kAsan = 2, kTrace = 4, kEverywhere = 7 };
 Builds this_build();

@@ -19,8 +19,6 @@ uint64_t mix(uint64_t a, uint64_t b) {
 
 }  // namespace
 
-void RequestCounter::clear() { *this = RequestCounter(); }
-
 void RequestCounter::access(const void* from, unsigned thread, uintptr_t address, size_t bytes,
                             bool shared, bool write) {
   // A read-modify-write comes as a read and a write from one place.
@@ -122,6 +120,7 @@ void RequestCounter::block_ends() {
 
 void RequestCounter::launch_ends() {
   block_ends();
+  ++launches_;
   counts_.moved_bytes += kSector * (read_.size() + written_.size());
   read_.clear();
   written_.clear();

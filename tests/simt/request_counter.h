@@ -22,13 +22,13 @@ class RequestCounter {
     uint64_t ideal = 0;
   };
 
-  void clear();
   void access(const void* from, unsigned thread, uintptr_t address, size_t bytes, bool shared,
               bool write);
   void basic_block(const void* from, unsigned thread);
   void block_ends();
   void launch_ends();
 
+  uint64_t launches() const { return launches_; }
   const Counts& counts() const { return counts_; }
   const std::unordered_map<const void*, Line>& lines() const { return lines_; }
   // How often warps came to a basic block, by its address.
@@ -48,6 +48,7 @@ class RequestCounter {
   };
   void finish(const Request& request);
 
+  uint64_t launches_ = 0;
   Counts counts_;
   std::unordered_map<const void*, Line> lines_;
   std::unordered_map<uint64_t, uint32_t> times_;    // (instruction, thread) -> executions

@@ -240,7 +240,9 @@ __global__ void vectors(const float* x, float* y) {
 simt::Counts counts_of(const std::function<void()>& launch) {
   simt::start_counting();
   launch();
-  return simt::stop_counting(false).counts;
+  const auto counted = simt::stop_counting(false);
+  SIMT_EXPECT(counted.size() == 1 && counted.begin()->second.launches == 1);
+  return counted.begin()->second.counts;
 }
 
 void counters_are_exact() {
@@ -272,6 +274,36 @@ void counters_are_exact() {
   SIMT_EXPECT(wide.requests == 2 && wide.sectors == 16 && wide.ideal_sectors == 16);
 }
 
+// Limits are held, and want the names of all kernels and reasons for what is unusual.
+void limits_are_held() {
+  simt::Buffer<float> x(64, "x");
+  simt::Buffer<float> y(32 * 64, "y");
+  simt::fill(x, 1);
+  const auto copy = [&] {
+    PYDENSE_LAUNCH(strided_copy, (pydense::LaunchConfig{dim3(1), dim3(64), 0, 0, nullptr}),
+                   x.data(), y.data(), 2);
+  };
+  simt::Limits limits{.kernel = "strided_copy", .minimum_bytes = 512};
+  limits.moved = limits.sectors = 1.5;
+  limits.reason = "every other float is written";
+  simt::counted(limits, copy);
+  SIMT_EXPECT(simt::failure_count() == 0);
+  const auto fails = [&](const std::vector<simt::Limits>& all) {
+    return simt::is_caught([&] { simt::counted(all, copy); });
+  };
+  simt::Limits tight = limits;
+  tight.moved = 1.4;
+  simt::Limits silent = limits;
+  silent.reason = "";
+  simt::Limits other = limits;
+  other.kernel = "another";
+  simt::Limits wrong = limits;
+  wrong.minimum_bytes = 5120;
+  SIMT_EXPECT(!fails({limits}));
+  SIMT_EXPECT(fails({tight}) && fails({silent}) && fails({other}) && fails({wrong}));
+  SIMT_EXPECT(fails({}) && fails({limits, other}));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -285,6 +317,7 @@ int main(int argc, char** argv) {
       {"tensor-core product", products<kNone>},
       {"reports name both places", reports_name_both_places, simt::kTrace},
       {"counters are exact", counters_are_exact, simt::kTrace},
+      {"limits are held", limits_are_held, simt::kTrace},
   };
   const int status = simt::run_cases(argc, argv, cases);
   every_planted_mistake_is_found();

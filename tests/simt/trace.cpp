@@ -11,7 +11,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <string_view>
 
 #include "counters.h"
 #include "request_counter.h"
@@ -96,7 +98,12 @@ std::string source_line(const void* address) {
 
 class Trace final : public Observer {
  public:
-  void launch_begins(const char* /*kernel*/) override {
+  void launch_begins(const char* kernel) override {
+    // Of `(scale_kernel<T, 4>)` the name.
+    const std::string_view text(kernel);
+    const size_t begin = text.find_first_not_of("( ");
+    counter_ =
+        &counters_[std::string(text.substr(begin, text.find_first_of("<) ", begin) - begin))];
     first_block_ = block_ + 1;
     random_ = config().seed * 2654435761U + 88172645463325252U;
     on_ = true;
@@ -114,7 +121,7 @@ class Trace final : public Observer {
     fixed_.set(reinterpret_cast<uintptr_t>(fixed), fixed_bytes, 1);
     dynamic_.set(reinterpret_cast<uintptr_t>(dynamic), dynamic_bytes, 1);
     if (counting_) {
-      counter_.block_ends();
+      counter_->block_ends();
     }
   }
 
@@ -138,7 +145,7 @@ class Trace final : public Observer {
   void launch_ends() override {
     on_ = false;
     if (counting_) {
-      counter_.launch_ends();
+      counter_->launch_ends();
     }
   }
 
@@ -176,7 +183,7 @@ class Trace final : public Observer {
       fail("out of bounds: access past the end of shared memory at " + source_line(from));
     }
     if (counting_) {
-      counter_.access(from, self->linear, address, bytes, shared, write);
+      counter_->access(from, self->linear, address, bytes, shared, write);
     } else if (config().preempt && one_in_16()) {
       yield_now();
     }
@@ -188,17 +195,17 @@ class Trace final : public Observer {
 
   void basic_block(const void* from) {
     if (on_ && counting_ && self != nullptr) {
-      counter_.basic_block(from, self->linear);
+      counter_->basic_block(from, self->linear);
     }
   }
 
   void start_counting() {
-    counter_.clear();
+    counters_.clear();
     counting_ = true;
   }
-  const RequestCounter& stop_counting() {
+  const std::map<std::string, RequestCounter>& stop_counting() {
     counting_ = false;
-    return counter_;
+    return counters_;
   }
 
  private:
@@ -290,11 +297,12 @@ class Trace final : public Observer {
   std::array<std::array<std::array<uint32_t, 32>, 32>, 32> clocks_{};  // [warp][lane][of lane]
   Region fixed_, dynamic_;
   std::vector<Region> buffers_;
-  RequestCounter counter_;
+  std::map<std::string, RequestCounter> counters_;  // by kernel
+  RequestCounter* counter_ = nullptr;               // of the running one
 };
 
 Trace trace;
-[[maybe_unused]] const bool installed = (observer = &trace, true);
+[[maybe_unused]] const bool kInstalled = (observer = &trace, true);
 
 }  // namespace
 
@@ -302,19 +310,23 @@ bool counting_is_possible() { return true; }
 
 void start_counting() { trace.start_counting(); }
 
-Counted stop_counting(bool with_lines) {
-  const RequestCounter& counter = trace.stop_counting();
-  Counted counted{.counts = counter.counts(), .lines = {}, .blocks = {}};
-  for (const auto& [from, line] : counter.lines()) {
-    if (with_lines) {
-      counted.lines.push_back(
-          {source_line(from), line.shared, line.write, line.requests, line.units, line.ideal});
+std::map<std::string, Counted> stop_counting(bool with_lines) {
+  std::map<std::string, Counted> found;
+  for (const auto& [kernel, counter] : trace.stop_counting()) {
+    Counted& counted = found[kernel];
+    counted.launches = counter.launches();
+    counted.counts = counter.counts();
+    for (const auto& [from, line] : counter.lines()) {
+      if (with_lines) {
+        counted.lines.push_back(
+            {source_line(from), line.shared, line.write, line.requests, line.units, line.ideal});
+      }
+    }
+    for (const auto& [from, warps] : counter.basic_blocks()) {
+      counted.blocks.push_back({reinterpret_cast<uintptr_t>(from) - program_base(), warps});
     }
   }
-  for (const auto& [from, warps] : counter.basic_blocks()) {
-    counted.blocks.push_back({reinterpret_cast<uintptr_t>(from) - program_base(), warps});
-  }
-  return counted;
+  return found;
 }
 
 void trace_access(const void* address, size_t bytes, bool write, bool atomic, const void* from) {

@@ -6,6 +6,6 @@ namespace simt {
 
 bool counting_is_possible() { return false; }
 void start_counting() {}
-Counted stop_counting(bool /*with_lines*/) { return {}; }
+std::map<std::string, Counted> stop_counting(bool /*with_lines*/) { return {}; }
 
 }  // namespace simt
