@@ -2,7 +2,7 @@
 """The list of CUDA kernels in benchmarks/README.md: state, counts and predicted time of each.
 
     python -m benchmarks.cuda_kernels --count build/simt     # counts anew, writes the list
-    python -m benchmarks.cuda_kernels --verify build/simt    # exit status 1 where the counts are old
+    python -m benchmarks.cuda_kernels --verify build/simt    # exit status 1 where counts are old
     python -m benchmarks.cuda_kernels --adopt OUTDIR/kernels.json   # adds what a GPU measured
     python -m benchmarks.cuda_kernels --check                # exit status 1 where the list is old
     python -m benchmarks.cuda_kernels --measure FILE         # on a GPU: time of every kernel
