@@ -141,6 +141,7 @@ class Harness:
             and (target := target[1])
         }
         self.originals: dict[Path, bytes] = {}
+        self.affected = list(self.sources)  # by the planted fault
 
     def files(self) -> list[Path]:
         found = (ROOT / "csrc" / self.room).iterdir()
@@ -173,7 +174,32 @@ class Harness:
         subprocess.run([str(word) for word in words], check=True)
         return program
 
+    def own_object(self, target: str, source: Path) -> Path:
+        """The object of the build itself."""
+        words = self.commands[target, source]
+        return self.build / words[words.index("-o") + 1]
+
+    def includers(self, path: Path) -> list[Path]:
+        """The sources of the room that a file is part of."""
+        name = path.relative_to(ROOT / "csrc").as_posix()
+        if path in self.sources:
+            return [path]
+        found = []
+        for source in self.sources:
+            seen, todo = set(), [source]
+            while todo:
+                text = todo.pop().read_text(encoding="utf-8")
+                for included in re.findall(r'#include "([^"]+)"', text):
+                    file = ROOT / "csrc" / included
+                    if included not in seen and file.exists():
+                        seen.add(included)
+                        todo.append(file)
+            if name in seen:
+                found.append(source)
+        return found
+
     def plant(self, mutant: Mutant) -> None:
+        self.affected = self.includers(mutant.path)
         shutil.rmtree(self.folder / "csrc", ignore_errors=True)
         target = self.folder / "csrc" / mutant.path.relative_to(ROOT / "csrc")
         target.parent.mkdir(parents=True)
@@ -183,9 +209,10 @@ class Harness:
 
     def try_build(self, build: str) -> str:
         """ "noticed", "unnoticed", "same code" or "does not compile"."""
+        target = f"simt_kernels_{build}"
         objects = []
-        for source in self.sources:
-            compiled = self.compile(source, f"simt_kernels_{build}")
+        for source in self.affected:
+            compiled = self.compile(source, target)
             if compiled is None:
                 return "does not compile"
             objects.append(compiled)
@@ -193,8 +220,9 @@ class Harness:
             code = {path: code_of(path) for path in objects}
             if not self.originals:  # the first call is without a fault
                 self.originals = code
-            elif code == self.originals:
+            elif all(code[path] == self.originals[path] for path in objects):
                 return "same code"
+        objects += [self.own_object(target, s) for s in self.sources if s not in self.affected]
         program = self.link(build, objects)
         try:
             done = subprocess.run([program], capture_output=True, timeout=TIMEOUT)
@@ -205,16 +233,20 @@ class Harness:
     def try_pytest(self) -> str:
         """The same by the tests of the operators in Python, with ``backend`` simt."""
         library = self.folder / "libpydense_simt.so"
-        objects = [self.compile(source, "libpydense_simt") for source in self.sources]
+        objects = [self.compile(source, "libpydense_simt") for source in self.affected]
         if None in objects:
             return "does not compile"
         folder = self.build / "tests" / "simt" / "CMakeFiles" / "libpydense_simt.dir"
-        replaced = {f"{source.name}.o" for source in self.sources}
+        replaced = {f"{source.name}.o" for source in self.affected}
         others = [path for path in folder.rglob("*.o") if path.name not in replaced]
         archive = self.build / "libpydense_core.a"
-        words = ["g++", "-shared", *objects, *others, archive, "-o", library]
+        import torch
+
+        torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+        words = ["g++", "-shared", *objects, *others, archive, torch_library, "-o", library]
         subprocess.run([str(word) for word in words], check=True)
         tests = sorted((ROOT / "tests").glob(f"test_ops_{self.room}*.py"))
+        tests.append(ROOT / "tests" / "test_cuda.py")
         arguments = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", "simt"]
         done = subprocess.run(
             [sys.executable, *arguments, *(str(path) for path in tests)],
@@ -222,7 +254,7 @@ class Harness:
             env={**os.environ, "PYDENSE_SIMT_LIBRARY": str(library)},
             capture_output=True,
         )
-        return "noticed" if done.returncode == 1 or done.returncode < 0 else "unnoticed"
+        return "unnoticed" if done.returncode == 0 else "noticed"
 
 
 def code_of(path: Path) -> bytes:
@@ -257,6 +289,9 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         if (state := harness.try_build(build)) != "unnoticed":
             print(f"mutate: without a fault, the tests must pass in {build}; it is: {state}")
             return 2
+    if options.pytest and (state := harness.try_pytest()) != "unnoticed":
+        print(f"mutate: without a fault, the tests in Python must pass; it is: {state}")
+        return 2
     mutants = [mutant for path in harness.files() for mutant in mutants_of(path)]
     if options.sample and options.sample < len(mutants):
         mutants = random.Random(options.seed).sample(mutants, options.sample)
