@@ -9,7 +9,7 @@ void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) __attribute__
 
 namespace simt {
 
-#if defined(__x86_64__)
+#if defined(SIMT_OWN_SWITCH)
 extern "C" void simt_switch_stack(void** save, void* to);
 // A jump and not a return: the processor's stack of return addresses would guess wrong each time.
 asm(R"(
@@ -45,7 +45,7 @@ void prepare_fiber(Fiber& fiber, void* stack, size_t bytes, void (*entry)()) {
   if (__asan_unpoison_memory_region != nullptr) {
     __asan_unpoison_memory_region(stack, bytes);
   }
-#if defined(__x86_64__)
+#if defined(SIMT_OWN_SWITCH)
   auto** top = reinterpret_cast<void**>(static_cast<char*>(stack) + bytes - 64);
   *--top = nullptr;  // where a return address would be: keeps the ABI's alignment
   *--top = reinterpret_cast<void*>(entry);
@@ -71,7 +71,7 @@ void switch_fiber(Fiber& from, Fiber& to, bool dying) {
   if (__sanitizer_start_switch_fiber != nullptr) {
     __sanitizer_start_switch_fiber(dying ? nullptr : &from.fake_stack, to.stack, to.bytes);
   }
-#if defined(__x86_64__)
+#if defined(SIMT_OWN_SWITCH)
   simt_switch_stack(&from.stack_pointer, to.stack_pointer);
 #else
   swapcontext(&from.context, &to.context);

@@ -4,7 +4,10 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__)
+// -DSIMT_UCONTEXT tries on x86-64 what other processors get.
+#if defined(__x86_64__) && !defined(SIMT_UCONTEXT)
+#define SIMT_OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
@@ -13,7 +16,7 @@ namespace simt {
 struct Fiber {
   void* stack;  // nullptr: the thread's own, which is learned at the first switch away from it
   size_t bytes;
-#if defined(__x86_64__)
+#if defined(SIMT_OWN_SWITCH)
   void* stack_pointer;
 #else
   ucontext_t context;
