@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import _backends
 import pytest
 import torch
@@ -59,3 +61,20 @@ def test_every_operator_with_a_cuda_kernel_runs_under_the_shim():
     if not ours:
         pytest.skip("built without CUDA kernels")
     assert ours == set(_backends.simt_operators())
+
+
+@needs_simt
+def test_shared_memory_of_the_library_from_any_thread():
+    _backends.simt_operators()
+    x = torch.randn(5, 300)
+    expected = torch.logsumexp(x, 1)
+
+    def run(mistake: bool = False) -> torch.Tensor:
+        return torch.ops.pydense_simt._log_sum_exp(x, mistake)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = [run(), *(future.result() for future in [pool.submit(run) for _ in range(6)])]
+    for result in results:
+        torch.testing.assert_close(result, expected)
+    assert bool(run(mistake=True).isnan().all())
+    torch.testing.assert_close(run(), expected)
