@@ -42,6 +42,21 @@ def kernel_seconds(kernel: str, call: Callable[[], object]) -> float | None:
     return statistics.median(seconds)
 
 
+def call_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Median time of each call on the GPU, measured in turns, with whatever it launches."""
+    times: list[list[float]] = [[] for _ in calls]
+    for round_ in range(ROUNDS + 3):
+        for index, call in enumerate(calls):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            if round_ >= 3:
+                times[index].append(1e-3 * start.elapsed_time(end))
+    return [statistics.median(each) for each in times]
+
+
 def measure_all(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Seconds of every (kernel, shape), with the card and the commit."""
     from pydense import _library
@@ -51,8 +66,11 @@ def measure_all(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
     kernels: dict[str, Any] = {}
     for kernel, shape in wanted:
         key = f"{kernel}|{shape}"
-        seconds = kernel_seconds(kernel, CASES[key]())
+        ours, rival = CASES[key]()
+        seconds = kernel_seconds(kernel, ours)
         if seconds is not None:
             kernels[key] = {"seconds": seconds, "card": card, "commit": state}
+            kernels[key]["call"], *theirs = call_seconds([ours, rival] if rival else [ours])
+            kernels[key]["rival"] = theirs[0] if theirs else None
         torch.cuda.empty_cache()
     return {"card": card, "commit": state, "kernels": kernels}
