@@ -78,7 +78,7 @@ tests() {
 sanitizer() {
   local tool
   for tool in memcheck racecheck initcheck synccheck; do
-    step "$tool" 45 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    step "$tool" 90 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
       compute-sanitizer --tool "$tool" --error-exitcode 86 \
       "$python" -m pytest tests -m "cuda and small" -q -p no:cacheprovider
   done
