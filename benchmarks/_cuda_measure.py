@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times CUDA kernels on the current GPU, at the shapes that their predictions are for."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks._cuda_cases import CASES
+from benchmarks._machine import commit
+
+ROUNDS = 20
+FLUSH_BYTES = 1 << 28  # more than any second-level cache
+
+
+def kernel_seconds(kernel: str, call: Callable[[], object]) -> float | None:
+    """Median over calls of the time in the kernel, as the profiler of torch sees it.
+
+    Caches are emptied before each call. None where the profiler saw no such kernel.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    name = re.compile(rf"\b{kernel}\b")
+    seconds = []
+    for _ in range(3):
+        call()
+    for _ in range(ROUNDS):
+        flush.zero_()
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            call()
+            torch.cuda.synchronize()
+        found = [event for event in profiler.events() if name.search(event.name)]
+        if not found:
+            return None
+        seconds.append(1e-6 * sum(event.device_time for event in found))
+    return statistics.median(seconds)
+
+
+def call_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Median time of each call on the GPU, measured in turns, with whatever it launches."""
+    times: list[list[float]] = [[] for _ in calls]
+    for round_ in range(ROUNDS + 3):
+        for index, call in enumerate(calls):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            if round_ >= 3:
+                times[index].append(1e-3 * start.elapsed_time(end))
+    return [statistics.median(each) for each in times]
+
+
+def measure_all(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Seconds of every (kernel, shape), with the card and the commit."""
+    from pydense import _library
+
+    _library.load()
+    card, state = torch.cuda.get_device_name(), commit()
+    kernels: dict[str, Any] = {}
+    for kernel, shape in wanted:
+        key = f"{kernel}|{shape}"
+        ours, rival = CASES[key]()
+        seconds = kernel_seconds(kernel, ours)
+        if seconds is not None:
+            kernels[key] = {"seconds": seconds, "card": card, "commit": state}
+            kernels[key]["call"], *theirs = call_seconds([ours, rival] if rival else [ours])
+            kernels[key]["rival"] = theirs[0] if theirs else None
+        torch.cuda.empty_cache()
+    return {"card": card, "commit": state, "kernels": kernels}

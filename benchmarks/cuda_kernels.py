@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The list of CUDA kernels in benchmarks/README.md: state, counts and predicted time of each.
+
+    python -m benchmarks.cuda_kernels --count build/simt     # counts anew, writes the list
+    python -m benchmarks.cuda_kernels --verify build/simt    # exit status 1 where counts are old
+    python -m benchmarks.cuda_kernels --adopt OUTDIR/kernels.json   # adds what a GPU measured
+    python -m benchmarks.cuda_kernels --check                # exit status 1 where the list is old
+    python -m benchmarks.cuda_kernels --measure FILE         # on a GPU: time of every kernel
+
+The counts are in ``benchmarks/cuda/counts.json``, what GPUs measured in ``gpu.json`` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+from benchmarks._cuda_counts import H200, count, predict
+
+COUNTS = ROOT / "benchmarks" / "cuda" / "counts.json"
+GPU = ROOT / "benchmarks" / "cuda" / "gpu.json"
+DOCUMENT = ROOT / "benchmarks" / "README.md"
+BLOCK = re.compile(r"(<!-- cuda-kernels -->\n).*?(<!-- /cuda-kernels -->)", re.DOTALL)
+KERNEL = re.compile(
+    r"__global__\s+(?:__launch_bounds__\([^)]*\)\s*)?void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\("
+)
+HEADER = (
+    "kernel",
+    "state",
+    "shape",
+    "predicted on H200",
+    "limited by",
+    "moved / minimum",
+    "sectors / ideal",
+    "measured",
+)
+
+
+def kernels() -> list[str]:
+    """Every ``__global__`` function of the project."""
+    found = []
+    for path in sorted((ROOT / "csrc").rglob("*.cuh")):
+        found += KERNEL.findall(path.read_text(encoding="utf-8"))
+    return sorted(found)
+
+
+def row(launch: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
+    """A line of the list."""
+    seconds, limit = predict(launch)
+    result = measured.get(f"{launch['kernel']}|{launch['shape']}")
+    state, time = "shim-proven", ""
+    if result:
+        state = f"GPU-proven ({result['card']}, {result['commit']})"
+        time = f"{1e6 * result['seconds']:.1f} us, {result['seconds'] / seconds:.2f}x predicted"
+    ideal = launch["sectors"] / launch["ideal_sectors"] if launch["ideal_sectors"] else 1.0
+    return [
+        f"`{launch['kernel']}`",
+        state,
+        launch["shape"],
+        f"{1e6 * seconds:.1f} us",
+        limit,
+        f"{launch['moved_bytes'] / launch['minimum_bytes']:.2f}",
+        f"{ideal:.2f}",
+        time,
+    ]
+
+
+def table(launches: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> str:
+    """The list as Markdown, with the reasons of limits below."""
+    rows = [row(launch, measured) for launch in sorted(launches, key=lambda x: x["kernel"])]
+    lines = [
+        f"| {' | '.join(HEADER)} |",
+        "|---|---|---|--:|---|--:|--:|---|",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+    ]
+    reasons = sorted({f"`{x['kernel']}`: {x['reason']}." for x in launches if x["reason"]})
+    if reasons:
+        lines += ["", "Above 1.2 and 1.3 with a reason: " + " ".join(reasons)]
+    return "\n" + "\n".join(lines) + "\n\n"
+
+
+def document(text: str, launches: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> str:
+    """benchmarks/README.md with the list of today.
+
+    Raises:
+        ValueError: A kernel was not counted, or the document has no place for the list.
+    """
+    listed = {launch["kernel"] for launch in launches}
+    if unknown := sorted(set(kernels()) ^ listed):
+        raise ValueError(
+            f"cuda_kernels: the kernels in csrc and those counted must be the same, differ in "
+            f"{', '.join(unknown)}: give it a simt::counted in tests/simt, then --count"
+        )
+    if len(BLOCK.findall(text)) != 1:
+        raise ValueError("cuda_kernels: benchmarks/README.md must have one cuda-kernels block")
+    return BLOCK.sub(lambda m: m[1] + table(launches, measured) + m[2], text)
+
+
+def load(path: Path) -> Any:
+    """A JSON file, {} where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def save(path: Path, value: Any) -> None:
+    """Writes a JSON file."""
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def changed(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Kernels whose counts differ; instructions may, because they depend on the compiler."""
+
+    def counts(launches: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {
+            f"{x['kernel']} at {x['shape']}": {k: v for k, v in x.items() if k != "instructions"}
+            for x in launches
+        }
+
+    before, after = counts(old), counts(new)
+    return sorted(name for name in before | after if before.get(name) != after.get(name))
+
+
+def measure(path: Path) -> None:
+    """Times every kernel on the current GPU; writes them with the prediction beside them."""
+    from benchmarks._cuda_measure import measure_all
+
+    launches = load(COUNTS)
+    results = measure_all([(x["kernel"], x["shape"]) for x in launches])
+    for launch in launches:
+        if result := results["kernels"].get(f"{launch['kernel']}|{launch['shape']}"):
+            result["predicted"] = predict(launch)[0]
+    save(path, results)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_kernels")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--count", type=Path, metavar="BUILD", help="a build with PYDENSE_SIMT=ON")
+    what.add_argument("--verify", type=Path, metavar="BUILD", help="compare the counts with it")
+    what.add_argument("--adopt", type=Path, metavar="FILE", help="kernels.json of verify_gpu.sh")
+    what.add_argument("--measure", type=Path, metavar="FILE", help="time the kernels on a GPU")
+    what.add_argument("--check", action="store_true", help="only tell whether the list is current")
+    options = parser.parse_args(arguments)
+    if options.measure:
+        measure(options.measure)
+        return 0
+    if options.verify:
+        for name in (differing := changed(load(COUNTS), count(options.verify))):
+            print(f"cuda_kernels: the counts of {name} have changed: run --count")
+        return 1 if differing else 0
+    if options.count:
+        save(COUNTS, sorted(count(options.count), key=lambda x: (x["kernel"], x["shape"])))
+    if options.adopt:
+        adopted = load(options.adopt)
+        save(GPU, {**load(GPU), **adopted["kernels"]})
+    old = DOCUMENT.read_text(encoding="utf-8")
+    try:
+        new = document(old, load(COUNTS) or [], load(GPU))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if options.check:
+        if old != new:
+            print(f"{H200} list of kernels: out of date, run python -m benchmarks.cuda_kernels")
+        return 1 if old != new else 0
+    DOCUMENT.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of CUDA sources must catch what they are there for."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_tools import load
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PTXAS = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Zplain' for 'sm_80'
+ptxas info    : Function properties for _Zplain
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 26 registers, used 1 barriers, 512 bytes smem, 392 bytes cmem[0]
+ptxas info    : Compiling entry function '_Zheavy' for 'sm_90a'
+ptxas info    : Function properties for _Zheavy
+    96 bytes stack frame, 60 bytes spill stores, 64 bytes spill loads
+ptxas info    : Used 255 registers, used 0 barriers
+"""
+
+
+@pytest.fixture(scope="module")
+def gates():
+    return load("tools/ci/cuda_gates.py")
+
+
+def test_ptxas_report_is_read(gates):
+    assert list(gates.parse(PTXAS)) == [
+        gates.Kernel("_Zplain", "sm_80", 26, 512, 0, 0),
+        gates.Kernel("_Zheavy", "sm_90a", 255, 0, 96, 124),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("", "_Zheavy on sm_90a: 96 bytes of local memory, 124 bytes spilled"),
+        ("_Zheavy sm_90a stack=96 spills=124 its table has a dynamic index", None),
+        ("heavy * stack=200 spills=200 its table has a dynamic index", None),
+        ("_Zheavy sm_80 stack=96 spills=124 its table has a dynamic index", "_Zheavy on sm_90a"),
+        ("_Zheavy sm_90a stack=95 spills=124 its table has a dynamic index", "_Zheavy on sm_90a"),
+        ("_Zplain * stack=1 spills=0 is not needed at all", "nothing needs '_Zplain'"),
+    ],
+)
+def test_spills_need_an_exception_that_is_needed(gates, line, problem):
+    problems = gates.judge(gates.parse(PTXAS), gates.read_allowances(line))
+    assert bool(problems) == (problem is not None)
+    assert problem is None or any(problem in text for text in problems)
+
+
+@pytest.mark.parametrize(
+    "line", ["_Zheavy * stack=1 spills=1", "_Zheavy * stack=1 spills=1 because"]
+)
+def test_an_exception_needs_a_reason(gates, line):
+    with pytest.raises(ValueError, match="a reason is needed"):
+        gates.read_allowances(line)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+def test_local_memory_of_a_real_kernel_is_found(gates, tmp_path):
+    source = tmp_path / "kernel.cu"
+    source.write_text(
+        "__global__ void kernel(float* y, const int* i, int n) {\n"
+        "  float table[200];\n"
+        "  for (int k = 0; k < 200; ++k) table[k] = y[k * n];\n"
+        "  for (int k = 0; k < n; ++k) y[k] = table[i[k]];\n}\n"
+    )
+    command = ["nvcc", "-arch=sm_80", "-Xptxas=-v", "-c", str(source), "-o", "/dev/null"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    (kernel,) = gates.parse(done.stdout + done.stderr)
+    assert kernel.stack >= 800
+    assert gates.judge([kernel], []) != []
+
+
+def test_kernels_are_launched_through_the_macro_alone():
+    launches = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("csrc", "tests/simt")
+        for path in (ROOT / folder).rglob("*.*")
+        if path.suffix in (".cu", ".cuh", ".h", ".cpp") and "<<<" in path.read_text("utf-8")
+    ]
+    assert launches == ["csrc/common/launch.cuh"]
+
+
+def test_kernel_sources_know_nothing_of_torch_or_cub():
+    forbidden = re.compile(r"#include\s*[<\"](torch|ATen|c10|cub|thrust|cooperative_groups)")
+    for path in (ROOT / "csrc").rglob("*.cu*"):
+        assert not forbidden.search(path.read_text("utf-8")), path

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/verify_gpu.sh without a GPU: its steps, with programs that play their parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_tools import load
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {
+    "summary.md",
+    "verify.json",
+    "kernels.json",
+    "build.log",
+    "tests.log",
+    "sanitizer.log",
+}
+# Plays Python on a machine with a GPU; the summary is the real one.
+PYTHON = """#!/bin/bash
+case "$*" in
+  -c*) echo 90a-real ;;
+  *setup.py*) echo "archs $PYDENSE_CUDA_ARCHS"; exit {build} ;;
+  *benchmarks.cuda_kernels*)
+    echo '{{"card": "NVIDIA H200", "commit": "abc", "kernels": {{"k|n":
+           {{"seconds": 2e-6, "predicted": 1e-6, "call": 4e-6, "rival": 1e-5}}}}}}' \\
+      > "${{@: -1}}" ;;
+  *pytest*--junitxml=*)
+    report="${{@: -1}}"
+    echo '<testsuites><testsuite><testcase classname="a" name="ok"/>' >"${{report#*=}}"
+    echo '{more}</testsuite></testsuites>' >>"${{report#*=}}"
+    exit {tests} ;;
+  *gpu_summary*) exec {real} "$@" ;;
+  *) exit 0 ;;
+esac
+"""
+SANITIZER = """#!/bin/bash
+case "$2" in
+  memcheck) echo "========= ERROR SUMMARY: 0 errors" ;;
+  racecheck) echo "========= Error: Device not supported"; exit 1 ;;
+  initcheck) echo "========= ERROR SUMMARY: 3 errors"; exit 86 ;;
+  *) exit 127 ;;
+esac
+"""
+
+
+@pytest.fixture
+def verify(tmp_path):
+    """Runs the script with the played programs first on PATH."""
+
+    def run(*arguments: str, build: int = 0, tests: int = 0, more: str = ""):
+        python, sanitizer = tmp_path / "python3", tmp_path / "compute-sanitizer"
+        python.write_text(PYTHON.format(build=build, tests=tests, more=more, real=sys.executable))
+        sanitizer.write_text(SANITIZER)
+        for program in (python, sanitizer):
+            program.chmod(0o755)
+        out = tmp_path / "out"
+        done = subprocess.run(
+            ["bash", str(ROOT / "tools" / "verify_gpu.sh"), *arguments, str(out)],
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(python)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done, out
+
+    return run
+
+
+def test_everything_passes(verify):
+    done, out = verify()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in out.iterdir()} == FILES
+    page = (out / "summary.md").read_text()
+    assert "# pydense on NVIDIA H200" in page
+    assert "| `k` | n | 2.0 us | 1.0 us | 2.00 | 2.50x |" in page
+    assert "| memcheck | nothing found |" in page
+    assert "| racecheck | did not start on this machine |" in page
+    assert "| initcheck | 3 errors |" in page
+    assert "| synccheck | did not start on this machine |" in page
+    assert "1 passed, 0 failed, 0 skipped" in page
+    assert "archs 90a-real" in (out / "build.log").read_text()
+    assert json.loads((out / "verify.json").read_text())["card"] == "NVIDIA H200"
+
+
+def test_a_failed_test_is_named_and_fails_the_run(verify):
+    done, out = verify(tests=1, more='<testcase classname="a" name="bad"><failure/></testcase>')
+    assert done.returncode == 1
+    assert "- failed: a::bad" in (out / "summary.md").read_text()
+    assert "| kernels | ok |" in (out / "summary.md").read_text()
+
+
+def test_a_failed_build_ends_the_run_with_a_summary(verify):
+    done, out = verify(build=1)
+    assert done.returncode == 1
+    page = (out / "summary.md").read_text()
+    assert "| build | 1 |" in page
+    assert "tests |" not in page
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_dry_run_needs_nothing(verify):
+    done, out = verify("--dry-run")
+    assert done.returncode == 0
+    assert {path.name for path in out.iterdir()} == FILES
+    assert "-m pytest tests -m cuda" in (out / "tests.log").read_text()
+    assert "compute-sanitizer --tool synccheck" in (out / "sanitizer.log").read_text()
+
+
+def test_without_a_folder_it_says_how_it_is_used():
+    script = str(ROOT / "tools" / "verify_gpu.sh")
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "usage: tools/verify_gpu.sh" in done.stderr
+
+
+def test_all_steps_end_within_nine_minutes():
+    text = (ROOT / "tools" / "verify_gpu.sh").read_text()
+    assert "limit=525" in text  # and 15 s for a step that has to be killed and for the summary
+    # No command but those of step() and of the first question may take long.
+    assert text.count("timeout ") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "verdict"),
+    [
+        ("0", "RACECHECK SUMMARY: 0 hazards displayed", "nothing found"),
+        ("86", "RACECHECK SUMMARY: 2 hazards displayed", "2 errors"),
+        ("1", "ERROR SUMMARY: 0 errors", "tests failed under it (status 1)"),
+        ("timeout", "", "timeout"),
+        ("127", "not found", "did not start on this machine"),
+    ],
+)
+def test_verdicts(status, log, verdict):
+    assert load("tools/gpu_summary.py").sanitizer_verdict(status, log) == verdict
+
+
+def test_lists_of_kernels_agree():
+    """Every kernel is counted, listed, and can be timed."""
+    from benchmarks import _cuda_cases, cuda_kernels
+
+    counts = cuda_kernels.load(cuda_kernels.COUNTS)
+    assert sorted({launch["kernel"] for launch in counts}) == cuda_kernels.kernels()
+    assert {f"{x['kernel']}|{x['shape']}" for x in counts} == set(_cuda_cases.CASES)
+    assert cuda_kernels.main(["--check"]) == 0
+
+
+def test_a_kernel_that_nobody_counted_is_refused(monkeypatch):
+    from benchmarks import cuda_kernels
+
+    monkeypatch.setattr(cuda_kernels, "kernels", lambda: ["selftest_kernel", "new_kernel"])
+    with pytest.raises(ValueError, match=r"differ in .*new_kernel"):
+        counts = cuda_kernels.load(cuda_kernels.COUNTS)
+        cuda_kernels.document(cuda_kernels.DOCUMENT.read_text(), counts, {})
+
+
+def test_old_counts_are_found():
+    from benchmarks import cuda_kernels
+
+    old = [{"kernel": "k", "shape": "n", "sectors": 4, "instructions": 100}]
+    same = [{**old[0], "instructions": 120}]
+    assert cuda_kernels.changed(old, same) == []
+    assert cuda_kernels.changed(old, [{**old[0], "sectors": 5}]) == ["k at n"]
+    assert cuda_kernels.changed(old, []) == ["k at n"]
+
+
+def test_instructions_of_basic_blocks():
+    from benchmarks import _cuda_counts
+
+    text = """
+0000000000001000 <kernel>:
+    1000:\tpush   %rbp
+    1001:\tcall   2000 <__sanitizer_cov_trace_pc>
+    1006:\tmov    0x10(%rsp),%rax
+    100b:\tlea    0x4(%rax),%rdi
+    1010:\tcall   3000 <__tsan_read4>
+    1015:\tmov    0x4(%rax),%ecx
+    1018:\tjle    1030 <kernel+0x30>
+    101a:\tcall   2000 <__sanitizer_cov_trace_pc>
+    101f:\tadd    $0x1,%ecx
+    1022:\tnop
+    1023:\tret
+"""
+    assert _cuda_counts.block_sizes(text) == {0x1006: 3, 0x101F: 1}
+    launch = {"blocks": [[0x1006, 10], [0x101F, 5], [0x9999, 7]]}
+    assert _cuda_counts.with_instructions(launch, {0x1006: 3, 0x101F: 1}) == {"instructions": 35}
