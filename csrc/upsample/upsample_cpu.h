@@ -20,6 +20,17 @@ void upsample_backward_cpu(const UpsampleBackwardArgs& args, ParallelFor paralle
 PYDENSE_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 PYDENSE_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Calls fn(integral_constant<int, n>{}) for n in [1, Max].
+template <int Max, class Fn>
+PYDENSE_HD void with_constant(int64_t n, const Fn& fn) {
+  if constexpr (Max > 1) {
+    if (n < Max) {
+      return with_constant<Max - 1>(n, fn);
+    }
+  }
+  fn(std::integral_constant<int, Max>{});
+}
+
 // v[index[l]] in lane l.
 template <class V, class I>
 PYDENSE_HD V permute(const V& v, const I& index) {

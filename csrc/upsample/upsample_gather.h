@@ -11,8 +11,13 @@
 
 namespace pydense::PYDENSE_ISA {
 
-// More rows at once than this, and the caches' ways and the prefetchers run out.
-constexpr int64_t kRowsAtOnce = 8;
+// Rows that are summed at once, their weights in registers. With more, the caches' ways and the
+// prefetchers would run out too.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRowsAtOnce = 8;
+#else
+constexpr int kRowsAtOnce = 4;
+#endif
 
 // Output rows [begin, end) with the same two taps.
 struct Cell {
@@ -32,6 +37,22 @@ PYDENSE_HD Cell cell_at(const AxisTable<T>& axis, int64_t y, int64_t end, int64_
   }
   return cell;
 }
+
+// The weights of some output rows for their two taps; for one tap, what both add up to.
+template <class T, int Rows>
+struct RowWeights {
+  using V = Vec<T, kNativeLanesOf<T>>;
+  V own[Rows];
+  V next[Rows];
+
+  PYDENSE_HD RowWeights(const AxisTable<T>& axis, int64_t y, bool both) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) {
+      own[i] = broadcast<V>(both ? axis.w0[y + i] : axis.w0[y + i] + axis.w1[y + i]);
+      next[i] = broadcast<V>(both ? axis.w1[y + i] : T{});
+    }
+  }
+};
 
 template <class S>
 class GatherRows {
@@ -74,11 +95,14 @@ class GatherRows {
     for (y = begin_y; y < end_y;) {
       const Cell cell = cell_at(y_, y, end_y, kRowsAtOnce);
       advance(cell.i0);
-      if (cell.i0 == cell.i1) {
-        add_cell<false>(rows, stride, cell);
-      } else {
-        add_cell<true>(rows, stride, cell);
-      }
+      with_constant<kRowsAtOnce>(cell.end - cell.begin, [&](auto count) {
+        constexpr int kRows = decltype(count)::value;
+        if (cell.i0 == cell.i1) {
+          add_cell<kRows, false>(rows, stride, y);
+        } else {
+          add_cell<kRows, true>(rows, stride, y);
+        }
+      });
       rows += (cell.end - cell.begin) * stride;
       y = cell.end;
     }
@@ -141,37 +165,38 @@ class GatherRows {
     }
   }
 
-  template <bool Both>
-  void add_cell(const S* rows, int64_t stride, const Cell& cell) {
-    const int64_t end = x_.end;
-    int64_t x = x_.begin;
-    for (; x + kLanes <= end; x += kLanes) {
-      add_vector<Both>(rows + x, stride, cell, x, [](const S* from) { return load_as<V>(from); });
+  template <int Rows, bool Both>
+  [[gnu::noinline]] void add_cell(const S* rows, int64_t stride, int64_t y) {
+    RowWeights<T, Rows> weights(y_, y, Both);
+    const int64_t count = x_.end - x_.begin;
+    rows += x_.begin;
+    int64_t x = 0;
+    for (; x + kLanes <= count; x += kLanes) {
+      add_vector<Rows, Both>(rows + x, stride, weights, x,
+                             [](const S* from) { return load_as<V>(from); });
     }
-    if (x < end) {
-      const int64_t count = end - x;
-      add_vector<Both>(rows + x, stride, cell, x,
-                       [=](const S* from) { return load_part<V>(from, count); });
+    if (x < count) {
+      add_vector<Rows, Both>(rows + x, stride, weights, x,
+                             [=](const S* from) { return load_part<V>(from, count - x); });
     }
   }
 
-  template <bool Both, class Load>
-  PYDENSE_HD void add_vector(const S* from, int64_t stride, const Cell& cell, int64_t x,
-                             const Load& load_row) {
-    T* const own = row_sum_ + (x - x_.begin);
-    T* const next = next_sum_ + (x - x_.begin);
-    V sum0 = load<V>(own);
-    V sum1 = Both ? load<V>(next) : V{};
-    for (int64_t y = cell.begin; y < cell.end; ++y, from += stride) {
-      const V grad = load_row(from);
-      sum0 = fma(broadcast<V>(Both ? y_.w0[y] : y_.w0[y] + y_.w1[y]), grad, sum0);
+  template <int Rows, bool Both, class Load>
+  PYDENSE_HD void add_vector(const S* from, int64_t stride, const RowWeights<T, Rows>& weights,
+                             int64_t x, const Load& load_row) {
+    V sum0 = load<V>(row_sum_ + x);
+    V sum1 = Both ? load<V>(next_sum_ + x) : V{};
+#pragma GCC unroll 8
+    for (int y = 0; y < Rows; ++y) {
+      const V grad = load_row(from + y * stride);
+      sum0 = fma(weights.own[y], grad, sum0);
       if constexpr (Both) {
-        sum1 = fma(broadcast<V>(y_.w1[y]), grad, sum1);
+        sum1 = fma(weights.next[y], grad, sum1);
       }
     }
-    store(own, sum0);
+    store(row_sum_ + x, sum0);
     if constexpr (Both) {
-      store(next, sum1);
+      store(next_sum_ + x, sum1);
     }
   }
 
@@ -281,18 +306,8 @@ class GatherPixels {
     for (y = begin_y; y < end_y;) {
       const Cell cell = cell_at(y_, y, end_y, kRowsAtOnce);
       advance(cell.i0);
-      for (int64_t x = x_.begin; x < x_.end;) {
-        const Cell column = cell_at(x_, x, x_.end, x_.end);
-        // Vectors read past the channels, into the next pixels; not so at the end of a row.
-        if ((column.end - 1) * rows.pixel_stride + padded_ <= rows.readable) {
-          add_cell(rows, cell, column, [](const S* from, int64_t) { return load_as<V>(from); });
-        } else {
-          add_cell(rows, cell, column, [this](const S* from, int64_t c) {
-            return load_part<V>(from, smaller(count_ - c, kLanes));
-          });
-        }
-        x = column.end;
-      }
+      with_constant<kRowsAtOnce>(cell.end - cell.begin,
+                                 [&](auto count) { add_rows<decltype(count)::value>(rows, cell); });
       rows.data += (cell.end - cell.begin) * rows.row_stride;
       y = cell.end;
     }
@@ -327,21 +342,40 @@ class GatherPixels {
     }
   }
 
-  template <class Load>
-  PYDENSE_HD void add_cell(const PixelRows<S>& rows, const Cell& cell, const Cell& column,
-                           const Load& load_pixel) {
+  template <int Rows>
+  [[gnu::noinline]] void add_rows(const PixelRows<S>& rows, const Cell& cell) {
+    const RowWeights<T, Rows> weights(y_, cell.begin, cell.i0 != cell.i1);
+    for (int64_t x = x_.begin; x < x_.end;) {
+      const Cell column = cell_at(x_, x, x_.end, x_.end);
+      // Vectors read past the channels, into the next pixels; not so at the end of a row.
+      if ((column.end - 1) * rows.pixel_stride + padded_ <= rows.readable) {
+        add_cell(rows, weights, cell, column,
+                 [](const S* from, int64_t) { return load_as<V>(from); });
+      } else {
+        add_cell(rows, weights, cell, column, [this](const S* from, int64_t c) {
+          return load_part<V>(from, smaller(count_ - c, kLanes));
+        });
+      }
+      x = column.end;
+    }
+  }
+
+  template <int Rows, class Load>
+  PYDENSE_HD void add_cell(const PixelRows<S>& rows, const RowWeights<T, Rows>& weights,
+                           const Cell& cell, const Cell& column, const Load& load_pixel) {
     const bool both_y = cell.i0 != cell.i1;
     const bool both_x = column.i0 != column.i1;
     for (int64_t c = 0; c < padded_; c += kLanes) {
       V sums[2][2] = {};
       for (int64_t x = column.begin; x < column.end; ++x) {
-        const S* from = rows.data + x * rows.pixel_stride + c;
+        const S* const from = rows.data + x * rows.pixel_stride + c;
         V up{};
         V down{};
-        for (int64_t y = cell.begin; y < cell.end; ++y, from += rows.row_stride) {
-          const V grad = load_pixel(from, c);
-          up = fma(broadcast<V>(both_y ? y_.w0[y] : y_.w0[y] + y_.w1[y]), grad, up);
-          down = fma(broadcast<V>(y_.w1[y]), grad, down);
+#pragma GCC unroll 8
+        for (int y = 0; y < Rows; ++y) {
+          const V grad = load_pixel(from + y * rows.row_stride, c);
+          up = fma(weights.own[y], grad, up);
+          down = fma(weights.next[y], grad, down);
         }
         const V w0 = broadcast<V>(both_x ? x_.w0[x] : x_.w0[x] + x_.w1[x]);
         const V w1 = broadcast<V>(x_.w1[x]);
