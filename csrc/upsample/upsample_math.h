@@ -8,9 +8,9 @@
 //   kNearest       src = floor(step y)                           F.interpolate, mode="nearest"
 //   kCrop          src = (y + start + fraction) / stride         Caffe's Deconvolution + Crop
 //
-// The first four are bitwise those of ATen's CPU kernels on machines with fused multiply-add, whose
-// compiler contracts the half-pixel formula and nothing else: here that fma is written out, and no
-// other may form. kCrop is decided in integers and exact for any size.
+// In float, the first four are bitwise those of ATen's CPU kernels on machines with fused
+// multiply-add, whose compiler contracts the half-pixel formula and nothing else: here that fma is
+// written out, and no other may form. (In double, ATen takes some floors in float.) kCrop is decided in integers and exact for any size.
 //
 // T is the type of the arithmetic: float for float and 16-bit tensors, double for double.
 #pragma once
