@@ -465,7 +465,12 @@ CROP = {"stride": 2, "kernel_size": 4, "size": 5}
         (lambda: upsample_bilinear(X[..., :0], 3), ValueError, "x must have H and W >= 1, got"),
         (lambda: upsample_bilinear(X), ValueError, "one of size and scale_factor must be given"),
         (lambda: upsample_bilinear(X, 3, 2.0), ValueError, "one of size and scale_factor must"),
-        (lambda: upsample_bilinear(X, 0), ValueError, "size must be in [1, 2147483647], got 0"),
+        (lambda: upsample_bilinear(X, 0), ValueError, "size must be at least 1, got 0"),
+        (
+            lambda: upsample_bilinear(X, 2**40),
+            ValueError,
+            "size must be in [1, 2147483647], got (10",
+        ),
         (lambda: upsample_bilinear(X, (3,)), ValueError, "size must be a number or (y, x), got"),
         (lambda: upsample_bilinear(X, 2.5), TypeError, "size must hold integers, got 2.5"),
         (lambda: upsample_bilinear(X, True), TypeError, "size must hold integers, got True"),

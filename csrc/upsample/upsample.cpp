@@ -27,9 +27,7 @@ void check_shape(const char* op, const UpsampleShape& shape) {
   PYDENSE_CHECK(shape.batches >= 0 && shape.channels >= 0, op,
                 ": batch and channels must not be negative, got ", shape.batches, " and ",
                 shape.channels);
-  PYDENSE_CHECK(
-      shape.height >= 1 && shape.height <= kMaxAxis && shape.width >= 1 && shape.width <= kMaxAxis,
-      op, ": size must be in [1, ", kMaxAxis, "], got (", shape.height, ", ", shape.width, ")");
+  check_upsample_size(op, shape.height, shape.width);
 }
 
 void check_inputs(const char* op, const UpsampleShape& shape, const UpsampleInput* inputs,
@@ -49,6 +47,11 @@ const UpsampleTable& table() {
 }
 
 }  // namespace
+
+void check_upsample_size(const char* op, int64_t height, int64_t width) {
+  PYDENSE_CHECK(height >= 1 && height <= kMaxAxis && width >= 1 && width <= kMaxAxis, op,
+                ": size must be in [1, ", kMaxAxis, "], got (", height, ", ", width, ")");
+}
 
 void upsample_forward(const char* op, UpsampleDtype dtype, const UpsampleArgs& args,
                       ParallelFor parallel_for) {

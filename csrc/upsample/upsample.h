@@ -75,6 +75,9 @@ struct UpsampleBackwardArgs {
 
 enum class UpsampleDtype : int32_t { kFloat, kDouble, kBFloat16, kHalf };
 
+// Before an output is allocated.
+void check_upsample_size(const char* op, int64_t height, int64_t width);
+
 void upsample_forward(const char* op, UpsampleDtype dtype, const UpsampleArgs& args,
                       ParallelFor parallel_for);
 void upsample_backward(const char* op, UpsampleDtype dtype, const UpsampleBackwardArgs& args,

@@ -271,6 +271,9 @@ struct PixelRows {
   int64_t readable;  // elements of a row from its first one on
 };
 
+// The same on all instruction sets: how sums are cut decides their bits here.
+constexpr int kPixelRowsAtOnce = 4;
+
 template <class S>
 class GatherPixels {
   using T = ComputeOf<S>;
@@ -304,9 +307,9 @@ class GatherPixels {
     rows.data += (begin_y - y) * rows.row_stride;
     end_y = smaller(end_y, y_.end);
     for (y = begin_y; y < end_y;) {
-      const Cell cell = cell_at(y_, y, end_y, kRowsAtOnce);
+      const Cell cell = cell_at(y_, y, end_y, kPixelRowsAtOnce);
       advance(cell.i0);
-      with_constant<kRowsAtOnce>(cell.end - cell.begin,
+      with_constant<kPixelRowsAtOnce>(cell.end - cell.begin,
                                  [&](auto count) { add_rows<decltype(count)::value>(rows, cell); });
       rows.data += (cell.end - cell.begin) * rows.row_stride;
       y = cell.end;

@@ -10,7 +10,8 @@
 //
 // In float, the first four are bitwise those of ATen's CPU kernels on machines with fused
 // multiply-add, whose compiler contracts the half-pixel formula and nothing else: here that fma is
-// written out, and no other may form. (In double, ATen takes some floors in float.) kCrop is decided in integers and exact for any size.
+// written out, and no other may form. (In double, ATen takes some floors in float.) kCrop is
+// decided in integers and exact for any size.
 //
 // T is the type of the arithmetic: float for float and 16-bit tensors, double for double.
 #pragma once

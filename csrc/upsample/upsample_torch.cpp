@@ -82,7 +82,9 @@ PictureStrides dense_strides(const Tensor& x, bool channels_last) {
           channels_last ? columns * channels : columns};
 }
 
-Tensor new_picture(const Tensor& like, int64_t height, int64_t width, bool channels_last) {
+Tensor new_picture(const char* op, const Tensor& like, int64_t height, int64_t width,
+                   bool channels_last) {
+  check_upsample_size(op, height, width);
   const std::array<int64_t, 4> size = {like.size(0), like.size(1), height, width};
   Tensor out =
       torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
@@ -150,7 +152,7 @@ Tensor forward(const char* op, const Tensor& x, int64_t height, int64_t width, c
   const UpsampleDtype dtype = dtype_of(op, "x", x);
   const bool last = is_channels_last(x);
   const Picture picture(x, last);
-  Tensor out = new_picture(x, height, width, last);
+  Tensor out = new_picture(op, x, height, width, last);
   const UpsampleInput input = input_of(picture.tensor, picture.strides(), axes, height, width);
   upsample_forward(op, dtype,
                    {shape_of(x, height, width, last), &input, 1, out.mutable_data_ptr(), false},
@@ -164,7 +166,7 @@ Tensor backward(const char* op, const Tensor& grad, int64_t height, int64_t widt
   const UpsampleDtype dtype = dtype_of(op, "grad", grad);
   const bool last = is_channels_last(grad);
   const Picture picture(grad, last);
-  Tensor result = new_picture(grad, height, width, last);
+  Tensor result = new_picture(op, grad, height, width, last);
   const UpsampleInput input =
       input_of(result, dense_strides(result, last), axes, grad.size(2), grad.size(3));
   upsample_backward(op, dtype,
@@ -223,7 +225,7 @@ Tensor fuse_op(const std::vector<Tensor>& xs, int64_t height, int64_t width,
     inputs.push_back(input_of(picture.tensor, picture.strides(), axes, height, width));
     inputs.back().same_size = x.size(2) == height && x.size(3) == width;
   }
-  Tensor out = new_picture(first, height, width, last);
+  Tensor out = new_picture(kOp, first, height, width, last);
   upsample_forward(kOp, dtype,
                    {shape_of(first, height, width, last), inputs.data(),
                     static_cast<int>(inputs.size()), out.mutable_data_ptr(), relu},
@@ -260,7 +262,8 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
   std::vector<UpsampleInput> inputs;
   bool same = false;
   for (size_t k = 0; k < heights.size(); ++k) {
-    const Tensor& result = results.emplace_back(new_picture(grad, heights[k], widths[k], last));
+    const Tensor& result =
+        results.emplace_back(new_picture(kOp, grad, heights[k], widths[k], last));
     inputs.push_back(
         input_of(result, dense_strides(result, last), axes, grad.size(2), grad.size(3)));
     inputs.back().same_size = heights[k] == grad.size(2) && widths[k] == grad.size(3);
