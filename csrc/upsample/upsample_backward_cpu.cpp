@@ -66,7 +66,8 @@ class Backward {
     const bool last = shape_.channels_last;
     const int64_t planes = shape_.batches * (last ? 1 : shape_.channels);
     const int64_t row = shape_.width * (last ? shape_.channels : 1);
-    const int64_t parts = last ? ceil_div(shape_.channels, alone_ ? kMaxChannels : kChannels) : 1;
+    const int64_t block = alone_ ? kMaxChannels : kChannels;
+    const int64_t parts = last ? ceil_div(shape_.channels, block) : 1;
     int64_t bands = 1;
     if (alone_) {
       const int64_t height = inputs_[0].to->y.in_size;
@@ -79,7 +80,7 @@ class Backward {
       const Job job = {task / (parts * bands) * group, task % bands, bands};
       const int64_t part = task / bands % parts;
       if (last) {
-        pixels(job, shape_.channels * part / parts, shape_.channels * (part + 1) / parts);
+        pixels(job, part * block, smaller((part + 1) * block, shape_.channels));
       } else {
         rows(job, smaller(job.plane + group, planes));
       }

@@ -261,21 +261,22 @@ class Forward {
 
   void run_band(int64_t first_plane, int64_t end_plane, int64_t first_row, int64_t end_row) const {
     const int64_t length = tile_elements_ + kLanes;
+    const int64_t pairs = 2 * int64_t{args_.num_inputs} * length;
     int64_t staged = 0;
     for (int k = 0; k < args_.num_inputs; ++k) {
       staged = larger(staged, inputs_[k].staged);
     }
-    const Buffer buffer = buffer_of<T>(static_cast<size_t>(2 * args_.num_inputs * length + staged));
+    const Buffer buffer = buffer_of<T>(static_cast<size_t>(pairs + staged));
     Rows rows[kMaxUpsampleInputs];
     for (int k = 0; k < args_.num_inputs; ++k) {
       for (int i = 0; i < 2; ++i) {
-        rows[k].row[i] = buffer.as<T>() + (2 * k + i) * length;
+        rows[k].row[i] = buffer.as<T>() + (2 * int64_t{k} + i) * length;
       }
     }
-    T* const stage = buffer.as<T>() + 2 * args_.num_inputs * length;
+    T* const stage = buffer.as<T>() + pairs;
     for (int64_t t = 0; t < num_tiles_; ++t) {
       // Columns that no input reaches are 0 and stay so.
-      std::memset(buffer.data(), 0, static_cast<size_t>(2 * args_.num_inputs * length) * sizeof(T));
+      std::memset(buffer.data(), 0, static_cast<size_t>(pairs) * sizeof(T));
       for (int64_t plane = first_plane; plane < end_plane; ++plane) {
         for (int k = 0; k < args_.num_inputs; ++k) {
           rows[k].number[0] = rows[k].number[1] = -1;

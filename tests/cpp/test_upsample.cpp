@@ -133,9 +133,9 @@ struct Array {
   bool last;
   std::vector<S> memory;
 
-  Array(int64_t batches, int64_t channels_, int64_t height_, int64_t width_, bool last_,
+  Array(int64_t batches, int64_t num_channels, int64_t rows, int64_t columns, bool channels_last,
         int64_t gap)
-      : channels(channels_), height(height_), width(width_), last(last_) {
+      : channels(num_channels), height(rows), width(columns), last(channels_last) {
     const int64_t row = width * (last ? channels : 1) + gap;
     strides = last ? PictureStrides{height * row, 1, row}
                    : PictureStrides{channels * height * row, height * row, row};
