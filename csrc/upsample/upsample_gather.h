@@ -19,6 +19,13 @@ constexpr int kRowsAtOnce = 8;
 constexpr int kRowsAtOnce = 4;
 #endif
 
+// Several rows side by side are more than what the hardware follows: how many rows further on (a
+// multiple of `rows`) to ask for, some KB ahead.
+PYDENSE_HD int64_t rows_ahead(int64_t rows, int64_t row_bytes) {
+  constexpr int64_t kBytes = 8192;
+  return ceil_div(kBytes, larger(rows * row_bytes, 1)) * rows;
+}
+
 // Output rows [begin, end) with the same two taps.
 struct Cell {
   int64_t begin;
@@ -170,8 +177,12 @@ class GatherRows {
     RowWeights<T, Rows> weights(y_, y, Both);
     const int64_t count = x_.end - x_.begin;
     rows += x_.begin;
+    const int64_t ahead = rows_ahead(Rows, stride * static_cast<int64_t>(sizeof(S))) * stride;
     int64_t x = 0;
     for (; x + kLanes <= count; x += kLanes) {
+      for (int y = 0; y < Rows; ++y) {
+        __builtin_prefetch(rows + x + y * stride + ahead);
+      }
       add_vector<Rows, Both>(rows + x, stride, weights, x,
                              [](const S* from) { return load_as<V>(from); });
     }
@@ -309,8 +320,8 @@ class GatherPixels {
     for (y = begin_y; y < end_y;) {
       const Cell cell = cell_at(y_, y, end_y, kPixelRowsAtOnce);
       advance(cell.i0);
-      with_constant<kPixelRowsAtOnce>(cell.end - cell.begin,
-                                 [&](auto count) { add_rows<decltype(count)::value>(rows, cell); });
+      with_constant<kPixelRowsAtOnce>(
+          cell.end - cell.begin, [&](auto count) { add_rows<decltype(count)::value>(rows, cell); });
       rows.data += (cell.end - cell.begin) * rows.row_stride;
       y = cell.end;
     }
