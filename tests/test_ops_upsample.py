@@ -22,7 +22,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 NAN, INF = float("nan"), float("inf")
 # (channels, height, width, out height, out width): up, down, mixed, odd, single, wide, one vector,
-# just above it, equal sizes on one or both axes.
+# just above it, equal sizes on one or both axes, columns out of two and of four vectors.
 SIZES = [
     (3, 7, 9, 20, 31),
     (21, 17, 17, 129, 130),
@@ -36,6 +36,8 @@ SIZES = [
     (19, 8, 5, 8, 5),
     (150, 4, 4, 16, 17),
     (300, 3, 2, 9, 7),
+    (3, 9, 60, 7, 40),
+    (20, 9, 120, 30, 40),
 ]
 
 

@@ -45,6 +45,20 @@ PYDENSE_HD V permute(const V& v, const I& index) {
 #endif
 }
 
+// The same from two vectors, v[index[l]] of a, then b.
+template <class V, class I>
+PYDENSE_HD V permute(const V& a, const V& b, const I& index) {
+#if defined(__clang__)
+  V result;
+  for (int l = 0; l < kLanesIn<V>; ++l) {
+    result[l] = index[l] < kLanesIn<V> ? a[index[l]] : b[index[l] - kLanesIn<V>];
+  }
+  return result;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
 template <class V, int Distance, int... Lane>
 PYDENSE_HD void exchange(V& a, V& b, std::integer_sequence<int, Lane...> /*lanes*/) {
   constexpr int kLanes = sizeof...(Lane);

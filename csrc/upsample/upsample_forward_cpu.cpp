@@ -5,8 +5,7 @@
 #include <memory>
 #include <type_traits>
 
-#include "common/simd.h"
-#include "upsample/upsample_cpu.h"
+#include "upsample/upsample_spread.h"
 
 namespace pydense::PYDENSE_ISA {
 namespace {
@@ -14,125 +13,6 @@ namespace {
 constexpr int64_t kTileElements = 2048;  // of a row at work
 constexpr int64_t kTaskElements = 65536;
 constexpr int64_t kTaskRows = 32;  // at least: every task spreads its first rows by itself
-
-// Columns [x, x + lanes) of the output are columns of two vectors of the input.
-struct Block {
-  int32_t x;
-  int32_t base0;
-  int32_t base1;
-  bool narrow;  // each within one vector
-};
-
-// The columns [begin, end) of the output that are done in one go.
-struct Tile {
-  int64_t begin;
-  int64_t end;
-};
-
-template <class T>
-class Spread {
- public:
-  static constexpr int kLanes = kNativeLanesOf<T>;
-  using V = Vec<T, kLanes>;
-  using I = Vec<IntOf<T>, kLanes>;
-
-  // The table of one tile.
-  Spread(const AxisTable<T>& x, const Tile& tile, bool with_blocks)
-      : x_(x),
-        tile_(tile),
-        begin_(smaller(larger(tile.begin, x.begin), tile.end)),
-        end_(larger(smaller(tile.end, x.end), begin_)),
-        first_(begin_ < end_ ? x.i0[begin_] : 0),
-        count_(begin_ < end_ ? x.i1[end_ - 1] - first_ + 1 : 0) {
-    if (!with_blocks || end_ - begin_ < kLanes) {
-      return;
-    }
-    num_blocks_ = ceil_div(end_ - begin_, kLanes);
-    blocks_buffer_ = buffer_of<Block>(static_cast<size_t>(num_blocks_));
-    index_buffer_ = buffer_of<IntOf<T>>(static_cast<size_t>(2 * num_blocks_ * kLanes));
-    for (int64_t b = 0; b < num_blocks_; ++b) {
-      // The last one overlaps the one before.
-      const int64_t at = smaller(begin_ + b * kLanes, end_ - kLanes);
-      Block& block = blocks()[b];
-      block = {static_cast<int32_t>(at), x.i0[at], x.i1[at], true};
-      for (int l = 0; l < kLanes; ++l) {
-        const int32_t lane0 = x.i0[at + l] - block.base0;
-        const int32_t lane1 = x.i1[at + l] - block.base1;
-        block.narrow = block.narrow && lane0 < kLanes && lane1 < kLanes;
-        index()[2 * b * kLanes + l] = lane0;
-        index()[(2 * b + 1) * kLanes + l] = lane1;
-      }
-    }
-  }
-
-  // What is needed of a row of the input.
-  int64_t first() const { return first_; }
-  int64_t count() const { return count_; }
-
-  // to[x - tile.begin] for one channel; `from` starts at column first() and has kLanes columns more
-  // than count(). Columns that no input reaches are not touched.
-  void row(const T* from, T* to) const {
-    from -= first_;
-    to -= tile_.begin;
-    if (num_blocks_ == 0) {
-      return columns(from, to, begin_, end_);
-    }
-    const IntOf<T>* lanes = index();
-    for (int64_t b = 0; b < num_blocks_; ++b, lanes += 2 * kLanes) {
-      const Block& block = blocks()[b];
-      if (!block.narrow) [[unlikely]] {
-        columns(from, to, block.x, block.x + kLanes);
-        continue;
-      }
-      const V left = permute(load<V>(from + block.base0), load<I>(lanes));
-      const V right = permute(load<V>(from + block.base1), load<I>(lanes + kLanes));
-      store(to + block.x, fma(load<V>(x_.w1 + block.x), right, load<V>(x_.w0 + block.x) * left));
-    }
-  }
-
-  // The same for pixels of `channels` each; below kLanes channels `from` and `to` have kLanes
-  // elements to spare.
-  void pixels(const T* from, T* to, int64_t channels) const {
-    from -= first_ * channels;
-    to -= tile_.begin * channels;
-    const int64_t last = channels - kLanes;
-    for (int64_t x = begin_; x < end_; ++x) {
-      const T* const a = from + x_.i0[x] * channels;
-      const T* const b = from + x_.i1[x] * channels;
-      T* const out = to + x * channels;
-      const V w0 = broadcast<V>(x_.w0[x]);
-      const V w1 = broadcast<V>(x_.w1[x]);
-      int64_t c = 0;
-      for (; c < last; c += kLanes) {
-        store(out + c, fma(w1, load<V>(b + c), w0 * load<V>(a + c)));
-      }
-      c = last > 0 ? last : 0;
-      store(out + c, fma(w1, load<V>(b + c), w0 * load<V>(a + c)));
-    }
-    if (last < 0 && end_ < tile_.end) {  // what the last pixel wrote too much
-      std::memset(to + end_ * channels, 0, kLanes * sizeof(T));
-    }
-  }
-
- private:
-  void columns(const T* from, T* to, int64_t begin, int64_t end) const {
-    for (int64_t x = begin; x < end; ++x) {
-      to[x] = fma(x_.w1[x], from[x_.i1[x]], x_.w0[x] * from[x_.i0[x]]);
-    }
-  }
-  Block* blocks() const { return blocks_buffer_.as<Block>(); }
-  IntOf<T>* index() const { return index_buffer_.as<IntOf<T>>(); }
-
-  const AxisTable<T>& x_;
-  Tile tile_;
-  int64_t begin_;  // of the columns that inputs reach
-  int64_t end_;
-  int64_t first_;
-  int64_t count_;
-  int64_t num_blocks_ = 0;
-  Buffer blocks_buffer_;
-  Buffer index_buffer_;
-};
 
 template <class T>
 struct Pair {
@@ -202,6 +82,8 @@ class Forward {
   static constexpr int kLanes = kNativeLanesOf<T>;
   using V = Vec<T, kLanes>;
 
+  static constexpr int kSpare = kMaxVectors * kLanes;
+
   struct Input {
     const UpsampleInput* from;
     AxisTable<T> y;
@@ -216,6 +98,12 @@ class Forward {
         unit_(args.shape.channels_last ? args.shape.channels : 1),
         num_tiles_(smaller(args.shape.width, ceil_div(args.shape.width * unit_, kTileElements))),
         tile_elements_(ceil_div(args.shape.width, num_tiles_) * unit_) {
+    const UpsampleInput& first = args.inputs[0];
+    // Where a row is used for few rows of the output, spreading it first does not pay; converting
+    // 16-bit numbers again for each does sooner. The arithmetic is the same, and so are the bits.
+    constexpr int64_t kFifths = std::is_same_v<S, T> ? 2 : 3;
+    direct_ = args.num_inputs == 1 && !first.same_size && !args.relu && unit_ >= kLanes &&
+              5 * first.y.in_size > kFifths * first.y.out_size;
     for (int k = 0; k < args.num_inputs; ++k) {
       Input& input = inputs_[k];
       input.from = args.inputs + k;
@@ -227,7 +115,7 @@ class Forward {
       input.tiles = std::make_unique<std::unique_ptr<Spread<T>>[]>(static_cast<size_t>(num_tiles_));
       for (int64_t t = 0; t < num_tiles_; ++t) {
         auto spread = std::make_unique<Spread<T>>(input.x, tile(t), unit_ == 1);
-        input.staged = larger(input.staged, spread->count() * unit_ + kLanes);
+        input.staged = larger(input.staged, spread->count() * unit_ + kSpare);
         input.tiles[static_cast<size_t>(t)] = std::move(spread);
       }
     }
@@ -288,8 +176,44 @@ class Forward {
     }
   }
 
+  // The columns of a tile straight from the pixels of two rows.
+  void run_pixels(int64_t plane, int64_t y, const Tile& columns, S* out) const {
+    const Input& input = inputs_[0];
+    const AxisTable<T>& axis = input.x;
+    const bool inside = y >= input.y.begin && y < input.y.end;
+    const S* const upper =
+        plane_of(*input.from, plane) + (inside ? input.y.i0[y] : 0) * row_stride();
+    const S* const lower =
+        plane_of(*input.from, plane) + (inside ? input.y.i1[y] : 0) * row_stride();
+    const V up = broadcast<V>(inside ? input.y.w0[y] : T{});
+    const V down = broadcast<V>(inside ? input.y.w1[y] : T{});
+    for (int64_t x = columns.begin; x < columns.end; ++x, out += unit_) {
+      if (!inside || x < axis.begin || x >= axis.end) {
+        std::memset(static_cast<void*>(out), 0, static_cast<size_t>(unit_) * sizeof(S));
+        continue;
+      }
+      const int64_t left = axis.i0[x] * unit_;
+      const int64_t right = axis.i1[x] * unit_;
+      const V w0 = broadcast<V>(axis.w0[x]);
+      const V w1 = broadcast<V>(axis.w1[x]);
+      for (int64_t at = 0; at < unit_; at += kLanes) {
+        const int64_t c = smaller(at, unit_ - kLanes);  // the last vector overlaps
+        const V above = fma(w1, load_as<V>(upper + right + c), w0 * load_as<V>(upper + left + c));
+        const V below = fma(w1, load_as<V>(lower + right + c), w0 * load_as<V>(lower + left + c));
+        store_as(out + c, fma(down, below, up * above));
+      }
+    }
+  }
+  int64_t row_stride() const { return inputs_[0].from->strides.row; }
+
   void run_row(int64_t plane, int64_t y, int64_t t, Rows* rows, T* stage) const {
     const UpsampleShape& shape = args_.shape;
+    if (direct_) {
+      const Tile pixels = tile(t);
+      return run_pixels(plane, y, pixels,
+                        static_cast<S*>(args_.out) +
+                            ((plane * shape.height + y) * shape.width + pixels.begin) * unit_);
+    }
     Terms<S> terms;
     terms.num_same = terms.num_pairs = 0;
     const Tile columns = tile(t);
@@ -345,20 +269,21 @@ class Forward {
     }
   }
 
-  // With kLanes zeros behind: vectors may be read that are not all needed.
+  // With kSpare zeros behind: vectors may be read that are not all needed.
   static void convert(const S* from, int64_t count, T* to) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
       store(to + i, load_as<V>(from + i));
     }
     store(to + i, load_part<V>(from + i, count - i));
-    std::memset(to + i + kLanes, 0, static_cast<size_t>(count - i) * sizeof(T));
+    std::memset(to + i + kLanes, 0, static_cast<size_t>(kSpare + count - i - kLanes) * sizeof(T));
   }
 
   const UpsampleArgs& args_;
   int64_t unit_;  // elements of a pixel that lie together
   int64_t num_tiles_;
   int64_t tile_elements_;
+  bool direct_;
   Input inputs_[kMaxUpsampleInputs] = {};
 };
 
