@@ -8,16 +8,24 @@ Importing this registers ``torch.ops.pydense`` with everything ``torch.compile``
 from ._crf_energy import FreeEnergy, dense_crf_energy, dense_crf_free_energy
 from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
+from .coord_map import coordinate_map, crop_offset
 from .dense_crf import dense_crf, dense_crf_steps
 from .permutohedral import permutohedral_filter
+from .upsample import bilinear_filler, fuse_sum_upsample, upsample_bilinear, upsample_crop
 
 __all__ = [
     "FreeEnergy",
+    "bilinear_filler",
     "clear_lattice_cache",
+    "coordinate_map",
+    "crop_offset",
     "dense_crf",
     "dense_crf_energy",
     "dense_crf_free_energy",
     "dense_crf_steps",
     "exact_gaussian_filter",
+    "fuse_sum_upsample",
     "permutohedral_filter",
+    "upsample_bilinear",
+    "upsample_crop",
 ]

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which memory format a result has, by the strides of the input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def suggested(x: Tensor) -> torch.memory_format:
+    """What torch itself takes for pictures: channels_last where strides say so.
+
+    A cut-out of a channels_last tensor counts as such; what is both, or empty, is contiguous. The
+    operators follow the same rule in C++.
+    """
+    if x.stride(1) == 0:
+        return torch.contiguous_format
+    least: int | torch.SymInt = 0
+    for axis in (1, 3, 2, 0):
+        if x.shape[axis] == 0 or x.stride(axis) < least:
+            return torch.contiguous_format
+        if axis == 0 and least == x.stride(1):  # N x 1 x 1 x 1
+            return torch.contiguous_format
+        least = x.stride(axis) * (x.shape[axis] if x.stride(axis) > 1 else 1)
+    return torch.channels_last
+
+
+def empty_picture(like: Tensor, height: int | torch.SymInt, width: int | torch.SymInt) -> Tensor:
+    """An uninitialised picture with the batch, channels, dtype and memory format of ``like``."""
+    return torch.empty(
+        (like.shape[0], like.shape[1], height, width),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=suggested(like),
+    )

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The upsampling benchmark: its rivals agree, and a quick run writes a valid result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from _benchmarks import _result
+
+from benchmarks import _upsample_cases, bench_upsample
+from benchmarks._harness import stages_of, time_call
+
+PROBLEMS = {problem.name: problem for problem in _upsample_cases.problems()}
+
+
+@pytest.mark.parametrize("name", [n for n in PROBLEMS if n.endswith("f32") and "150" not in n])
+def test_rivals_compute_the_same(name):
+    """All but the compiled one: it is torch's own translation of what stands beside it."""
+    case = bench_upsample.make_case(name)
+    rivals = {k: v for k, v in case.setup().items() if k != "torch.compile"}
+    results = {label: time_call(stages_of(rival))[1] for label, rival in rivals.items()}
+    figures = case.check(results)
+    assert set(figures) == set(rivals) - {"pydense"} and len(figures) == 3
+    # F.interpolate's coordinates are rounded to float32, those of a crop are exact.
+    assert all(f["max_relative_difference"] < 2e-4 for f in figures.values())
+
+
+def test_the_cases_are_those_of_the_plan():
+    assert len(PROBLEMS) == 14 and {p.dtype for p in PROBLEMS.values()} == {
+        torch.float32,
+        torch.bfloat16,
+    }
+    problem = PROBLEMS["bilinear/21x65x65-513x513/f32"]
+    assert problem.moved["forward"] == 4 * 21 * (65 * 65 + 513 * 513)
+    with pytest.raises(ValueError, match="must be a case of this benchmark, got 'x'"):
+        bench_upsample.make_case("x")
+    with pytest.raises(SystemExit, match="no case has 'nothing' in its name"):
+        bench_upsample.chosen(bench_upsample.parse(["--case", "nothing"]))
+
+
+def test_quick_run_writes_a_valid_result(tmp_path):
+    path = tmp_path / "upsample.json"
+    bench_upsample.main(["--quick", "--no-memory", "--threads", "1", "--output", str(path)])
+    result = _result.load_result(path)
+    assert len(result["runs"]) == 2
+    for run in result["runs"]:
+        assert set(run["ratios"]) == {"torch NCHW", "torch channels_last", "torch.compile"}
+        assert set(run["variants"]) == {"pydense channels_last"}
+        assert set(run["ratios"]["torch NCHW"]) == {"forward", "backward", "total"}
+        assert run["limit"]["total"]["times_limit"] > 0
