@@ -178,8 +178,8 @@ const T* optional_data(const std::optional<Tensor>& x) {
   return x.has_value() ? x->const_data_ptr<T>() : nullptr;
 }
 
-// loss: (N, H, W) or (); gradient of the sum over the pixels, empty where it is not asked for;
-// divisor of the sum, in double; counts: (correct, valid).
+// loss: (N, H, W) or (); gradient of the sum over the pixels, empty where it is not asked for; what
+// the sum is multiplied with, in double, 0 where that would be 1 / 0; counts: (correct, valid).
 std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
     const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
     const std::optional<Tensor>& pixel_weight, bool align_corners, int64_t ignore_index,
@@ -211,7 +211,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
                             : torch::stable::new_empty(logits, {}, dtype_of<T>());
     Tensor falls = gradient ? new_in_format_of(logits, view.height, view.width, dtype_of<T>())
                             : torch::stable::new_empty(logits, {0}, dtype_of<T>());
-    Tensor divisor = torch::stable::new_empty(logits, {}, ScalarType::Double);
+    Tensor scale = torch::stable::new_empty(logits, {}, ScalarType::Double);
     Tensor counts = torch::stable::new_empty(logits, {2}, ScalarType::Long);
     const Axes<T> axes(view, height, width, align_corners);
     UpsampleCrossEntropyArgs<T> args{view,
@@ -237,13 +237,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
                       : reduction == Reduction::kMeanAll
                           ? static_cast<double>(view.images * height * width)
                           : 1.0;
-    *divisor.mutable_data_ptr<double>() = by;
+    *scale.mutable_data_ptr<double>() = by == 0 ? 0.0 : 1 / by;
     if (!per_pixel) {
       *loss.mutable_data_ptr<T>() = static_cast<T>(sums.loss / by);
     }
     counts.mutable_data_ptr<int64_t>()[0] = sums.correct;
     counts.mutable_data_ptr<int64_t>()[1] = sums.valid;
-    return std::make_tuple(loss, falls, divisor, counts);
+    return std::make_tuple(loss, falls, scale, counts);
   });
 }
 

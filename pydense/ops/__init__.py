@@ -10,9 +10,17 @@ from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
 from .dense_crf import dense_crf, dense_crf_steps
 from .permutohedral import permutohedral_filter
+from .segmentation_head import (
+    CrossEntropy,
+    Prediction,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
 
 __all__ = [
+    "CrossEntropy",
     "FreeEnergy",
+    "Prediction",
     "clear_lattice_cache",
     "dense_crf",
     "dense_crf_energy",
@@ -20,4 +28,6 @@ __all__ = [
     "dense_crf_steps",
     "exact_gaussian_filter",
     "permutohedral_filter",
+    "upsample_argmax",
+    "upsample_cross_entropy",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense CRF in plain torch: what pydense's own kernels are checked and measured against.
+"""Dense CRF and segmentation heads in plain torch: what pydense's own kernels are checked and measured against.
 
 Nothing here uses a compiled part of pydense. The functions take the arguments of their namesakes in
 ``pydense.ops``, run on every device, and what they return has torch's own gradients. They are
@@ -10,5 +10,20 @@ sliced by ``embedding_bag``, the fastest weighted gather that torch has.
 from pydense.reference.dense_crf import dense_crf, dense_crf_steps
 from pydense.reference.exact import exact_gaussian_filter
 from pydense.reference.permutohedral import permutohedral_filter
+from pydense.reference.segmentation_head import (
+    upsample_accumulate,
+    upsample_argmax,
+    upsample_cross_entropy,
+    upsample_softmax,
+)
 
-__all__ = ["dense_crf", "dense_crf_steps", "exact_gaussian_filter", "permutohedral_filter"]
+__all__ = [
+    "dense_crf",
+    "dense_crf_steps",
+    "exact_gaussian_filter",
+    "permutohedral_filter",
+    "upsample_accumulate",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+    "upsample_softmax",
+]
