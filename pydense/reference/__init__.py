@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense CRF and segmentation heads in plain torch: what pydense's own kernels are checked and measured against.
+"""Operators in plain torch: what pydense's own kernels are checked and measured against.
 
 Nothing here uses a compiled part of pydense. The functions take the arguments of their namesakes in
 ``pydense.ops``, run on every device, and what they return has torch's own gradients. They are

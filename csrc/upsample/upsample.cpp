@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "upsample/upsample.h"
+
+#include "common/check.h"
+
+namespace pydense {
+namespace {
+
+// Beyond these, table entries and coordinates would not be exact.
+constexpr int64_t kMaxAxis = (int64_t{1} << 31) - 1;
+constexpr double kMaxOffset = 1e12;
+
+void check_axis(const char* op, const char* name, const AxisSpec& axis, int64_t out_size) {
+  PYDENSE_CHECK(axis.in_size >= 1 && axis.in_size <= kMaxAxis, op, ": ", name,
+                " of the input must be in [1, ", kMaxAxis, "], got ", axis.in_size);
+  PYDENSE_CHECK(axis.out_size == out_size, op, ": ", name, " must be ", out_size, ", got ",
+                axis.out_size);
+  if (axis.grid == AxisGrid::kCrop) {
+    PYDENSE_CHECK(axis.stride >= 1 && axis.stride <= kMaxAxis, op, ": stride must be in [1, ",
+                  kMaxAxis, "], got ", axis.stride);
+    PYDENSE_CHECK(axis.offset >= -kMaxOffset && axis.offset <= kMaxOffset, op,
+                  ": offset must be within ", kMaxOffset, ", got ", axis.offset);
+  }
+}
+
+void check_shape(const char* op, const UpsampleShape& shape) {
+  PYDENSE_CHECK(shape.batches >= 0 && shape.channels >= 0, op,
+                ": batch and channels must not be negative, got ", shape.batches, " and ",
+                shape.channels);
+  PYDENSE_CHECK(
+      shape.height >= 1 && shape.height <= kMaxAxis && shape.width >= 1 && shape.width <= kMaxAxis,
+      op, ": size must be in [1, ", kMaxAxis, "], got (", shape.height, ", ", shape.width, ")");
+}
+
+void check_inputs(const char* op, const UpsampleShape& shape, const UpsampleInput* inputs,
+                  int count) {
+  PYDENSE_CHECK(count >= 1 && count <= kMaxUpsampleInputs, op, ": inputs must be 1 to ",
+                kMaxUpsampleInputs, ", got ", count);
+  for (int k = 0; k < count; ++k) {
+    if (!inputs[k].same_size) {
+      check_axis(op, "height", inputs[k].y, shape.height);
+      check_axis(op, "width", inputs[k].x, shape.width);
+    }
+  }
+}
+
+const UpsampleTable& table() {
+  return select_cpu_table<UpsampleTable>(PYDENSE_CPU_TABLES(kUpsampleTable));
+}
+
+}  // namespace
+
+void upsample_forward(const char* op, UpsampleDtype dtype, const UpsampleArgs& args,
+                      ParallelFor parallel_for) {
+  check_shape(op, args.shape);
+  check_inputs(op, args.shape, args.inputs, args.num_inputs);
+  if (args.shape.batches > 0 && args.shape.channels > 0) {
+    table().forward[static_cast<int>(dtype)](args, parallel_for);
+  }
+}
+
+void upsample_backward(const char* op, UpsampleDtype dtype, const UpsampleBackwardArgs& args,
+                       ParallelFor parallel_for) {
+  check_shape(op, args.shape);
+  check_inputs(op, args.shape, args.inputs, args.num_inputs);
+  if (args.shape.batches > 0 && args.shape.channels > 0) {
+    table().backward[static_cast<int>(dtype)](args, parallel_for);
+  }
+}
+
+}  // namespace pydense

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Separable two-tap upsampling of pictures: out = act(sum_k U_k x_k) with U_k given by an axis map
+// per axis (upsample_math.h), and its adjoint. One input is F.interpolate or Caffe's Deconvolution
+// + Crop, several are the sums of multi-resolution networks.
+//
+// Results have the same bits for any number of threads and on all instruction sets with fused
+// multiply-add; baseline x86, which rounds products, differs in the last bits.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cpu_isa.h"
+#include "common/half.h"
+#include "common/parallel.h"
+#include "upsample/upsample_math.h"
+
+namespace pydense {
+
+constexpr int kMaxUpsampleInputs = 16;
+
+// What an axis map is made of; see the functions of the same names in upsample_math.h.
+struct AxisSpec {
+  AxisGrid grid;
+  AxisBorder border;
+  int64_t in_size;
+  int64_t out_size;
+  double scale_factor;  // kHalfPixel, 0: none given
+  int64_t stride;       // kCrop
+  double offset;        // kCrop
+};
+
+// A picture in memory: rows of one channel (channels_last false), or of all channels, pixel by
+// pixel, are contiguous. Other strides are in elements, any sign.
+struct PictureStrides {
+  int64_t batch;
+  int64_t channel;  // 1 for channels_last
+  int64_t row;
+};
+
+// One of the inputs, or the gradient of one.
+struct UpsampleInput {
+  void* data;  // not written in the forward pass
+  PictureStrides strides;
+  AxisSpec y;
+  AxisSpec x;
+  bool same_size;  // added as it is: y and x are not used
+};
+
+struct UpsampleShape {
+  int64_t batches;
+  int64_t channels;
+  int64_t height;  // of the output
+  int64_t width;
+  bool channels_last;  // of everything
+};
+
+// S, the type in memory, is float, double, BFloat16 or Half.
+struct UpsampleArgs {
+  UpsampleShape shape;
+  const UpsampleInput* inputs;
+  int num_inputs;
+  void* out;  // dense
+  bool relu;
+};
+
+struct UpsampleBackwardArgs {
+  UpsampleShape shape;
+  const void* grad;
+  PictureStrides grad_strides;
+  // For relu: the dense output of the forward pass, else null. Where it is 0, grad does not count.
+  const void* out;
+  const UpsampleInput* inputs;  // gradients, dense; of those with the size of the output, one
+  int num_inputs;
+};
+
+enum class UpsampleDtype : int32_t { kFloat, kDouble, kBFloat16, kHalf };
+
+void upsample_forward(const char* op, UpsampleDtype dtype, const UpsampleArgs& args,
+                      ParallelFor parallel_for);
+void upsample_backward(const char* op, UpsampleDtype dtype, const UpsampleBackwardArgs& args,
+                       ParallelFor parallel_for);
+
+// By UpsampleDtype.
+struct UpsampleTable {
+  void (*forward[4])(const UpsampleArgs&, ParallelFor);
+  void (*backward[4])(const UpsampleBackwardArgs&, ParallelFor);
+};
+PYDENSE_DECLARE_CPU_TABLES(UpsampleTable, kUpsampleTable)
+
+}  // namespace pydense

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operators of upsampling on torch tensors (N, C, H, W). A result has the memory format of the
+// (first) input, by torch's own rule.
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/buffer.h"
+#include "torch/tensor.h"
+#include "upsample/upsample.h"
+
+namespace pydense {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+UpsampleDtype dtype_of(const char* op, const char* name, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return UpsampleDtype::kFloat;
+    case ScalarType::Double:
+      return UpsampleDtype::kDouble;
+    case ScalarType::BFloat16:
+      return UpsampleDtype::kBFloat16;
+    case ScalarType::Half:
+      return UpsampleDtype::kHalf;
+    default:
+      throw_invalid_argument(op, ": ", name,
+                             " must be of dtype float32, float64, bfloat16 or float16, got ",
+                             torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+void check_picture(const char* op, const char* name, const Tensor& x) {
+  PYDENSE_CHECK(x.dim() == 4, op, ": ", name,
+                " must have 4 dimensions (batch, channels, height, width), got ", x.dim());
+  PYDENSE_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU");
+}
+
+// torch's suggest_memory_format: whether the strides are those of channels last, gaps allowed.
+bool is_channels_last(const Tensor& x) {
+  if (x.stride(1) == 0) {
+    return false;
+  }
+  int64_t least = 0;
+  for (const int64_t axis : {1, 3, 2, 0}) {
+    if (x.size(axis) == 0 || x.stride(axis) < least) {
+      return false;
+    }
+    if (axis == 0 && least == x.stride(1)) {  // N x 1 x 1 x 1
+      return false;
+    }
+    least = x.stride(axis) * (x.stride(axis) > 1 ? x.size(axis) : 1);
+  }
+  return true;
+}
+
+// A tensor whose rows the kernels can read: x itself, unless its strides are unusual.
+struct Picture {
+  Tensor tensor;
+
+  Picture(const Tensor& x, bool channels_last) : tensor(x) {
+    const auto fits = [&](int64_t axis, int64_t stride) {
+      return x.size(axis) == 1 || x.stride(axis) == stride;
+    };
+    if (!(channels_last ? fits(1, 1) && fits(3, x.size(1)) : fits(3, 1))) {
+      tensor = torch::stable::contiguous(
+          x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    }
+  }
+  PictureStrides strides() const { return {tensor.stride(0), tensor.stride(1), tensor.stride(2)}; }
+};
+
+// Dense strides, whatever the tensor says of axes with one element.
+PictureStrides dense_strides(const Tensor& x, bool channels_last) {
+  const int64_t channels = x.size(1);
+  const int64_t rows = x.size(2);
+  const int64_t columns = x.size(3);
+  return {channels * rows * columns, channels_last ? 1 : rows * columns,
+          channels_last ? columns * channels : columns};
+}
+
+Tensor new_picture(const Tensor& like, int64_t height, int64_t width, bool channels_last) {
+  const std::array<int64_t, 4> size = {like.size(0), like.size(1), height, width};
+  Tensor out =
+      torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const size_t element = like.scalar_type() == ScalarType::Double  ? 8
+                         : like.scalar_type() == ScalarType::Float ? 4
+                                                                   : 2;
+  // Fresh 4 KB pages cost more than what is written to them.
+  constexpr size_t kLarge = size_t{4} << 20;
+  const size_t bytes = static_cast<size_t>(out.numel()) * element;
+  if (bytes >= kLarge) {
+    advise_huge_pages(out.mutable_data_ptr(), bytes);
+  }
+  return out;
+}
+
+UpsampleShape shape_of(const Tensor& x, int64_t height, int64_t width, bool channels_last) {
+  return {x.size(0), x.size(1), height, width, channels_last};
+}
+
+void* data_of(const Tensor& x) { return const_cast<void*>(x.const_data_ptr()); }
+
+// Axes of one operator: from the sizes of input and output to the maps.
+struct Axes {
+  AxisSpec y;
+  AxisSpec x;
+};
+
+Axes bilinear_axes(bool align_corners, double scale_y, double scale_x) {
+  const AxisGrid grid = align_corners ? AxisGrid::kAlignCorners : AxisGrid::kHalfPixel;
+  return {{grid, AxisBorder::kClamp, 0, 0, scale_y, 1, 0},
+          {grid, AxisBorder::kClamp, 0, 0, scale_x, 1, 0}};
+}
+
+Axes crop_axes(const char* op, int64_t stride_y, int64_t stride_x, double offset_y, double offset_x,
+               const std::string& border) {
+  PYDENSE_CHECK(border == "zeros" || border == "clamp", op,
+                ": border must be zeros or clamp, got '", border, "'");
+  const AxisBorder kind = border == "zeros" ? AxisBorder::kZeros : AxisBorder::kClamp;
+  return {{AxisGrid::kCrop, kind, 0, 0, 0, stride_y, offset_y},
+          {AxisGrid::kCrop, kind, 0, 0, 0, stride_x, offset_x}};
+}
+
+Axes fuse_axes(const char* op, const std::string& mode, bool align_corners) {
+  PYDENSE_CHECK(mode == "bilinear" || mode == "nearest", op,
+                ": mode must be bilinear or nearest, got '", mode, "'");
+  Axes axes = bilinear_axes(align_corners, 0, 0);
+  if (mode == "nearest") {
+    axes.y.grid = axes.x.grid = AxisGrid::kNearest;
+  }
+  return axes;
+}
+
+UpsampleInput input_of(const Tensor& x, const PictureStrides& strides, Axes axes, int64_t height,
+                       int64_t width) {
+  axes.y.in_size = x.size(2);
+  axes.x.in_size = x.size(3);
+  axes.y.out_size = height;
+  axes.x.out_size = width;
+  return {data_of(x), strides, axes.y, axes.x, false};
+}
+
+Tensor forward(const char* op, const Tensor& x, int64_t height, int64_t width, const Axes& axes) {
+  check_picture(op, "x", x);
+  const UpsampleDtype dtype = dtype_of(op, "x", x);
+  const bool last = is_channels_last(x);
+  const Picture picture(x, last);
+  Tensor out = new_picture(x, height, width, last);
+  const UpsampleInput input = input_of(picture.tensor, picture.strides(), axes, height, width);
+  upsample_forward(op, dtype,
+                   {shape_of(x, height, width, last), &input, 1, out.mutable_data_ptr(), false},
+                   torch_parallel_for);
+  return out;
+}
+
+Tensor backward(const char* op, const Tensor& grad, int64_t height, int64_t width,
+                const Axes& axes) {
+  check_picture(op, "grad", grad);
+  const UpsampleDtype dtype = dtype_of(op, "grad", grad);
+  const bool last = is_channels_last(grad);
+  const Picture picture(grad, last);
+  Tensor result = new_picture(grad, height, width, last);
+  const UpsampleInput input =
+      input_of(result, dense_strides(result, last), axes, grad.size(2), grad.size(3));
+  upsample_backward(op, dtype,
+                    {shape_of(grad, grad.size(2), grad.size(3), last),
+                     picture.tensor.const_data_ptr(), picture.strides(), nullptr, &input, 1},
+                    torch_parallel_for);
+  return result;
+}
+
+Tensor bilinear_op(const Tensor& x, int64_t height, int64_t width, bool align_corners,
+                   double scale_y, double scale_x) {
+  return forward("upsample_bilinear", x, height, width,
+                 bilinear_axes(align_corners, scale_y, scale_x));
+}
+
+Tensor bilinear_backward_op(const Tensor& grad, int64_t height, int64_t width, bool align_corners,
+                            double scale_y, double scale_x) {
+  return backward("upsample_bilinear_backward", grad, height, width,
+                  bilinear_axes(align_corners, scale_y, scale_x));
+}
+
+Tensor crop_op(const Tensor& x, int64_t height, int64_t width, int64_t stride_y, int64_t stride_x,
+               double offset_y, double offset_x, const std::string& border) {
+  constexpr const char* kOp = "upsample_crop";
+  return forward(kOp, x, height, width,
+                 crop_axes(kOp, stride_y, stride_x, offset_y, offset_x, border));
+}
+
+Tensor crop_backward_op(const Tensor& grad, int64_t height, int64_t width, int64_t stride_y,
+                        int64_t stride_x, double offset_y, double offset_x,
+                        const std::string& border) {
+  constexpr const char* kOp = "upsample_crop_backward";
+  return backward(kOp, grad, height, width,
+                  crop_axes(kOp, stride_y, stride_x, offset_y, offset_x, border));
+}
+
+Tensor fuse_op(const std::vector<Tensor>& xs, int64_t height, int64_t width,
+               const std::string& mode, bool align_corners, bool relu) {
+  constexpr const char* kOp = "fuse_sum_upsample";
+  PYDENSE_CHECK(!xs.empty() && xs.size() <= kMaxUpsampleInputs, kOp, ": inputs must be 1 to ",
+                kMaxUpsampleInputs, " tensors, got ", xs.size());
+  const Axes axes = fuse_axes(kOp, mode, align_corners);
+  const Tensor& first = xs[0];
+  check_picture(kOp, "inputs", first);
+  const UpsampleDtype dtype = dtype_of(kOp, "inputs", first);
+  const bool last = is_channels_last(first);
+  std::vector<Picture> pictures;
+  std::vector<UpsampleInput> inputs;
+  for (const Tensor& x : xs) {
+    check_picture(kOp, "inputs", x);
+    require_dtype(kOp, "inputs", x, first.scalar_type());
+    PYDENSE_CHECK(x.size(0) == first.size(0) && x.size(1) == first.size(1), kOp,
+                  ": inputs must have batch ", first.size(0), " and channels ", first.size(1),
+                  " as the first one, got ", x.size(0), " and ", x.size(1));
+    const Picture& picture = pictures.emplace_back(x, last);
+    inputs.push_back(input_of(picture.tensor, picture.strides(), axes, height, width));
+    inputs.back().same_size = x.size(2) == height && x.size(3) == width;
+  }
+  Tensor out = new_picture(first, height, width, last);
+  upsample_forward(kOp, dtype,
+                   {shape_of(first, height, width, last), inputs.data(),
+                    static_cast<int>(inputs.size()), out.mutable_data_ptr(), relu},
+                   torch_parallel_for);
+  return out;
+}
+
+// heights, widths: of the gradients to make, at most one of them with the size of grad.
+std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Tensor>& out,
+                                     const std::vector<int64_t>& heights,
+                                     const std::vector<int64_t>& widths, const std::string& mode,
+                                     bool align_corners) {
+  constexpr const char* kOp = "fuse_sum_upsample_backward";
+  check_picture(kOp, "grad", grad);
+  const UpsampleDtype dtype = dtype_of(kOp, "grad", grad);
+  PYDENSE_CHECK(
+      heights.size() == widths.size() && !heights.empty() && heights.size() <= kMaxUpsampleInputs,
+      kOp, ": heights and widths must be 1 to ", kMaxUpsampleInputs, " each, got ", heights.size(),
+      " and ", widths.size());
+  const Axes axes = fuse_axes(kOp, mode, align_corners);
+  const bool last = is_channels_last(grad);
+  const Picture picture(grad, last);
+  std::optional<Tensor> mask;
+  if (out.has_value()) {
+    check_picture(kOp, "out", *out);
+    require_dtype(kOp, "out", *out, grad.scalar_type());
+    for (int64_t axis = 0; axis < 4; ++axis) {
+      PYDENSE_CHECK(out->size(axis) == grad.size(axis), kOp, ": out must have the shape of grad");
+    }
+    mask = torch::stable::contiguous(*out,
+                                     last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  }
+  std::vector<Tensor> results;
+  std::vector<UpsampleInput> inputs;
+  bool same = false;
+  for (size_t k = 0; k < heights.size(); ++k) {
+    const Tensor& result = results.emplace_back(new_picture(grad, heights[k], widths[k], last));
+    inputs.push_back(
+        input_of(result, dense_strides(result, last), axes, grad.size(2), grad.size(3)));
+    inputs.back().same_size = heights[k] == grad.size(2) && widths[k] == grad.size(3);
+    PYDENSE_CHECK(!(inputs.back().same_size && same), kOp,
+                  ": at most one gradient may have the size of grad");
+    same = same || inputs.back().same_size;
+  }
+  upsample_backward(
+      kOp, dtype,
+      {shape_of(grad, grad.size(2), grad.size(3), last), picture.tensor.const_data_ptr(),
+       picture.strides(), mask.has_value() ? mask->const_data_ptr() : nullptr, inputs.data(),
+       static_cast<int>(inputs.size())},
+      torch_parallel_for);
+  return results;
+}
+
+}  // namespace
+}  // namespace pydense
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) {
+  m.def(
+      "upsample_bilinear(Tensor x, SymInt height, SymInt width, bool align_corners, "
+      "float scale_y, float scale_x) -> Tensor");
+  m.def(
+      "upsample_bilinear_backward(Tensor grad, SymInt height, SymInt width, bool align_corners, "
+      "float scale_y, float scale_x) -> Tensor");
+  m.def(
+      "upsample_crop(Tensor x, SymInt height, SymInt width, int stride_y, int stride_x, "
+      "float offset_y, float offset_x, str border) -> Tensor");
+  m.def(
+      "upsample_crop_backward(Tensor grad, SymInt height, SymInt width, int stride_y, "
+      "int stride_x, float offset_y, float offset_x, str border) -> Tensor");
+  m.def(
+      "fuse_sum_upsample(Tensor[] inputs, SymInt height, SymInt width, str mode, "
+      "bool align_corners, bool relu) -> Tensor");
+  m.def(
+      "fuse_sum_upsample_backward(Tensor grad, Tensor? out, SymInt[] heights, SymInt[] widths, "
+      "str mode, bool align_corners) -> Tensor[]");
+}
+STABLE_TORCH_LIBRARY_IMPL(pydense, CPU, m) {
+  m.impl("upsample_bilinear", TORCH_BOX(&pydense::bilinear_op));
+  m.impl("upsample_bilinear_backward", TORCH_BOX(&pydense::bilinear_backward_op));
+  m.impl("upsample_crop", TORCH_BOX(&pydense::crop_op));
+  m.impl("upsample_crop_backward", TORCH_BOX(&pydense::crop_backward_op));
+  m.impl("fuse_sum_upsample", TORCH_BOX(&pydense::fuse_op));
+  m.impl("fuse_sum_upsample_backward", TORCH_BOX(&pydense::fuse_backward_op));
+}
