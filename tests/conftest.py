@@ -6,10 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from _backends import Backend
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # for `import _oracle`: importlib mode adds nothing to the path
@@ -22,6 +26,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(params=["cpu", "simt", pytest.param("cuda", marks=pytest.mark.cuda)])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Every way to run an operator: the test makes its tensors on ``backend.device``."""
+    import _backends
+
+    if reason := _backends.missing(request.param):
+        pytest.skip(reason)
+    with _backends.use(request.param) as chosen:
+        yield chosen
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 // The only way a kernel is launched: on the given device and stream, with the limits checked, and
-// with launch errors turned into exceptions. Keeping <<<>>> here lets the same kernel source be
-// compiled by a host compiler against another PYDENSE_LAUNCH_KERNEL.
+// with launch errors turned into exceptions. With PYDENSE_SIMT the launch runs on the CPU instead
+// (tests/simt): the launcher's own code is the same in both.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
 #include "common/check.h"
+#include "common/cuda.cuh"
+
+namespace pydense {
+
+struct LaunchConfig {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes;
+  int device;
+  void* stream;  // cudaStream_t
+};
+
+inline void check_launch(const LaunchConfig& config, const char* kernel) {
+  constexpr size_t kMaxShared = 227 * 1024;
+  PYDENSE_CHECK(config.grid.x >= 1 && config.grid.x <= 0x7FFFFFFFU && config.grid.y >= 1 &&
+                    config.grid.y <= 65535 && config.grid.z >= 1 && config.grid.z <= 65535,
+                kernel, ": grid must be within [2^31 - 1, 65535, 65535] and not empty, got [",
+                config.grid.x, ", ", config.grid.y, ", ", config.grid.z, "]");
+  const uint64_t threads = uint64_t{config.block.x} * config.block.y * config.block.z;
+  PYDENSE_CHECK(threads >= 1 && threads <= 1024 && config.block.z <= 64, kernel,
+                ": block must have 1 to 1024 threads, at most 64 in z, got [", config.block.x, ", ",
+                config.block.y, ", ", config.block.z, "]");
+  PYDENSE_CHECK(config.shared_bytes <= kMaxShared, kernel, ": shared memory must be at most ",
+                kMaxShared, " bytes, got ", config.shared_bytes);
+}
+
+}  // namespace pydense
+
+#ifdef PYDENSE_SIMT
+
+#define PYDENSE_LAUNCH(kernel, config, ...)                                  \
+  do {                                                                       \
+    const ::pydense::LaunchConfig& launch_config = (config);                 \
+    ::pydense::check_launch(launch_config, #kernel);                         \
+    ::simt::launch(#kernel, kernel, launch_config.grid, launch_config.block, \
+                   launch_config.shared_bytes __VA_OPT__(, ) __VA_ARGS__);   \
+  } while (false)
+
+#else
 
 namespace pydense {
 
@@ -48,34 +85,11 @@ class CudaDeviceScope {
   bool changed_ = false;
 };
 
-struct LaunchConfig {
-  dim3 grid;
-  dim3 block;
-  size_t shared_bytes;
-  int device;
-  void* stream;  // cudaStream_t
-};
-
-inline void check_launch(const LaunchConfig& config, const char* kernel) {
-  constexpr size_t kMaxShared = 227 * 1024;
-  PYDENSE_CHECK(config.grid.x >= 1 && config.grid.x <= 0x7FFFFFFFU && config.grid.y >= 1 &&
-                    config.grid.y <= 65535 && config.grid.z >= 1 && config.grid.z <= 65535,
-                kernel, ": grid must be within [2^31 - 1, 65535, 65535] and not empty, got [",
-                config.grid.x, ", ", config.grid.y, ", ", config.grid.z, "]");
-  PYDENSE_CHECK(config.block.x * config.block.y * config.block.z <= 1024, kernel,
-                ": block must have at most 1024 threads, got ",
-                config.block.x * config.block.y * config.block.z);
-  PYDENSE_CHECK(config.shared_bytes <= kMaxShared, kernel, ": shared memory must be at most ",
-                kMaxShared, " bytes, got ", config.shared_bytes);
-}
-
 }  // namespace pydense
 
-#define PYDENSE_LAUNCH_KERNEL(kernel, config, ...)               \
-  kernel<<<(config).grid, (config).block, (config).shared_bytes, \
-           static_cast<cudaStream_t>((config).stream)>>>(__VA_ARGS__)
-
-// PYDENSE_LAUNCH(kernel<T>, config, args...); more than 48 KB of shared memory must be asked for.
+// PYDENSE_LAUNCH(kernel, config, args...); a kernel with several template arguments stands in
+// parentheses: PYDENSE_LAUNCH((kernel<T, 4>), ...). More than 48 KB of shared memory must be asked
+// for.
 #define PYDENSE_LAUNCH(kernel, config, ...)                                         \
   do {                                                                              \
     const ::pydense::LaunchConfig& launch_config = (config);                        \
@@ -87,6 +101,9 @@ inline void check_launch(const LaunchConfig& config, const char* kernel) {
                                static_cast<int>(launch_config.shared_bytes)),       \
           #kernel ": shared memory");                                               \
     }                                                                               \
-    PYDENSE_LAUNCH_KERNEL(kernel, launch_config, __VA_ARGS__);                      \
+    kernel<<<launch_config.grid, launch_config.block, launch_config.shared_bytes,   \
+             static_cast<cudaStream_t>(launch_config.stream)>>>(__VA_ARGS__);       \
     ::pydense::check_cuda(cudaGetLastError(), #kernel ": launch");                  \
   } while (false)
+
+#endif

@@ -250,7 +250,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
 }  // namespace
 }  // namespace pydense
 
-STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) {
+PYDENSE_TORCH_SCHEMAS(m) {
   m.def(
       "upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners, str dtype, "
       "bool confidence) -> (Tensor, Tensor)");
@@ -259,7 +259,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) {
       "bool align_corners, int ignore_index, float label_smoothing, str reduction, bool gradient, "
       "bool count_correct) -> (Tensor, Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(pydense, CPU, m) {
+PYDENSE_TORCH_CPU(m) {
   m.impl("upsample_argmax", TORCH_BOX(&pydense::upsample_argmax_op));
   m.impl("upsample_cross_entropy", TORCH_BOX(&pydense::upsample_cross_entropy_op));
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/cuda.cuh"
 #include "selftest/selftest.h"
 
 namespace pydense {

@@ -31,12 +31,8 @@ Tensor selftest_cuda_op(const Tensor& x_in) {
 }  // namespace
 }  // namespace pydense
 
-STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) { m.def("_selftest(Tensor x) -> Tensor"); }
-STABLE_TORCH_LIBRARY_IMPL(pydense, CPU, m) {
-  m.impl("_selftest", TORCH_BOX(&pydense::selftest_cpu_op));
-}
+PYDENSE_TORCH_SCHEMAS(m) { m.def("_selftest(Tensor x) -> Tensor"); }
+PYDENSE_TORCH_CPU(m) { m.impl("_selftest", TORCH_BOX(&pydense::selftest_cpu_op)); }
 #ifdef PYDENSE_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(pydense, CUDA, m) {
-  m.impl("_selftest", TORCH_BOX(&pydense::selftest_cuda_op));
-}
+PYDENSE_TORCH_CUDA(m) { m.impl("_selftest", TORCH_BOX(&pydense::selftest_cuda_op)); }
 #endif

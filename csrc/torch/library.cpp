@@ -28,6 +28,9 @@ void torch_parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFn fn) {
   }
 }
 
+#ifdef PYDENSE_SIMT
+void* current_cuda_stream(int32_t /*device*/) { return nullptr; }
+#else
 void* current_cuda_stream(int32_t device) {
   using GetStream = AOTITorchError (*)(int32_t, void**);
   static const auto get_stream = [] {
@@ -46,6 +49,7 @@ void* current_cuda_stream(int32_t device) {
   }
   return stream;
 }
+#endif
 
 void require_dtype(const char* op, const char* name, const Tensor& x,
                    torch::headeronly::ScalarType dtype) {
@@ -56,7 +60,5 @@ void require_dtype(const char* op, const char* name, const Tensor& x,
 
 }  // namespace pydense
 
-STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) { m.def("_version() -> str"); }
-STABLE_TORCH_LIBRARY_IMPL(pydense, CompositeExplicitAutograd, m) {
-  m.impl("_version", TORCH_BOX(&pydense::library_version));
-}
+PYDENSE_TORCH_SCHEMAS(m) { m.def("_version() -> str"); }
+PYDENSE_TORCH_ANY(m) { m.impl("_version", TORCH_BOX(&pydense::library_version)); }

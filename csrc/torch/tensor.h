@@ -25,7 +25,35 @@ inline Tensor as_contiguous(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
+// Whether the CUDA kernels serve this tensor. Under the shim they do, on tensors of the CPU.
+inline bool on_gpu(const Tensor& x) {
+#ifdef PYDENSE_SIMT
+  return x.is_cpu();
+#else
+  return x.is_cuda();
+#endif
+}
+
 void require_dtype(const char* op, const char* name, const Tensor& x,
                    torch::headeronly::ScalarType dtype);
 
 }  // namespace pydense
+
+// How a room registers: PYDENSE_TORCH_SCHEMAS(m) { m.def(...); }, PYDENSE_TORCH_CPU(m) and
+// PYDENSE_TORCH_CUDA(m) { m.impl(...); }. For tests, the same file is compiled again with
+// PYDENSE_SIMT: then the implementations for CUDA, whose kernels the shim runs on the CPU, become
+// the operators of pydense_simt.
+#ifndef PYDENSE_SIMT
+#define PYDENSE_TORCH_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m)
+#define PYDENSE_TORCH_CPU(m) STABLE_TORCH_LIBRARY_IMPL(pydense, CPU, m)
+#define PYDENSE_TORCH_CUDA(m) STABLE_TORCH_LIBRARY_IMPL(pydense, CUDA, m)
+#define PYDENSE_TORCH_ANY(m) STABLE_TORCH_LIBRARY_IMPL(pydense, CompositeExplicitAutograd, m)
+#else
+#define PYDENSE_TORCH_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(pydense_simt, m)
+#define PYDENSE_TORCH_CPU(m) PYDENSE_TORCH_UNUSED(m, C10_UID)
+#define PYDENSE_TORCH_CUDA(m) STABLE_TORCH_LIBRARY_IMPL(pydense_simt, CPU, m)
+#define PYDENSE_TORCH_ANY(m) STABLE_TORCH_LIBRARY_IMPL(pydense_simt, CompositeExplicitAutograd, m)
+#define PYDENSE_TORCH_UNUSED(m, uid)            \
+  [[maybe_unused]] static void C10_CONCATENATE( \
+      pydense_unused_, uid)([[maybe_unused]] torch::stable::detail::StableLibrary & m)
+#endif

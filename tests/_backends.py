@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an operator's kernels run: on the CPU, as CUDA kernels under the shim, on a GPU.
+
+Under the shim the public functions, autograd, fake kernels and schemas are those that users get:
+only the CPU kernel of each ``torch.ops.pydense`` operator is replaced, by the CUDA launcher that
+``tests/simt`` compiled for the CPU (``torch.ops.pydense_simt``).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.library import Library
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("cpu", "simt", "cuda")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What the ``backend`` fixture gives: make tensors on ``device``, call the public functions."""
+
+    name: str
+    device: torch.device
+
+    @property
+    def is_cuda_code(self) -> bool:
+        """Whether CUDA kernels are what runs."""
+        return self.name != "cpu"
+
+
+def simt_library() -> Path:
+    """The operator library of ``tests/simt``, whether it is built or not."""
+    default = ROOT / "build" / "simt" / "libpydense_simt.so"
+    return Path(os.environ.get("PYDENSE_SIMT_LIBRARY", default))
+
+
+def missing(name: str) -> str | None:
+    """Why a backend is not to be had here, None where it is."""
+    if name == "cuda" and not torch.cuda.is_available():
+        return "no GPU on this machine"
+    if name == "simt" and not simt_library().exists():
+        return "the CUDA kernels are not built for the CPU: see CONTRIBUTING.md, Test"
+    return None
+
+
+@functools.cache
+def simt_operators() -> tuple[str, ...]:
+    """Loads the library; the operators that have a CUDA kernel in it."""
+    torch.ops.load_library(simt_library())
+    names = torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+    prefix = "pydense_simt::"
+    return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+
+
+def simt_launches() -> int:
+    """How many launches the shim has run."""
+    simt_operators()
+    return int(torch.ops.pydense_simt._launches())
+
+
+@contextmanager
+def use(name: str, schedule: int = 2) -> Iterator[Backend]:
+    """Make ``torch.ops.pydense`` run on a backend.
+
+    Args:
+        name: One of ``NAMES``.
+        schedule: Of the shim: 0 runs threads in order, 1 in reverse, others in a random order.
+    """
+    if name != "simt":
+        yield Backend(name, torch.device(name))
+        return
+    operators = simt_operators()
+    torch.ops.pydense_simt._set_schedule(schedule)
+    library = Library("pydense", "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel")
+            for operator in operators:
+                library.impl(operator, getattr(torch.ops.pydense_simt, operator), "CPU")
+        yield Backend(name, torch.device("cpu"))
+    finally:
+        library._destroy()

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a launch asks of memory, counted access by access in the trace build: for limits in the
+// tests and for predictions of the time on a GPU.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace simt {
+
+// A request is one access instruction of one warp.
+struct Counts {
+  uint64_t requests = 0;
+  uint64_t sectors = 0;        // of 32 bytes, over all requests for global memory
+  uint64_t ideal_sectors = 0;  // if the lanes' bytes lay side by side
+  uint64_t moved_bytes = 0;    // distinct sectors of the launch: what caches cannot save
+  uint64_t shared_requests = 0;
+  uint64_t wavefronts = 0;        // passes that the requests for shared memory take
+  uint64_t ideal_wavefronts = 0;  // without bank conflicts
+  uint64_t instructions = 0;      // of warps
+};
+
+// One line of the source.
+struct LineCounts {
+  std::string line;
+  bool shared = false;
+  bool write = false;
+  uint64_t requests = 0;
+  uint64_t units = 0;  // sectors or wavefronts
+  uint64_t ideal = 0;
+};
+
+// In the trace build: counts from now on, without preemption. In the others nothing is counted.
+bool counting_is_possible();
+void start_counting();
+Counts stop_counting(std::vector<LineCounts>* lines);
+
+}  // namespace simt

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "driver.h"
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+
+namespace simt {
+namespace {
+
+struct Options {
+  int schedules = 4;
+  const char* only = "";
+  const char* counters = nullptr;
+  bool lines = false;
+};
+Options options;
+int failures = 0;
+std::string case_counters;  // JSON lines
+
+void set_schedule(int number) {
+  config().seed = 1 + static_cast<uint64_t>(number);
+  config().order = number == 0 ? Order::kForward : number == 1 ? Order::kReverse : Order::kRandom;
+}
+
+// One schedule; the text of an error, "" for none.
+std::string attempt(const std::function<void()>& run) {
+  try {
+    run();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void hold(const Limits& limits, const char* what, double measured, double limit, double usual) {
+  if (measured > limit) {
+    report_failure(limits.kernel, 0,
+                   std::string(what) + " " + std::to_string(measured) + " is above the limit " +
+                       std::to_string(limit));
+  }
+  if (limit > usual && limits.reason[0] == '\0') {
+    report_failure(limits.kernel, 0, std::string(what) + ": a higher limit needs a reason");
+  }
+}
+
+double ratio(uint64_t a, uint64_t b) {
+  return b == 0 ? 1.0 : static_cast<double>(a) / static_cast<double>(b);
+}
+
+}  // namespace
+
+SparseMemory::SparseMemory(size_t bytes)
+    : bytes_(bytes),
+      memory_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {
+  if (memory_ == MAP_FAILED) {
+    throw std::bad_alloc();
+  }
+}
+SparseMemory::~SparseMemory() { munmap(memory_, bytes_); }
+
+std::vector<double> random_values(size_t n, uint64_t seed, double scale) {
+  std::mt19937_64 generator(seed);
+  std::vector<double> values(n);
+  for (double& value : values) {
+    // 24 bits: exact in float, and not left to the library's distributions.
+    value = (static_cast<double>(generator() >> 40) / 0x1p23 - 1) * scale;
+  }
+  return values;
+}
+
+void report_failure(const char* file, int line, const std::string& what) {
+  if (++failures <= 5) {
+    std::printf("  %s:%d: failed: %s\n", file, line, what.c_str());
+  }
+}
+
+int failure_count() { return failures; }
+
+void expect_close_at(const char* file, int line, double got, double expected, double relative,
+                     double absolute, size_t index) {
+  if (std::isnan(expected) ? std::isnan(got)
+                           : got == expected || std::fabs(got - expected) <=
+                                                    absolute + relative * std::fabs(expected)) {
+    return;
+  }
+  std::array<char, 120> text{};
+  std::snprintf(text.data(), text.size(), "element %zu is %.9g, expected %.9g", index, got,
+                expected);
+  report_failure(file, line, text.data());
+}
+
+Builds this_build() {
+#ifdef SIMT_ASAN
+  return kAsan;
+#else
+  return counting_is_possible() ? kTrace : kRelease;
+#endif
+}
+
+void counted(const Limits& limits, const std::function<void()>& launch) {
+  if (this_build() != kTrace) {
+    launch();
+    return;
+  }
+  std::vector<LineCounts> lines;
+  start_counting();
+  try {
+    launch();
+  } catch (...) {
+    stop_counting(nullptr);
+    throw;
+  }
+  const Counts counts = stop_counting(options.lines ? &lines : nullptr);
+  for (const LineCounts& line : lines) {
+    std::printf("  %-32s %-6s %-5s %9llu requests, %.2f %s (%.2f ideal)\n", line.line.c_str(),
+                line.shared ? "shared" : "global", line.write ? "write" : "read",
+                static_cast<unsigned long long>(line.requests), ratio(line.units, line.requests),
+                line.shared ? "wavefronts" : "sectors", ratio(line.ideal, line.requests));
+  }
+  const double moved = static_cast<double>(counts.moved_bytes) / limits.minimum_bytes;
+  const double sectors = ratio(counts.sectors, counts.ideal_sectors);
+  const double wavefronts = ratio(counts.wavefronts, counts.ideal_wavefronts);
+  const Limits usual = {"", 0};
+  if (moved < 0.999) {
+    report_failure(limits.kernel, 0,
+                   "moved only " + std::to_string(moved) + " of the minimum: it is wrong");
+  }
+  hold(limits, "moved bytes / minimum", moved, limits.moved, usual.moved);
+  hold(limits, "sectors / ideal", sectors, limits.sectors, usual.sectors);
+  hold(limits, "wavefronts / ideal", wavefronts, limits.wavefronts, usual.wavefronts);
+  std::array<char, 1000> text{};
+  std::snprintf(text.data(), text.size(),
+                "{\"kernel\": \"%s\", \"shape\": \"%s\", \"scale\": %.9g, \"moved\": %.4f, "
+                "\"sectors_ratio\": %.4f, \"wavefronts_ratio\": %.4f, \"minimum_bytes\": %.9g, "
+                "\"moved_bytes\": %llu, \"sectors\": %llu, \"wavefronts\": %llu, "
+                "\"instructions\": %llu, \"reason\": \"%s\"}\n",
+                limits.kernel, limits.shape, limits.scale, moved, sectors, wavefronts,
+                limits.minimum_bytes, static_cast<unsigned long long>(counts.moved_bytes),
+                static_cast<unsigned long long>(counts.sectors),
+                static_cast<unsigned long long>(counts.wavefronts),
+                static_cast<unsigned long long>(counts.instructions), limits.reason);
+  if (case_counters.find(text.data()) == std::string::npos) {
+    case_counters += text.data();
+  }
+}
+
+int run_cases(int argc, char** argv, const std::vector<Case>& cases) {
+  for (int i = 1; i < argc; ++i) {
+    const bool has_value = i + 1 < argc;
+    if (std::strcmp(argv[i], "--lines") == 0) {
+      options.lines = true;
+    } else if (std::strcmp(argv[i], "--schedules") == 0 && has_value) {
+      options.schedules = std::atoi(argv[++i]);
+    } else if (std::strcmp(argv[i], "--only") == 0 && has_value) {
+      options.only = argv[++i];
+    } else if (std::strcmp(argv[i], "--counters") == 0 && has_value) {
+      options.counters = argv[++i];
+    } else {
+      std::printf("usage: %s [--schedules N] [--only TEXT] [--counters FILE] [--lines]\n", argv[0]);
+      return 2;
+    }
+  }
+  int failed = 0;
+  int ran = 0;
+  for (const Case& one : cases) {
+    if (std::strstr(one.name, options.only) == nullptr || (one.builds & this_build()) == 0) {
+      continue;
+    }
+    const auto start = std::chrono::steady_clock::now();
+    const Stats before = stats();
+    failures = 0;
+    std::string error;
+    for (int schedule = 0; schedule < options.schedules && failures == 0 && error.empty();
+         ++schedule) {
+      set_schedule(schedule);
+      error = attempt(one.run);
+    }
+    const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
+    const bool ok = failures == 0 && error.empty();
+    ++ran;
+    failed += ok ? 0 : 1;
+    std::printf("%-6s %-44s %8.1f ms, %llu launches, %llu threads%s%s\n", ok ? "ok" : "FAILED",
+                one.name, time.count(),
+                static_cast<unsigned long long>(stats().launches - before.launches),
+                static_cast<unsigned long long>(stats().threads - before.threads),
+                error.empty() ? "" : "\n  ", error.c_str());
+    std::fflush(stdout);
+  }
+  if (options.counters != nullptr) {
+    FILE* file = std::fopen(options.counters, "w");
+    if (file == nullptr || std::fputs(case_counters.c_str(), file) < 0 || std::fclose(file) != 0) {
+      std::printf("cannot write %s\n", options.counters);
+      return 1;
+    }
+  }
+  std::printf("%d passed, %d failed\n", ran - failed, failed);
+  return failed == 0 && ran > 0 ? 0 : 1;
+}
+
+bool is_caught(const std::function<void()>& run) {
+  for (int schedule = 0; schedule < options.schedules; ++schedule) {
+    std::fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+      const bool null = std::freopen("/dev/null", "w", stdout) != nullptr &&
+                        std::freopen("/dev/null", "w", stderr) != nullptr;
+      set_schedule(schedule);
+      failures = 0;
+      const std::string error = attempt(run);
+      _exit(null && error.empty() && failures == 0 ? 0 : 1);
+    }
+    int status = 0;
+    if (child < 0 || waitpid(child, &status, 0) != child) {
+      throw std::runtime_error("fork failed");
+    }
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace simt
