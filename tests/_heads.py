@@ -45,7 +45,12 @@ def targets(
 
 
 def assert_in_budget(
-    got: Tensor, exact: Tensor, rival: Callable[[], Tensor], floor: float, name: object = ""
+    got: Tensor,
+    exact: Tensor,
+    rival: Callable[[], Tensor],
+    floor: float,
+    name: object = "",
+    unit: float = 1e-30,
 ) -> None:
     """The error against float64 is at most twice torch's own in that dtype, plus a floor.
 
@@ -53,13 +58,14 @@ def assert_in_budget(
         got: The result.
         exact: The same in float64.
         rival: Computes torch's result in the dtype of the input.
-        floor: Relative to the largest number of ``exact``.
+        floor: Relative to the largest number of ``exact``, or to ``unit`` where that is larger.
         name: Said where it fails.
+        unit: Size of the terms whose sum may be 0.
     """
     assert got.shape == exact.shape, name
     if exact.numel() == 0:
         return
     error = (got.double() - exact).abs().max().item()
     torchs = (rival().double() - exact).abs().max().item()
-    limit = 2 * torchs + floor * max(exact.abs().max().item(), 1e-30)
+    limit = 2 * torchs + floor * max(exact.abs().max().item(), unit)
     assert error <= limit, (name, error, torchs, limit)

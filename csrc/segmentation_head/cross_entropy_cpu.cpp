@@ -298,6 +298,7 @@ class CrossEntropyTile {
             ? nullptr
             : args_.pixel_weight + task_.image * steps[0] + y * steps[1] + x * steps[2];
     any = false;
+    double weights = 0;
     for (int l = 0; l < kLanes; ++l) {
       const int32_t t = pixels.target[l];
       pixels.hit[l] = pixels.all[l] = pixels.miss[l] = 0;
@@ -309,10 +310,11 @@ class CrossEntropyTile {
       pixels.hit[l] = hit_ * weight;
       pixels.all[l] = hit_ * weight + factor * miss_all_;
       pixels.miss[l] = factor * miss_;
-      sums_.weight += static_cast<double>(weight);
+      weights += static_cast<double>(weight);
       ++sums_.valid;
       any = any || factor != 0;
     }
+    sums_.weight += weights;
     return any || args_.count_correct;
   }
 
@@ -440,6 +442,13 @@ class CrossEntropyTile {
       const V scale = all == V{} ? V{} : all / sums[r];
       to_upper[r] = broadcast<V>(h0[r]) * scale;
       to_lower[r] = broadcast<V>(h1[r]) * scale;
+      for (int l = 0; l < kLanes; ++l) {
+        if (all[l] == 0 && !(sums[r][l] <= std::numeric_limits<T>::max())) [[unlikely]] {
+          for (int64_t c = 0; c < classes_; ++c) {  // 0 * NaN would be NaN
+            powers_[(c * Rows + r) * kLanes + l] = 0;
+          }
+        }
+      }
     }
     fall_classes<Rows>(to_upper, to_lower, upper, lower);
     for (int r = 0; r < Rows; ++r) {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,15 +36,16 @@ def size(op: str, value: Any) -> tuple[int, int]:
 
 
 def _length(op: str, value: Any, length: Any) -> int:
-    if isinstance(length, torch.SymInt):
-        torch._check(length >= 1)  # type: ignore[no-untyped-call]
-        return length  # type: ignore[return-value]
-    if isinstance(length, bool) or not hasattr(length, "__index__"):
-        raise TypeError(f"{op}: size must be an integer or (height, width), got {value!r}")
-    number = int(length)
-    if number < 1:
+    if not isinstance(length, (int, torch.SymInt)):
+        try:
+            length = operator.index(length)
+        except TypeError:
+            raise TypeError(
+                f"{op}: size must be an integer or (height, width), got {value!r}"
+            ) from None
+    if length < 1:
         raise ValueError(f"{op}: size must be positive, got {value!r}")
-    return number
+    return length  # type: ignore[no-any-return]
 
 
 def target(op: str, value: object, scores: Tensor) -> Tensor:

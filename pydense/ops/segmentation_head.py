@@ -14,7 +14,7 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _segmentation_arguments as arguments
-from ._gradient import _missing_gradient
+from ._gradient import missing_gradient
 
 _library.load()
 
@@ -273,38 +273,38 @@ torch.library.register_fake("pydense::upsample_cross_entropy")(_fake_cross_entro
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, weight = inputs[:3]
-    _, gradient, scale, counts = output
+    loss, gradient, scale, counts = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(scale, counts)
-    ctx.shape, ctx.dtype = logits.shape, logits.dtype
+    ctx.mark_non_differentiable(gradient, scale, counts)
+    ctx.dtype = logits.dtype
     ctx.arguments = inputs[4:7]
     ctx.per_pixel, ctx.has_gradient = inputs[7] == "none", inputs[8]
     if ctx.per_pixel:
         ctx.save_for_backward(logits, target, weight)
     else:
-        ctx.save_for_backward(gradient, scale)
+        ctx.save_for_backward(gradient, scale, loss)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     none = (None,) * 9
-    if others[0] is not None:  # somebody differentiates the gradient
-        name = "upsample_cross_entropy's second derivative"
-        return _missing_gradient(name, others[0], ctx.shape), *none
     if grad is None or not ctx.needs_input_grad[0]:
         return None, *none
     if ctx.per_pixel:
-        logits, target, weight = ctx.saved_tensors
+        source, target, weight = ctx.saved_tensors
         _, falls, _, _ = torch.ops.pydense.upsample_cross_entropy(
-            logits, target, weight, grad, *ctx.arguments, "sum", True, False
+            source, target, weight, grad, *ctx.arguments, "sum", True, False
         )
-        return falls.to(ctx.dtype), *none
-    if not ctx.has_gradient:
+    elif ctx.has_gradient:
+        falls, scale, source = ctx.saved_tensors
+        falls = falls * (grad * scale).to(falls.dtype)
+    else:
         raise RuntimeError(
             "pydense::upsample_cross_entropy: gradient must be True where logits require grad, "
             "got False"
         )
-    falls, scale = ctx.saved_tensors
-    return (falls * (grad * scale).to(falls.dtype)).to(ctx.dtype), *none
+    # What depends on the logits here is out of autograd's sight: tell it.
+    name = "upsample_cross_entropy's second derivative"
+    return missing_gradient(name, falls.to(ctx.dtype), (source, grad)), *none
 
 
 torch.library.register_autograd("pydense::upsample_cross_entropy", _backward, setup_context=_setup)
