@@ -21,9 +21,9 @@
 namespace pydense::PYDENSE_ISA {
 namespace {
 
-constexpr int kMaxRows = 4;        // of a block
-constexpr int64_t kSources = 16;   // of a tile, where a tile is not a single vector
-constexpr int64_t kMaxBlocks = 8;  // of a tile
+constexpr int kMaxRows = 4;       // of a block
+constexpr int64_t kSources = 16;  // of a tile, where a tile is not a single vector
+constexpr int64_t kMaxSteps = 8;  // of a tile
 
 template <class T>
 class CrossEntropyTile {
@@ -72,14 +72,18 @@ class CrossEntropyTile {
   using V = Vec<T, kLanes>;
   using Int = Vec<LaneInt<T>, kLanes>;
 
-  // As many columns as need kSources sources, in whole vectors.
+  // Tiles grow by as many columns on every instruction set: sums have one order.
+  static constexpr int kStep = 64 / sizeof(T);
+  using Step = Vec<T, kStep>;
+
+  // As many columns as need kSources sources, in whole steps.
   int64_t end_of_tile(int64_t x) const {
     const int64_t size = args_.x->size();
     const auto* const i0 = args_.x->i0.data();
     const auto* const i1 = args_.x->i1.data();
-    int64_t end = std::min(x + kLanes, size);
-    for (int64_t blocks = 1; blocks < kMaxBlocks && end < size; ++blocks) {
-      const int64_t next = std::min(end + kLanes, size);
+    int64_t end = std::min(x + kStep, size);
+    for (int64_t steps = 1; steps < kMaxSteps && end < size; ++steps) {
+      const int64_t next = std::min(end + kStep, size);
       if (i1[next - 1] - i0[x] >= kSources) {
         break;
       }
@@ -89,31 +93,33 @@ class CrossEntropyTile {
   }
 
   void allocate() {
-    width_ = columns_->count() * kLanes;
+    width_ = round_up(columns_->end() - columns_->begin(), kStep);
     stride_ = columns_->source_stride();
     const int64_t row = padded_planes_ * width_;
     const int64_t low = round_up(columns_->sources() + 2, kLanes);
-    const int64_t sizes[] = {planes_ * stride_, row, row, row, row, classes_ * kMaxRows * kLanes,
-                             low * kLanes,      low};
+    const int64_t sizes[] = {
+        planes_ * stride_, row, row, row, row, classes_ * kMaxRows * kLanes, low * kLanes, low,
+        kMaxRows * width_};
     int64_t total = 0;
     for (const int64_t size : sizes) {
-      total += round_up(size, kLanes);
+      total += round_up(size, kStep);
     }
     const auto bytes = static_cast<size_t>(total) * sizeof(T);
     if (buffer_.bytes() < bytes) {
       buffer_ = Buffer(bytes);
     }
     T* at = buffer_.template as<T>();
-    T** const arrays[] = {&source_,   &values_[0], &values_[1], &falls_[0],
-                          &falls_[1], &powers_,    &low_,       &extra_};
+    T** const arrays[] = {&source_, &values_[0], &values_[1], &falls_[0], &falls_[1],
+                          &powers_, &low_,       &extra_,     &losses_};
     for (size_t k = 0; k < std::size(sizes); ++k) {
       *arrays[k] = at;
-      at += round_up(sizes[k], kLanes);
+      at += round_up(sizes[k], kStep);
     }
     rows_[0] = rows_[1] = -1;
     if (args_.gradient != nullptr) {
-      std::memset(falls_[0], 0, static_cast<size_t>(2 * round_up(row, kLanes)) * sizeof(T));
+      std::memset(falls_[0], 0, static_cast<size_t>(2 * round_up(row, kStep)) * sizeof(T));
     }
+    std::memset(losses_, 0, static_cast<size_t>(kMaxRows * width_) * sizeof(T));
   }
 
   // ---- down a tile ----
@@ -132,6 +138,13 @@ class CrossEntropyTile {
       for (int64_t b = 0; b < columns_->count(); ++b) {
         with_rows<kMaxRows>(
             end - begin, [&](auto count) { block<decltype(count)::value>(b, begin, top, bottom); });
+      }
+      for (int64_t x = 0; x < (end - begin) * width_; x += kStep) {
+        sums_.loss += static_cast<double>(lane_sum<kStep>(load<Step>(losses_ + x)));
+      }
+      for (double& weight : row_weights_) {
+        sums_.weight += weight;
+        weight = 0;
       }
       begin = end;
     }
@@ -178,11 +191,10 @@ class CrossEntropyTile {
         store(source_ + classes_ * stride_ + x, sum);
       }
     }
-    T* to = values_[slot];
     for (int64_t c = 0; c < planes_; ++c) {
+      T* const to = values_[slot] + c * width_;
       for (int64_t b = 0; b < columns_->count(); ++b) {
-        store(to, columns_->block(b).interpolate(source_ + c * stride_));
-        to += kLanes;
+        store(to + b * kLanes, columns_->block(b).interpolate(source_ + c * stride_));
       }
     }
   }
@@ -202,13 +214,12 @@ class CrossEntropyTile {
     Pixels pixels[Rows];
     bool active = false;
     for (int r = 0; r < Rows; ++r) {
-      active = read_pixels(y + r, columns_->begin() + b * kLanes, pixels[r]) || active;
+      active =
+          read_pixels(y + r, columns_->begin() + b * kLanes, pixels[r], row_weights_[r]) || active;
     }
     if (!active) {  // ignored pixels take no part, whatever their logits
-      if (args_.loss != nullptr) {
-        for (int r = 0; r < Rows; ++r) {
-          put_loss(y + r, b, V{});
-        }
+      for (int r = 0; r < Rows; ++r) {
+        put_loss(r, y + r, b, V{});
       }
       return;
     }
@@ -241,7 +252,7 @@ class CrossEntropyTile {
       }
     }
     for (int r = 0; r < Rows; ++r) {
-      finish_row(b, y + r, pixels[r], sum[r], largest[r], shift[r], upper, lower, h0[r], h1[r]);
+      finish_row(b, r, y + r, pixels[r], sum[r], largest[r], shift[r], upper, lower, h0[r], h1[r]);
     }
     if (args_.gradient != nullptr) {
       fall<Rows>(pixels, sum, h0, h1, falls_[top] + b * kLanes, falls_[bottom] + b * kLanes);
@@ -249,7 +260,7 @@ class CrossEntropyTile {
   }
 
   // False where no pixel of the row counts.
-  bool read_pixels(int64_t y, int64_t x, Pixels& pixels) {
+  bool read_pixels(int64_t y, int64_t x, Pixels& pixels, double& row_weight) {
     const int64_t* const strides = args_.target_strides;
     const int64_t offset = task_.image * strides[0] + y * strides[1] + x * strides[2];
     const int64_t count = std::min<int64_t>(kLanes, columns_->end() - x);
@@ -288,7 +299,7 @@ class CrossEntropyTile {
         pixels.miss[l] = valid ? miss_ : T{};
         valid_pixels += valid ? 1 : 0;
       }
-      sums_.weight += valid_pixels;
+      row_weight += valid_pixels;
       sums_.valid += valid_pixels;
       return true;
     }
@@ -298,7 +309,6 @@ class CrossEntropyTile {
             ? nullptr
             : args_.pixel_weight + task_.image * steps[0] + y * steps[1] + x * steps[2];
     any = false;
-    double weights = 0;
     for (int l = 0; l < kLanes; ++l) {
       const int32_t t = pixels.target[l];
       pixels.hit[l] = pixels.all[l] = pixels.miss[l] = 0;
@@ -310,11 +320,10 @@ class CrossEntropyTile {
       pixels.hit[l] = hit_ * weight;
       pixels.all[l] = hit_ * weight + factor * miss_all_;
       pixels.miss[l] = factor * miss_;
-      weights += static_cast<double>(weight);
+      row_weight += static_cast<double>(weight);
       ++sums_.valid;
       any = any || factor != 0;
     }
-    sums_.weight += weights;
     return any || args_.count_correct;
   }
 
@@ -392,7 +401,7 @@ class CrossEntropyTile {
   }
 
   // Loss and counts of one output row.
-  void finish_row(int64_t b, int64_t y, const Pixels& pixels, const V& sum, const V& largest,
+  void finish_row(int64_t b, int r, int64_t y, const Pixels& pixels, const V& sum, const V& largest,
                   const V& shift, const T* upper, const T* lower, T h0, T h1) {
     const V weight_hit = load<V>(pixels.hit);
     const V weight_all = load<V>(pixels.all);
@@ -416,17 +425,17 @@ class CrossEntropyTile {
     V loss = fma(weight_all, log_sum, V{} - inner * broadcast<V>(kLn2));
     // Where the pixel has no weight, its NaN or infinity is not asked for.
     loss = (weight_all == V{}) & (weight_hit == V{}) ? V{} : loss;
-    if (args_.loss != nullptr) {
-      put_loss(y, b, loss);
-    }
-    sums_.loss += static_cast<double>(lane_sum<kLanes>(loss));
+    put_loss(r, y, b, loss);
   }
 
-  void put_loss(int64_t y, int64_t b, const V& loss) const {
-    const int64_t x = columns_->begin() + b * kLanes;
-    const int64_t count = std::min<int64_t>(kLanes, columns_->end() - x);
-    std::memcpy(args_.loss + (task_.image * args_.y->size() + y) * args_.x->size() + x, &loss,
-                static_cast<size_t>(count) * sizeof(T));
+  void put_loss(int r, int64_t y, int64_t b, const V& loss) const {
+    store(losses_ + r * width_ + b * kLanes, loss);
+    if (args_.loss != nullptr) {
+      const int64_t x = columns_->begin() + b * kLanes;
+      const int64_t count = std::min<int64_t>(kLanes, columns_->end() - x);
+      std::memcpy(args_.loss + (task_.image * args_.y->size() + y) * args_.x->size() + x, &loss,
+                  static_cast<size_t>(count) * sizeof(T));
+    }
   }
 
   // ---- gradient ----
@@ -641,7 +650,7 @@ class CrossEntropyTile {
   T miss_all_;
 
   const ColumnTile<T>* columns_ = nullptr;
-  int64_t width_ = 0;   // of the tile in whole vectors
+  int64_t width_ = 0;   // of the tile in whole steps
   int64_t stride_ = 0;  // of a class in source_
   Buffer buffer_;
   T* source_ = nullptr;  // [planes, stride_]
@@ -650,6 +659,8 @@ class CrossEntropyTile {
   T* falls_[2] = {};     // [padded planes, width_], the gradient of those values
   T* powers_ = nullptr;  // [classes, rows of the block, kLanes]
   T* low_ = nullptr;     // [sources + 2, kLanes]
+  double row_weights_[kMaxRows] = {};
+  T* losses_ = nullptr;  // [kMaxRows, width_]
   T* extra_ = nullptr;   // [sources]
 };
 
