@@ -2,5 +2,6 @@
 """Layers over ``pydense.ops``."""
 
 from .dense_crf import DenseCRF
+from .losses import OhemCrossEntropy, SegmentationLoss
 
-__all__ = ["DenseCRF"]
+__all__ = ["DenseCRF", "OhemCrossEntropy", "SegmentationLoss"]
