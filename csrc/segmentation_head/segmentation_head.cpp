@@ -93,6 +93,20 @@ void upsample_argmax(const UpsampleArgmaxArgs<T>& args, ParallelFor parallel_for
                 });
 }
 
+// Calls task(image, group) for all groups of source rows of all images. Where they write a
+// gradient, neighbours add to a source row that both touch: first the even groups, then the others.
+template <class Task>
+void for_each_group(int64_t images, int64_t source_rows, bool gradient, ParallelFor parallel_for,
+                    const Task& task) {
+  const int64_t groups = ceil_div(source_rows, kGroupRows);
+  const int64_t phases = gradient && groups > 1 ? 2 : 1;
+  for (int64_t phase = 0; phase < phases; ++phase) {
+    const int64_t in_phase = ceil_div(groups - phase, phases);
+    parallel_tasks(parallel_for, images * in_phase,
+                   [&](int64_t i) { task(i / in_phase, i % in_phase * phases + phase); });
+  }
+}
+
 template <class T>
 CrossEntropySums upsample_cross_entropy(const UpsampleCrossEntropyArgs<T>& args,
                                         ParallelFor parallel_for) {
@@ -102,25 +116,18 @@ CrossEntropySums upsample_cross_entropy(const UpsampleCrossEntropyArgs<T>& args,
                 ": label_smoothing must be in [0, 1], got ", args.smoothing);
   const CrossEntropyTable& table =
       select_cpu_table<CrossEntropyTable>(PYDENSE_CPU_TABLES(kCrossEntropyTable));
-  const int64_t images = args.logits.images;
   const int64_t groups = ceil_div(args.logits.height, kGroupRows);
-  std::vector<CrossEntropySums> sums(static_cast<size_t>(images * groups));
-  // Neighbouring groups add to a source row that both touch: first the even ones, then the others.
-  const int64_t phases = args.gradient != nullptr && groups > 1 ? 2 : 1;
-  for (int64_t phase = 0; phase < phases; ++phase) {
-    const int64_t in_phase = ceil_div(groups - phase, phases);
-    parallel_tasks(parallel_for, images * in_phase, [&](int64_t i) {
-      const int64_t image = i / in_phase;
-      const int64_t group = i % in_phase * phases + phase;
-      const HeadTask task = {image, group, 0, args.x->size()};
-      CrossEntropySums& sum = sums[static_cast<size_t>(image * groups + group)];
-      if constexpr (std::is_same_v<T, float>) {
-        table.task_f32(args, task, sum);
-      } else {
-        table.task_f64(args, task, sum);
-      }
-    });
-  }
+  std::vector<CrossEntropySums> sums(static_cast<size_t>(args.logits.images * groups));
+  for_each_group(args.logits.images, args.logits.height, args.gradient != nullptr, parallel_for,
+                 [&](int64_t image, int64_t group) {
+                   const HeadTask task = {image, group, 0, args.x->size()};
+                   CrossEntropySums& sum = sums[static_cast<size_t>(image * groups + group)];
+                   if constexpr (std::is_same_v<T, float>) {
+                     table.task_f32(args, task, sum);
+                   } else {
+                     table.task_f64(args, task, sum);
+                   }
+                 });
   CrossEntropySums total;
   for (const CrossEntropySums& sum : sums) {
     total.loss += sum.loss;
@@ -137,6 +144,37 @@ CrossEntropySums upsample_cross_entropy(const UpsampleCrossEntropyArgs<T>& args,
   return total;
 }
 
+template <class T>
+void upsample_softmax(const UpsampleSoftmaxArgs<T>& args, ParallelFor parallel_for) {
+  check_logits("upsample_softmax", args.logits, *args.y, *args.x);
+  const UpsampleSoftmaxTable& table =
+      select_cpu_table<UpsampleSoftmaxTable>(PYDENSE_CPU_TABLES(kUpsampleSoftmaxTable));
+  for_each_group(args.logits.images, args.logits.height, args.gradient != nullptr, parallel_for,
+                 [&](int64_t image, int64_t group) {
+                   const HeadTask task = {image, group, 0, args.x->size()};
+                   if constexpr (std::is_same_v<T, float>) {
+                     table.softmax_f32(args, task);
+                   } else {
+                     table.softmax_f64(args, task);
+                   }
+                 });
+}
+
+template <class T>
+void upsample_accumulate(const UpsampleAccumulateArgs<T>& args, ParallelFor parallel_for) {
+  check_logits("upsample_accumulate", args.logits, *args.y, *args.x);
+  const UpsampleSoftmaxTable& table =
+      select_cpu_table<UpsampleSoftmaxTable>(PYDENSE_CPU_TABLES(kUpsampleSoftmaxTable));
+  for_each_task(args.logits.images, args.logits.height, args.x->size(), kTaskColumns, parallel_for,
+                [&](const HeadTask& task) {
+                  if constexpr (std::is_same_v<T, float>) {
+                    table.accumulate_f32(args, task);
+                  } else {
+                    table.accumulate_f64(args, task);
+                  }
+                });
+}
+
 template struct AxisTable<float>;
 template struct AxisTable<double>;
 template OutputRows rows_of_group(const AxisTable<float>&, int64_t);
@@ -147,5 +185,9 @@ template CrossEntropySums upsample_cross_entropy(const UpsampleCrossEntropyArgs<
                                                  ParallelFor);
 template CrossEntropySums upsample_cross_entropy(const UpsampleCrossEntropyArgs<double>&,
                                                  ParallelFor);
+template void upsample_softmax(const UpsampleSoftmaxArgs<float>&, ParallelFor);
+template void upsample_softmax(const UpsampleSoftmaxArgs<double>&, ParallelFor);
+template void upsample_accumulate(const UpsampleAccumulateArgs<float>&, ParallelFor);
+template void upsample_accumulate(const UpsampleAccumulateArgs<double>&, ParallelFor);
 
 }  // namespace pydense

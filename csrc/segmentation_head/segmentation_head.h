@@ -71,20 +71,25 @@ template <class T>
 void upsample_argmax(const UpsampleArgmaxArgs<T>& args, ParallelFor parallel_for);
 
 // ---- softmax ----
-// out is [images, classes, H, W] in the type of the logits, contiguous or channels last.
+// Forward: out is [images, classes, H, W] in the type of the logits, of any strides. Backward,
+// where gradient is not null: full_gradient is such an array, and gradient, [images, classes,
+// height, width] in T, contiguous or channels last, that of the logits.
 template <class T>
 struct UpsampleSoftmaxArgs {
   LogitsView logits;
   const AxisTable<T>* y;
   const AxisTable<T>* x;
+  int64_t full_strides[4];
   void* out;
-  bool channels_last;
+  const void* full_gradient;
+  T* gradient;
+  bool gradient_channels_last;
 };
 template <class T>
 void upsample_softmax(const UpsampleSoftmaxArgs<T>& args, ParallelFor parallel_for);
 
 // ---- accumulate ----
-// out[n, c, y, x] += weight[y, x] * upsampled logits; the pointers stand at the window's origin.
+// out[n, c, y, x] += weight[y, x] * upsampled logits; out stands at the window's origin.
 template <class T>
 struct UpsampleAccumulateArgs {
   LogitsView logits;

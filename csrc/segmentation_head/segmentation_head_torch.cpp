@@ -161,6 +161,82 @@ std::tuple<Tensor, Tensor> upsample_argmax_op(const Tensor& logits, int64_t heig
   });
 }
 
+void copy_strides(const Tensor& x, int64_t* strides) {
+  for (int64_t axis = 0; axis < x.dim(); ++axis) {
+    strides[axis] = x.stride(axis);
+  }
+}
+
+Tensor upsample_softmax_op(const Tensor& logits, int64_t height, int64_t width,
+                           bool align_corners) {
+  constexpr const char* kOp = "upsample_softmax";
+  const LogitsView view = view_logits(kOp, logits);
+  check_size(kOp, height, width);
+  Tensor out = new_in_format_of(logits, height, width, logits.scalar_type());
+  with_arithmetic(view, [&]<class T>(T) {
+    const Axes<T> axes(view, height, width, align_corners);
+    UpsampleSoftmaxArgs<T> args{view,    &axes.y, &axes.x, {}, out.mutable_data_ptr(),
+                                nullptr, nullptr, false};
+    copy_strides(out, args.full_strides);
+    upsample_softmax(args, torch_parallel_for);
+  });
+  return out;
+}
+
+Tensor upsample_softmax_backward_op(const Tensor& gradient, const Tensor& logits,
+                                    bool align_corners) {
+  constexpr const char* kOp = "upsample_softmax_backward";
+  const LogitsView view = view_logits(kOp, logits);
+  PYDENSE_CHECK(gradient.dim() == 4 && gradient.is_cpu(), kOp,
+                ": gradient must have 4 dimensions and be on the CPU, got ", gradient.dim());
+  require_dtype(kOp, "gradient", gradient, logits.scalar_type());
+  check_size(kOp, gradient.size(2), gradient.size(3));
+  check_shape(kOp, "gradient", gradient,
+              {view.images, view.classes, gradient.size(2), gradient.size(3)});
+  return with_arithmetic(view, [&]<class T>(T) {
+    Tensor out = new_in_format_of(logits, view.height, view.width, dtype_of<T>());
+    const Axes<T> axes(view, gradient.size(2), gradient.size(3), align_corners);
+    UpsampleSoftmaxArgs<T> args{view,
+                                &axes.y,
+                                &axes.x,
+                                {},
+                                nullptr,
+                                gradient.const_data_ptr(),
+                                out.mutable_data_ptr<T>(),
+                                is_channels_last(logits)};
+    copy_strides(gradient, args.full_strides);
+    upsample_softmax(args, torch_parallel_for);
+    return out;
+  });
+}
+
+void upsample_accumulate_op(const Tensor& dst, const Tensor& logits, int64_t y0, int64_t x0,
+                            int64_t height, int64_t width, bool align_corners,
+                            const Tensor& weight) {
+  constexpr const char* kOp = "upsample_accumulate";
+  const LogitsView view = view_logits(kOp, logits);
+  check_size(kOp, height, width);
+  PYDENSE_CHECK(
+      dst.dim() == 4 && dst.is_cpu() && dst.size(0) == view.images && dst.size(1) == view.classes,
+      kOp, ": dst must have shape (", view.images, ", ", view.classes,
+      ", H, W) and be on the CPU, got ", dst.dim(), " dimensions");
+  PYDENSE_CHECK(y0 >= 0 && x0 >= 0 && height <= dst.size(2) - y0 && width <= dst.size(3) - x0, kOp,
+                ": dst must hold the window, ", height, " x ", width, " at (", y0, ", ", x0,
+                "), got ", dst.size(2), " x ", dst.size(3));
+  check_shape(kOp, "weight", weight, {height, width});
+  with_arithmetic(view, [&]<class T>(T) {
+    require_dtype(kOp, "dst", dst, dtype_of<T>());
+    require_dtype(kOp, "weight", weight, dtype_of<T>());
+    const Axes<T> axes(view, height, width, align_corners);
+    UpsampleAccumulateArgs<T> args{view, &axes.y, &axes.x, nullptr, {}, weight.const_data_ptr<T>(),
+                                   {}};
+    copy_strides(dst, args.out_strides);
+    copy_strides(weight, args.weight_strides);
+    args.out = dst.mutable_data_ptr<T>() + y0 * dst.stride(2) + x0 * dst.stride(3);
+    upsample_accumulate(args, torch_parallel_for);
+  });
+}
+
 enum class Reduction { kNone, kSum, kMean, kMeanAll };
 
 Reduction parse_reduction(const std::string& name) {
@@ -229,8 +305,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
                                      gradient ? falls.mutable_data_ptr<T>() : nullptr,
                                      is_channels_last(logits),
                                      count_correct};
-    for (int64_t axis = 0; pixel_weight.has_value() && axis < 3; ++axis) {
-      args.pixel_weight_strides[axis] = pixel_weight->stride(axis);
+    if (pixel_weight.has_value()) {
+      copy_strides(*pixel_weight, args.pixel_weight_strides);
     }
     const CrossEntropySums sums = upsample_cross_entropy(args, torch_parallel_for);
     const double by = reduction == Reduction::kMean ? sums.weight
@@ -255,11 +331,20 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners, str dtype, "
       "bool confidence) -> (Tensor, Tensor)");
   m.def(
+      "upsample_softmax(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor");
+  m.def("upsample_softmax_backward(Tensor gradient, Tensor logits, bool align_corners) -> Tensor");
+  m.def(
+      "upsample_accumulate(Tensor(a!) dst, Tensor logits, SymInt y0, SymInt x0, SymInt height, "
+      "SymInt width, bool align_corners, Tensor weight) -> ()");
+  m.def(
       "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, "
       "bool align_corners, int ignore_index, float label_smoothing, str reduction, bool gradient, "
       "bool count_correct) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 PYDENSE_TORCH_CPU(m) {
   m.impl("upsample_argmax", TORCH_BOX(&pydense::upsample_argmax_op));
+  m.impl("upsample_softmax", TORCH_BOX(&pydense::upsample_softmax_op));
+  m.impl("upsample_softmax_backward", TORCH_BOX(&pydense::upsample_softmax_backward_op));
+  m.impl("upsample_accumulate", TORCH_BOX(&pydense::upsample_accumulate_op));
   m.impl("upsample_cross_entropy", TORCH_BOX(&pydense::upsample_cross_entropy_op));
 }

@@ -6,15 +6,16 @@ Importing this registers ``torch.ops.pydense`` with everything ``torch.compile``
 """
 
 from ._crf_energy import FreeEnergy, dense_crf_energy, dense_crf_free_energy
+from ._cross_entropy_head import CrossEntropy, upsample_cross_entropy
 from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
 from .dense_crf import dense_crf, dense_crf_steps
 from .permutohedral import permutohedral_filter
 from .segmentation_head import (
-    CrossEntropy,
     Prediction,
+    upsample_accumulate,
     upsample_argmax,
-    upsample_cross_entropy,
+    upsample_softmax,
 )
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "dense_crf_steps",
     "exact_gaussian_filter",
     "permutohedral_filter",
+    "upsample_accumulate",
     "upsample_argmax",
     "upsample_cross_entropy",
+    "upsample_softmax",
 ]

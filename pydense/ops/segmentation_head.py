@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends a segmentation network, without logits of full resolution: argmax and cross-entropy."""
+"""What ends a segmentation network in inference: argmax, softmax and sums of sliding windows."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _segmentation_arguments as arguments
-from ._gradient import missing_gradient
+from ._gradient import missing_gradient, register_missing_gradient
 
 _library.load()
 
 _LABELS = {torch.int64: "int64", torch.int32: "int32", torch.uint8: "uint8"}
 _NAMES = {name: dtype for dtype, name in _LABELS.items()}
-_MAX_INDEX = 2**63 - 1
 
 
 class Prediction(NamedTuple):
@@ -28,18 +27,6 @@ class Prediction(NamedTuple):
 
     labels: Tensor
     confidence: Tensor
-
-
-class CrossEntropy(NamedTuple):
-    """A loss, and two int64 scalars that count pixels.
-
-    ``valid`` pixels are not ignored; of these, the target of ``correct`` ones has the largest
-    logit: ``correct / valid`` is the pixel accuracy.
-    """
-
-    loss: Tensor
-    correct: Tensor
-    valid: Tensor
 
 
 def upsample_argmax(
@@ -106,118 +93,131 @@ def upsample_argmax(
     return Prediction(labels, confidence) if return_confidence else labels
 
 
-def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    size: int | Sequence[int] | None = None,
-    align_corners: bool = False,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    pixel_weight: Tensor | None = None,
-    return_counts: bool = False,
-) -> Tensor | CrossEntropy:
-    r"""Cross-entropy of bilinearly upsampled logits.
+def upsample_softmax(
+    logits: Tensor, size: int | Sequence[int], align_corners: bool = False
+) -> Tensor:
+    """Softmax of bilinearly upsampled logits, written once.
 
-    The same as ``F.cross_entropy(F.interpolate(logits, target.shape[1:], mode="bilinear"), target,
-    ...)``, forward and backward, but neither the upsampled logits nor their gradient exist. With p
-    the softmax of the upsampled logits of a pixel, t its target, w the class weights, s the
-    smoothing and a the pixel's weight (all weights 1 where they are not given):
-
-    .. math:: \ell = -a\,\Bigl((1 - s)\,w_t \log p_t + \frac{s}{C} \sum_c w_c \log p_c\Bigr)
-
-    and 0 where the pixel is ignored, whatever its logits.
+    The same as ``F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+    .softmax(1)``, forward and backward, but the upsampled logits do not exist.
 
     Args:
         logits: (N, C, h, w), float32, float64, float16 or bfloat16, any strides. Computed in
-            float64 for float64 and in float32 otherwise, under autocast too.
-        target: (N, H, W), labels from 0 to C - 1 or ``ignore_index``, of any integer dtype, any
-            strides.
-        size: None, or the (H, W) of the target: other sizes are refused.
+            float64 for float64 and in float32 otherwise; only the result is rounded to 16 bits.
+        size: (H, W), or one number for both.
         align_corners: As in ``F.interpolate``.
-        weight: (C,), weights of the classes.
-        ignore_index: Label of pixels that take no part.
-        label_smoothing: s, from 0 to 1.
-        reduction: ``"none"`` for l of each pixel; ``"sum"``; ``"mean"`` for
-            :math:`\sum \ell / \sum a\,w_t` over pixels that are not ignored, torch's mean and NaN
-            where all are ignored; ``"mean_all"`` for the sum divided by N H W, ignored pixels
-            included, as mmsegmentation does by default.
-        pixel_weight: a, (N, H, W), any strides. It may require grad with ``reduction="none"``.
-        return_counts: Also count the pixels whose target has the largest logit (ties count), which
-            costs next to nothing.
 
     Returns:
-        The loss, () or (N, H, W), float64 for float64 logits and float32 otherwise; with
-        ``return_counts`` a :class:`CrossEntropy`. Safe for logits of any finite magnitude. Bitwise
-        the same from run to run and for any number of threads, and so is the gradient.
+        (N, C, H, W) of the dtype and memory format of ``logits`` (channels_last is kept,
+        everything else becomes contiguous). Safe for logits of any finite magnitude. Bitwise the
+        same from run to run and for any number of threads, and so is the gradient.
 
     Raises:
-        ValueError: Shapes that do not fit, a target that is no class and not ignored, an unknown
-            ``reduction``.
+        ValueError: A size that is not positive.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU, weights that require grad; later, a
-            second derivative.
+        NotImplementedError: Tensors that are not on the CPU; later, a second derivative.
 
-    Memory: with a scalar loss the forward pass computes the gradient as well, in the same pass,
-    unless the logits need none: one float32 (float64) tensor of the shape and memory format of the
-    logits, which is what is saved for backward. ``reduction="none"`` saves logits, target and
-    weight, and computes again in backward. Beside that up to about 1 MB per thread (C <= 150).
-
-    Source: the mean over all pixels is that of mmsegmentation's ``CrossEntropyLoss``; the formula
-    is torch's.
+    Memory: the result, and up to about 1 MB per thread (C <= 150). Backward needs the logits, which
+    are saved, and computes the softmax again; the result need not be kept.
 
     Example:
         >>> import torch
-        >>> from pydense.ops import upsample_cross_entropy
-        >>> logits = torch.zeros(1, 4, 3, 3, requires_grad=True)
-        >>> target = torch.randint(4, (1, 12, 12), dtype=torch.uint8)
-        >>> loss = upsample_cross_entropy(logits, target, ignore_index=255)
-        >>> loss.backward()
-        >>> round(loss.item(), 4), logits.grad.shape  # log 4
-        (1.3863, torch.Size([1, 4, 3, 3]))
+        >>> from pydense.ops import upsample_softmax
+        >>> upsample_softmax(torch.zeros(1, 4, 2, 3), (8, 12)).unique()
+        tensor([0.2500])
     """
-    op = "upsample_cross_entropy"
+    op = "upsample_softmax"
     scores = arguments.logits(op, logits)
-    labels = arguments.target(op, target, scores)
-    if size is not None and arguments.size(op, size) != tuple(labels.shape[1:]):
-        raise ValueError(
-            f"{op}: size must be None or that of the target, {check.shape(labels)[1:]}, got {size}"
-        )
+    height, width = arguments.size(op, size)
     check.flag(op, "align_corners", align_corners)
-    check.flag(op, "return_counts", return_counts)
-    check.choice(op, "reduction", reduction, arguments.REDUCTIONS)
-    ignored = check.integer(op, "ignore_index", ignore_index, -_MAX_INDEX, _MAX_INDEX)
-    smoothing = arguments.probability(op, "label_smoothing", label_smoothing)
-    if weight is not None:
-        weight = arguments.constant(op, "weight", weight, (scores.shape[1],), scores)
-    factor = None
-    if pixel_weight is not None and reduction == "none":
-        factor, pixel_weight = check.real(op, "pixel_weight", pixel_weight), None
-        if factor.shape != labels.shape:
+    result: Tensor = torch.ops.pydense.upsample_softmax(scores, height, width, align_corners)
+    return result
+
+
+def upsample_accumulate(
+    dst: Tensor,
+    logits: Tensor,
+    y0: int,
+    x0: int,
+    size: int | Sequence[int],
+    align_corners: bool = False,
+    *,
+    weight: Tensor | float = 1.0,
+) -> Tensor:
+    """Add bilinearly upsampled logits of a sliding window to a map, in place.
+
+    ``dst[:, :, y0:y0 + H, x0:x0 + W] += weight * F.interpolate(logits, (H, W), mode="bilinear")``:
+    nothing of the window's size is allocated, and nothing outside it is touched.
+
+    Args:
+        dst: (N, C, height, width), float32 (float64 for float64 logits), any strides without
+            overlap. Sums over many windows are not kept in 16 bits.
+        logits: (N, C, h, w) of the window, float32, float64, float16 or bfloat16, any strides.
+        y0: First row of the window.
+        x0: First column of the window.
+        size: (H, W) of the window, or one number for both; it lies within ``dst``.
+        align_corners: As in ``F.interpolate``.
+        weight: A number or (H, W), for example high in the middle of a window.
+
+    Returns:
+        ``dst``.
+
+    Raises:
+        ValueError: Shapes that do not fit, a window that is not inside ``dst``.
+        TypeError: An argument of the wrong type or dtype.
+        NotImplementedError: Tensors that are not on the CPU, or that require grad.
+
+    Memory: up to about 1 MB per thread (C <= 150).
+
+    Example:
+        >>> import torch
+        >>> from pydense.ops import upsample_accumulate
+        >>> total = torch.zeros(1, 2, 4, 6)
+        >>> for x0 in (0, 2):
+        ...     total = upsample_accumulate(total, torch.ones(1, 2, 2, 2), 0, x0, (4, 4))
+        >>> total[0, 0, 0]
+        tensor([1., 1., 2., 2., 1., 1.])
+    """
+    op = "upsample_accumulate"
+    scores = arguments.logits(op, logits)
+    height, width = arguments.size(op, size)
+    check.flag(op, "align_corners", align_corners)
+    total = check.floating(op, "dst", dst, (4,))
+    dtype = check.compute_dtype(scores.dtype)
+    if total.dtype != dtype:
+        raise TypeError(f"{op}: dst must be of dtype {dtype}, got {total.dtype}")
+    if total.shape[:2] != scores.shape[:2]:
+        raise ValueError(
+            f"{op}: dst must have shape (N, C, height, width) with N, C = "
+            f"{check.shape(scores)[:2]}, got {check.shape(total)}"
+        )
+    if any(s == 0 and n > 1 for s, n in zip(total.stride(), total.shape, strict=True)):
+        raise ValueError(f"{op}: dst must not share memory between its elements, got strides 0")
+    for name, first, length, whole in (
+        ("y0", y0, height, total.shape[2]),
+        ("x0", x0, width, total.shape[3]),
+    ):
+        if not isinstance(first, (int, torch.SymInt)) or isinstance(first, bool):
+            raise TypeError(f"{op}: {name} must be an integer, got {check.kind(first)}")
+        if first < 0 or first + length > whole:
             raise ValueError(
-                f"{op}: pixel_weight must have shape {check.shape(labels)}, got "
-                f"{check.shape(factor)}"
+                f"{op}: {name} must leave the window of {length} inside dst's {whole}, got {first}"
             )
-    elif pixel_weight is not None:
-        pixel_weight = arguments.constant(op, "pixel_weight", pixel_weight, labels.shape, scores)
-    gradient = reduction != "none" and scores.requires_grad and torch.is_grad_enabled()
-    loss, _, _, counts = torch.ops.pydense.upsample_cross_entropy(
-        scores,
-        labels,
-        weight,
-        pixel_weight,
-        align_corners,
-        ignored,
-        smoothing,
-        reduction,
-        gradient,
-        return_counts,
+    if isinstance(weight, Tensor):
+        factor = arguments.constant(op, "weight", weight, (height, width), scores)
+    elif isinstance(weight, (int, float)):
+        factor = torch.full((), float(weight), dtype=dtype, device=scores.device)
+        factor = factor.expand(height, width)
+    else:
+        raise TypeError(f"{op}: weight must be a number or a tensor, got {check.kind(weight)}")
+    if torch.is_grad_enabled() and (total.requires_grad or scores.requires_grad):
+        raise NotImplementedError(
+            f"{op}: dst and logits must not require grad: run under torch.no_grad()"
+        )
+    torch.ops.pydense.upsample_accumulate(
+        total, scores, y0, x0, height, width, align_corners, factor
     )
-    if factor is not None:
-        loss = loss * factor.to(loss.dtype)
-    return CrossEntropy(loss, counts[0], counts[1]) if return_counts else loss
+    return total
 
 
 # ---- fakes ----
@@ -232,82 +232,55 @@ def _fake_argmax(
     return labels, logits.new_empty(sure, dtype=check.compute_dtype(logits.dtype))
 
 
-def _like(logits: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """What new_in_format_of of the C++ side makes."""
-    shape = (*logits.shape[:2], height, width)
-    last = logits.is_contiguous(memory_format=torch.channels_last) and not logits.is_contiguous()
-    if not last:
-        return logits.new_empty(shape, dtype=dtype)
-    batch, classes = shape[:2]
-    return logits.new_empty((batch, height, width, classes), dtype=dtype).permute(0, 3, 1, 2)
+def _fake_softmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    return arguments.empty_like_logits(logits, height, width, logits.dtype)
 
 
-def _fake_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    align_corners: bool,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    gradient: bool,
-    count_correct: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_softmax_backward(gradient: Tensor, logits: Tensor, align_corners: bool) -> Tensor:
     dtype = check.compute_dtype(logits.dtype)
-    loss = logits.new_empty(target.shape if reduction == "none" else (), dtype=dtype)
-    if gradient:
-        falls = _like(logits, logits.shape[2], logits.shape[3], dtype)
-    else:
-        falls = logits.new_empty((0,), dtype=dtype)
-    scale = logits.new_empty((), dtype=torch.float64)
-    return loss, falls, scale, logits.new_empty((2,), dtype=torch.int64)
+    return arguments.empty_like_logits(logits, logits.shape[2], logits.shape[3], dtype)
+
+
+def _fake_accumulate(
+    dst: Tensor,
+    logits: Tensor,
+    y0: int,
+    x0: int,
+    height: int,
+    width: int,
+    align_corners: bool,
+    weight: Tensor,
+) -> None:
+    return None
 
 
 torch.library.register_fake("pydense::upsample_argmax")(_fake_argmax)
-torch.library.register_fake("pydense::upsample_cross_entropy")(_fake_cross_entropy)
+torch.library.register_fake("pydense::upsample_softmax")(_fake_softmax)
+torch.library.register_fake("pydense::upsample_softmax_backward")(_fake_softmax_backward)
+torch.library.register_fake("pydense::upsample_accumulate")(_fake_accumulate)
 
 
 # ---- autograd ----
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, weight = inputs[:3]
-    loss, gradient, scale, counts = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(gradient, scale, counts)
-    ctx.dtype = logits.dtype
-    ctx.arguments = inputs[4:7]
-    ctx.per_pixel, ctx.has_gradient = inputs[7] == "none", inputs[8]
-    if ctx.per_pixel:
-        ctx.save_for_backward(logits, target, weight)
-    else:
-        ctx.save_for_backward(gradient, scale, loss)
+def _setup_softmax(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, _, _, ctx.align_corners = inputs
+    ctx.save_for_backward(logits)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    none = (None,) * 9
-    if grad is None or not ctx.needs_input_grad[0]:
-        return None, *none
-    if ctx.per_pixel:
-        source, target, weight = ctx.saved_tensors
-        _, falls, _, _ = torch.ops.pydense.upsample_cross_entropy(
-            source, target, weight, grad, *ctx.arguments, "sum", True, False
-        )
-    elif ctx.has_gradient:
-        falls, scale, source = ctx.saved_tensors
-        falls = falls * (grad * scale).to(falls.dtype)
-    else:
-        raise RuntimeError(
-            "pydense::upsample_cross_entropy: gradient must be True where logits require grad, "
-            "got False"
-        )
-    # What depends on the logits here is out of autograd's sight: tell it.
-    name = "upsample_cross_entropy's second derivative"
-    return missing_gradient(name, falls.to(ctx.dtype), (source, grad)), *none
+def _backward_softmax(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (logits,) = ctx.saved_tensors
+    falls = torch.ops.pydense.upsample_softmax_backward(
+        grad.detach(), logits.detach(), ctx.align_corners
+    )
+    name = "upsample_softmax's second derivative"
+    return missing_gradient(name, falls.to(logits.dtype), (logits, grad)), None, None, None
 
 
-torch.library.register_autograd("pydense::upsample_cross_entropy", _backward, setup_context=_setup)
+torch.library.register_autograd(
+    "pydense::upsample_softmax", _backward_softmax, setup_context=_setup_softmax
+)
+register_missing_gradient("upsample_softmax_backward")
 
 
 # ---- FLOP ----
@@ -321,10 +294,33 @@ def _flops_argmax(
     return logits[0] * logits[1] * height * width * 4
 
 
-@register_flop_formula(torch.ops.pydense.upsample_cross_entropy)
-def _flops_cross_entropy(
-    logits: Sequence[int], target: Sequence[int], *rest: Any, out_shape: Any = None, **__: Any
+@register_flop_formula(torch.ops.pydense.upsample_softmax)
+def _flops_softmax(
+    logits: Sequence[int], height: int, width: int, *_: Any, out_shape: Any = None, **__: Any
 ) -> int:
-    """Per class and pixel 3 for the interpolation, 1 for exp, 1 for the sum, 4 for the gradient."""
-    gradient = bool(rest[6]) if len(rest) > 6 else False
-    return logits[0] * logits[1] * target[1] * target[2] * (9 if gradient else 5)
+    """Per class and pixel 3 for the interpolation, 1 for exp, 1 for the sum, 1 for the quotient."""
+    return logits[0] * logits[1] * height * width * 6
+
+
+@register_flop_formula(torch.ops.pydense.upsample_softmax_backward)
+def _flops_softmax_backward(
+    gradient: Sequence[int], *_: Any, out_shape: Any = None, **__: Any
+) -> int:
+    """Per class and pixel 5 for the softmax, 4 for its derivative, 4 for the way to the source."""
+    return gradient[0] * gradient[1] * gradient[2] * gradient[3] * 13
+
+
+@register_flop_formula(torch.ops.pydense.upsample_accumulate)
+def _flops_accumulate(
+    dst: Sequence[int],
+    logits: Sequence[int],
+    y0: int,
+    x0: int,
+    height: int,
+    width: int,
+    *_: Any,
+    out_shape: Any = None,
+    **__: Any,
+) -> int:
+    """Per class and pixel 3 for the interpolation and 2 for the weighted sum."""
+    return logits[0] * logits[1] * height * width * 5
