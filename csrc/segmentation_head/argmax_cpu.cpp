@@ -63,6 +63,17 @@ class ArgmaxTile {
     int64_t row = -1;
   };
 
+  static bool any_bit(const Int& v) {
+    constexpr int kWords = sizeof(Int) / 8;
+    uint64_t words[kWords];
+    store(words, v);
+    uint64_t any = 0;
+    for (const uint64_t word : words) {
+      any |= word;
+    }
+    return any != 0;
+  }
+
   // Source row i, in a slot that does not hold `other`.
   const Slot& row(int64_t i, int64_t other) {
     for (const Slot& slot : slots_) {
@@ -92,10 +103,9 @@ class ArgmaxTile {
 
   void outputs(const Block& block, int64_t b, const Slot& top, const Slot& bottom, int64_t begin,
                int64_t end) {
-    const Int corner = block.template left<Int>(top.labels);
-    const Int others[] = {block.template right<Int>(top.labels),
-                          block.template left<Int>(bottom.labels),
-                          block.template right<Int>(bottom.labels)};
+    const auto [corner, right] = block.template taps<Int>(top.labels);
+    const auto [below, below_right] = block.template taps<Int>(bottom.labels);
+    const Int others[] = {right, below, below_right};
     // All equal: the exclusive or is 0; all finite: the sign is +.
     Int differ = {};
     Int sign = corner;
@@ -103,12 +113,8 @@ class ArgmaxTile {
       differ |= corner ^ other;
       sign |= other;
     }
-    bool agree = true;
-    bool finite = true;
-    for (int l = 0; l < kLanes; ++l) {
-      agree = agree && differ[l] == 0;
-      finite = finite && sign[l] >= 0;
-    }
+    const bool agree = !any_bit(differ);
+    const bool finite = !any_bit(sign < 0);
     const int64_t x = tile_.begin() + b * kLanes;
     if (agree && finite && args_.confidence == nullptr) {
       for (int64_t y = begin; y < end; ++y) {

@@ -174,7 +174,7 @@ class CrossEntropyTask {
   void read_targets(const L* from, int64_t count, int32_t* to) {
     const int64_t stride = args_.target_strides[2];
     for (int64_t l = 0; l < count; ++l) {
-      const auto label = static_cast<int64_t>(from[l * stride]);
+      const int64_t label = from[l * stride];  // NOLINT(bugprone-signed-char-misuse): may be < 0
       const bool valid = label >= 0 && label < classes_;
       const bool ignored = label == args_.ignore_index;
       to[l] = valid && !ignored ? static_cast<int32_t>(label) : -1;

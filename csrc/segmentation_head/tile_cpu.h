@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "common/buffer.h"
 #include "common/half.h"
@@ -29,29 +30,41 @@ PYDENSE_HD void with_rows(int64_t n, const Fn& fn) {
   fn(std::integral_constant<int, Max>{});
 }
 
-// Rows become columns. Each step swaps blocks of a doubled size across the diagonal.
-template <class V>
+// v[index[l]] in lane l.
+template <class V, class I>
+PYDENSE_HD V permute(const V& v, const I& index) {
+#if defined(__clang__)
+  V result;
+  for (int l = 0; l < kLanesIn<V>; ++l) {
+    result[l] = v[index[l]];
+  }
+  return result;
+#else
+  return __builtin_shuffle(v, index);
+#endif
+}
+
+template <int Distance, class V, int... Lane>
+PYDENSE_HD void exchange(V& a, V& b, std::integer_sequence<int, Lane...> /*lanes*/) {
+  constexpr int kLanes = sizeof...(Lane);
+  const V low =
+      __builtin_shufflevector(a, b, ((Lane & Distance) != 0 ? kLanes + Lane - Distance : Lane)...);
+  b = __builtin_shufflevector(a, b, ((Lane & Distance) != 0 ? kLanes + Lane : Lane + Distance)...);
+  a = low;
+}
+
+// Rows become columns. Each step swaps blocks of half the size across the diagonal.
+template <class V, int Distance = kLanesIn<V> / 2>
 PYDENSE_HD void transpose(V* rows) {
   constexpr int kLanes = kLanesIn<V>;
-  using Int = Vec<LaneInt<LaneOf<V>>, kLanes>;
-#pragma GCC unroll 5
-  for (int d = 1; d < kLanes; d *= 2) {
-    Int low = {};
-    Int high = {};
 #pragma GCC unroll 16
-    for (int l = 0; l < kLanes; ++l) {
-      low[l] = (l & d) == 0 ? l : l - d + kLanes;
-      high[l] = (l & d) == 0 ? l + d : l + kLanes;
+  for (int i = 0; i < kLanes; ++i) {
+    if ((i & Distance) == 0) {
+      exchange<Distance>(rows[i], rows[i + Distance], std::make_integer_sequence<int, kLanes>());
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if ((i & d) == 0) {
-        const V a = rows[i];
-        const V b = rows[i + d];
-        rows[i] = __builtin_shuffle(a, b, low);
-        rows[i + d] = __builtin_shuffle(a, b, high);
-      }
-    }
+  }
+  if constexpr (Distance > 1) {
+    transpose<V, Distance / 2>(rows);
   }
 }
 
@@ -121,8 +134,9 @@ void load_source(const LogitsView& logits, int64_t image, int64_t y, int64_t fir
   }
 }
 
-// The taps of kLanes outputs along x. Where they lie within one vector of sources, a load and a
-// permutation bring them; else (scales below 1) they are gathered one by one.
+// The taps of kLanes outputs along x. Where they lie within one vector of sources (in all but a few
+// blocks of scales above 1), a load and two permutations bring them; else they are gathered one by
+// one.
 template <class T>
 struct ColumnBlock {
   static constexpr int kLanes = kNativeLanesOf<T>;
@@ -131,33 +145,34 @@ struct ColumnBlock {
 
   V w0;
   V w1;
-  Int i0;  // from first0, first1
+  Int i0;  // from first
   Int i1;
-  int64_t first0;
-  int64_t first1;
+  int64_t first;
   bool near;
 
+  // The left and the right tap in any row of values as wide as T.
+  template <class W>
+  struct Taps {
+    W left;
+    W right;
+  };
   template <class W, class U>
-  static PYDENSE_HD W taps(const U* row, int64_t first, const Int& i, bool near) {
+  PYDENSE_HD Taps<W> taps(const U* row) const {
     if (near) {
-      return __builtin_shuffle(load<W>(row + first), i);
+      const W sources = load<W>(row + first);
+      return {permute(sources, i0), permute(sources, i1)};
     }
-    W w = {};
+    Taps<W> found = {};
     for (int l = 0; l < kLanes; ++l) {
-      w[l] = row[first + i[l]];
+      found.left[l] = row[first + i0[l]];
+      found.right[l] = row[first + i1[l]];
     }
-    return w;
+    return found;
   }
-  // The upper and the lower tap of any row of values as wide as T.
-  template <class W, class U>
-  PYDENSE_HD W left(const U* row) const {
-    return taps<W>(row, first0, i0, near);
+  PYDENSE_HD V interpolate(const T* row) const {
+    const Taps<V> at = taps<V>(row);
+    return fma(w1, at.right, w0 * at.left);
   }
-  template <class W, class U>
-  PYDENSE_HD W right(const U* row) const {
-    return taps<W>(row, first1, i1, near);
-  }
-  PYDENSE_HD V interpolate(const T* row) const { return fma(w1, right<V>(row), w0 * left<V>(row)); }
 };
 
 // The outputs [begin, end) along x and the sources they need, [first, first + sources).
@@ -178,15 +193,14 @@ class ColumnTile {
       Block& block = blocks_.template as<Block>()[b];
       block.w0 = load<typename Block::V>(x.w0.data() + at);
       block.w1 = load<typename Block::V>(x.w1.data() + at);
-      block.first0 = x.i0[at] - first_;
-      block.first1 = x.i1[at] - first_;
+      block.first = x.i0[at] - first_;
       block.near = true;
       for (int l = 0; l < kLanes; ++l) {
         // Lanes past the end repeat its taps: what they compute is finite where the last output is.
         const size_t k = std::min(at + static_cast<size_t>(l), static_cast<size_t>(end - 1));
-        block.i0[l] = x.i0[k] - first_ - block.first0;
-        block.i1[l] = x.i1[k] - first_ - block.first1;
-        block.near = block.near && block.i0[l] < kLanes && block.i1[l] < kLanes;
+        block.i0[l] = x.i0[k] - first_ - block.first;
+        block.i1[l] = x.i1[k] - first_ - block.first;
+        block.near = block.near && block.i1[l] < kLanes;
       }
     }
   }

@@ -335,7 +335,8 @@ void test_softmax(bool channels_last) {
     const CrossEntropy<T> other = cross_entropy<T>(logits, targets, 0, channels_last, serial_for);
     for (size_t k = 0; k < gradient.size(); ++k) {
       const double off = static_cast<double>(gradient[k]) - static_cast<double>(other.gradient[k]);
-      EXPECT(std::fabs(off) <= kTolerance<T> * static_cast<double>(1 + area / c.height / c.width));
+      EXPECT(std::fabs(off) <= kTolerance<T> * (1 + static_cast<double>(area) /
+                                                        static_cast<double>(c.height * c.width)));
     }
   }
 }
