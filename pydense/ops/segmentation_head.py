@@ -67,7 +67,8 @@ def upsample_argmax(
         TypeError: An argument of the wrong type or dtype.
         NotImplementedError: Tensors that are not on the CPU.
 
-    Memory: the result, and up to 700 KB per thread (C <= 150, no downsampling). Nothing is saved for backward.
+    Memory: the result, and up to 700 KB per thread (C <= 150, no downsampling). Nothing is saved
+    for backward.
 
     Example:
         >>> import torch
