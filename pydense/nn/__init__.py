@@ -2,6 +2,7 @@
 """Layers over ``pydense.ops``."""
 
 from .dense_crf import DenseCRF
+from .losses import OhemCrossEntropy, SegmentationLoss
 from .upsample import UpsampleCrop
 
-__all__ = ["DenseCRF", "UpsampleCrop"]
+__all__ = ["DenseCRF", "OhemCrossEntropy", "SegmentationLoss", "UpsampleCrop"]

@@ -6,15 +6,24 @@ Importing this registers ``torch.ops.pydense`` with everything ``torch.compile``
 """
 
 from ._crf_energy import FreeEnergy, dense_crf_energy, dense_crf_free_energy
+from ._cross_entropy_head import CrossEntropy, upsample_cross_entropy
 from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
 from .coord_map import coordinate_map, crop_offset
 from .dense_crf import dense_crf, dense_crf_steps
 from .permutohedral import permutohedral_filter
+from .segmentation_head import (
+    Prediction,
+    upsample_accumulate,
+    upsample_argmax,
+    upsample_softmax,
+)
 from .upsample import bilinear_filler, fuse_sum_upsample, upsample_bilinear, upsample_crop
 
 __all__ = [
+    "CrossEntropy",
     "FreeEnergy",
+    "Prediction",
     "bilinear_filler",
     "clear_lattice_cache",
     "coordinate_map",
@@ -26,6 +35,10 @@ __all__ = [
     "exact_gaussian_filter",
     "fuse_sum_upsample",
     "permutohedral_filter",
+    "upsample_accumulate",
+    "upsample_argmax",
     "upsample_bilinear",
     "upsample_crop",
+    "upsample_cross_entropy",
+    "upsample_softmax",
 ]

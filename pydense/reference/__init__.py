@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators in plain torch: what pydense's own kernels are checked and measured against.
+"""Operators in plain torch: what pydense's own kernels are checked and measured against.
 
 Nothing here uses a compiled part of pydense. The functions take the arguments of their namesakes in
 ``pydense.ops``, run on every device, and what they return has torch's own gradients. They are
@@ -10,6 +10,12 @@ sliced by ``embedding_bag``, the fastest weighted gather that torch has.
 from pydense.reference.dense_crf import dense_crf, dense_crf_steps
 from pydense.reference.exact import exact_gaussian_filter
 from pydense.reference.permutohedral import permutohedral_filter
+from pydense.reference.segmentation_head import (
+    upsample_accumulate,
+    upsample_argmax,
+    upsample_cross_entropy,
+    upsample_softmax,
+)
 from pydense.reference.upsample import fuse_sum_upsample, upsample_bilinear, upsample_crop
 
 __all__ = [
@@ -18,6 +24,10 @@ __all__ = [
     "exact_gaussian_filter",
     "fuse_sum_upsample",
     "permutohedral_filter",
+    "upsample_accumulate",
+    "upsample_argmax",
     "upsample_bilinear",
     "upsample_crop",
+    "upsample_cross_entropy",
+    "upsample_softmax",
 ]
