@@ -49,30 +49,62 @@ PYDENSE_HD V blend(const Terms<S>& terms, int64_t e, bool relu) {
   return relu ? (sum < 0 ? V{} : sum) : sum;  // NaN stays
 }
 
-template <class S>
-void blend_row(const Terms<S>& terms, S* to, int64_t elements, bool relu) {
+// The same with the weights in registers, for whole vectors. Returns the elements that are done.
+template <int Same, int Pairs, class S>
+[[gnu::noinline]] int64_t blend_vectors(const Terms<S>& terms, S* to, int64_t elements, bool relu) {
   using T = ComputeOf<S>;
   constexpr int kLanes = kNativeLanesOf<T>;
   using V = Vec<T, kLanes>;
+  const S* const same = terms.same[0];
+  const T* a[Pairs];
+  const T* b[Pairs];
+  V w0[Pairs];
+  V w1[Pairs];
+#pragma GCC unroll 4
+  for (int k = 0; k < Pairs; ++k) {
+    a[k] = terms.pairs[k].a;
+    b[k] = terms.pairs[k].b;
+    w0[k] = broadcast<V>(terms.pairs[k].w0);
+    w1[k] = broadcast<V>(terms.pairs[k].w1);
+  }
   int64_t e = 0;
-  if (terms.num_same == 0 && terms.num_pairs == 1 && !relu) {
-    const Pair<T> pair = terms.pairs[0];
-    const V w0 = broadcast<V>(pair.w0);
-    const V w1 = broadcast<V>(pair.w1);
-    for (; e + kLanes <= elements; e += kLanes) {
-      store_as(to + e, fma(w1, load<V>(pair.b + e), w0 * load<V>(pair.a + e)));
+  for (; e + kLanes <= elements; e += kLanes) {
+    V sum{};
+    if constexpr (Same == 1) {
+      sum = load_as<V>(same + e);
     }
-  } else {
-    for (; e + kLanes <= elements; e += kLanes) {
-      store_as(to + e, blend<V>(terms, e, relu));
+#pragma GCC unroll 4
+    for (int k = 0; k < Pairs; ++k) {
+      const V up = fma(w1[k], load<V>(b[k] + e), w0[k] * load<V>(a[k] + e));
+      sum = k + Same == 0 ? up : sum + up;
     }
+    store_as(to + e, relu ? (sum < 0 ? V{} : sum) : sum);
+  }
+  return e;
+}
+
+template <class S>
+void blend_row(const Terms<S>& terms, S* to, int64_t elements, bool relu) {
+  constexpr int kLanes = kNativeLanesOf<ComputeOf<S>>;
+  using V = Vec<ComputeOf<S>, kLanes>;
+  constexpr int kMaxPairs = 4;
+  int64_t e = 0;
+  if (terms.num_same <= 1 && terms.num_pairs >= 1 && terms.num_pairs <= kMaxPairs) {
+    with_constant<kMaxPairs>(terms.num_pairs, [&](auto pairs) {
+      constexpr int kPairs = decltype(pairs)::value;
+      e = terms.num_same == 0 ? blend_vectors<0, kPairs>(terms, to, elements, relu)
+                              : blend_vectors<1, kPairs>(terms, to, elements, relu);
+    });
+  }
+  for (; e + kLanes <= elements; e += kLanes) {
+    store_as(to + e, blend<V>(terms, e, relu));
   }
   if (e < elements && elements >= kLanes) {  // the last vector overlaps
     e = elements - kLanes;
     return store_as(to + e, blend<V>(terms, e, relu));
   }
   for (; e < elements; ++e) {
-    store_as(to + e, blend<T>(terms, e, relu));
+    store_as(to + e, blend<ComputeOf<S>>(terms, e, relu));
   }
 }
 
