@@ -92,6 +92,8 @@ def measure_isa(arguments: Sequence[str], isa: str, peaks: Peaks) -> list[Any]:
         command = [sys.executable, "-m", MODULE, *arguments]
         command += ["--peaks", str(limits), "--output", str(output)]
         environment = {**os.environ, "PYDENSE_CPU_CAPABILITY": isa}
+        # Code that torch.compile kept from another instruction set crashes.
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")
         if isa in ATEN_NAMES:
             environment["ATEN_CPU_CAPABILITY"] = ATEN_NAMES[isa]
         status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
