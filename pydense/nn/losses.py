@@ -197,9 +197,9 @@ class OhemCrossEntropy(_UpsampledLoss):
         ValueError: In the constructor or the call, see ``upsample_cross_entropy``.
         TypeError: In the constructor or the call, see there.
 
-    Memory: neither logits nor probabilities of full resolution, and no sort: two float32 maps and
-    a selection of min_kept + 1 values (with threshold None of N * min_kept), and per output one
-    float32 tensor of its size, which is saved for backward.
+    Memory: neither logits nor probabilities of full resolution, but a few maps of the size of the
+    target (losses, masks, what ``torch.topk`` works on), and per output one float32 tensor of its
+    size, which is saved for backward.
 
     Source: K. Sun et al., *High-Resolution Representations for Labeling Pixels and Regions* and its
     code, ``lib/core/criterion.py``; mmsegmentation, ``ohem_pixel_sampler.py``; A. Shrivastava,

@@ -88,7 +88,8 @@ def upsample_cross_entropy(
     Memory: with a scalar loss the forward pass computes the gradient as well, in the same pass,
     unless the logits need none: one float32 (float64) tensor of the shape and memory format of the
     logits, which is what is saved for backward. ``reduction="none"`` saves logits, target and
-    weight, and computes again in backward. Beside that up to about 1 MB per thread (C <= 150).
+    weight, and computes again in backward. Beside that up to about 1 MB per thread (C <= 150;
+    more where the size shrinks much).
 
     Source: the mean over all pixels is that of mmsegmentation's ``CrossEntropyLoss``; the formula
     is torch's.

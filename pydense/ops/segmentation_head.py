@@ -120,7 +120,12 @@ def upsample_softmax(
         NotImplementedError: Tensors that are not on the CPU, forward-mode differentiation; later, a
             second derivative.
 
-    Memory: the result, and up to about 1 MB per thread (C <= 150). Backward needs the logits, which
+    Probabilities below 1e-30 (float64: 1e-300) may be 0. Logits are multiplied with log2(e) before
+    they are interpolated, so that large ones (1e4) have a few times the rounding error of torch.
+
+    Memory: the result, and up to about 1 MB per thread (C <= 150; more where the size shrinks
+    much).
+    Backward needs the logits, which
     are saved, and computes the softmax again; the result need not be kept.
 
     Example:
@@ -173,7 +178,7 @@ def upsample_accumulate(
         NotImplementedError: Tensors that are not on the CPU, or that require grad, forward-mode
             differentiation.
 
-    Memory: up to about 1 MB per thread (C <= 150).
+    Memory: up to about 1 MB per thread (C <= 150; more where the size shrinks much).
 
     Example:
         >>> import torch
