@@ -73,11 +73,30 @@ class TestSegmentationLoss:
             summed(x[0], target, pixel_weight=factor), 3 * summed(x[0], target)
         )
 
+    def test_class_weights_keep_float64(self):
+        weight = torch.tensor([0.1, 0.7], dtype=torch.float64)
+        x, target = scores(1, 2, 4, 4), targets(1, (9, 9), 2)
+        got = SegmentationLoss(weight, 255)(x, target)
+        expected = functional.cross_entropy(upsample(x, (9, 9)), target, weight, ignore_index=255)
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+        assert SegmentationLoss(weight.half()).weight.dtype == torch.float32
+
     def test_errors(self):
         with pytest.raises(ValueError, match=r"SegmentationLoss: weight must have shape \(C,\)"):
             SegmentationLoss(torch.ones(2, 2))
         with pytest.raises(ValueError, match="SegmentationLoss: reduction must be one of 'sum'"):
             SegmentationLoss(reduction="none")
+        for options, error, text in [
+            ({"weight": "heavy"}, TypeError, "weight must be a tensor or a sequence of numbers"),
+            ({"weight": [1j]}, TypeError, "weight must hold real numbers, got torch.complex64"),
+            ({"output_weights": 1.0}, TypeError, "output_weights must be a sequence of numbers"),
+            ({"output_weights": "ab"}, TypeError, "output_weights must be a sequence of numbers"),
+            ({"output_weights": ()}, ValueError, "output_weights must hold at least one number"),
+            ({"ignore_index": None}, TypeError, "ignore_index must be an integer, got None"),
+        ]:
+            for kind in (SegmentationLoss, OhemCrossEntropy):
+                with pytest.raises(error, match=f"^{kind.__name__}: {text}"):
+                    kind(**options)
         with pytest.raises(ValueError, match="outputs must be 2, one for each output weight, got"):
             SegmentationLoss(output_weights=(1, 1))(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3))
 
@@ -134,18 +153,25 @@ class TestOhem:
         assert_equal(got, loss_and_gradient(expected, x))
 
     def test_outputs(self):
-        """HRNet's OCR: the mean for the auxiliary output; mmsegmentation mines each."""
+        """HRNet's OCR: all pixels of the auxiliary output; mmsegmentation mines each."""
         target = targets(2, SIZE, 5).to(torch.uint8)
         outputs = scores(2, 5, 4, 5), scores(2, 5, 9, 12, seed=4)
+        weight = torch.tensor([0.5, 1.0, 2.0, 0.25, 1.5]).double()
         for definition in ("hrnet", "mmseg"):
-            options = {"ignore_index": 255, "definition": definition}
+            options = {"ignore_index": 255, "definition": definition, "weight": weight}
             one = OhemCrossEntropy(0.6, 100, **options)
             both = OhemCrossEntropy(0.6, 100, output_weights=(0.4, 1.0), **options)
             if definition == "hrnet":
-                first = SegmentationLoss(ignore_index=255)(outputs[0], target)
+                # Its criterion returns the map of the auxiliary losses plus a scalar, and its
+                # training loop takes the mean of that.
+                full = upsample(outputs[0], SIZE)
+                first = functional.cross_entropy(
+                    full, target.long(), weight=weight, ignore_index=255, reduction="none"
+                )
             else:
                 first = one(outputs[0], target)
-            assert torch.equal(both(outputs, target), 0.4 * first + one(outputs[1], target))
+            expected = (0.4 * first + one(outputs[1], target)).mean()
+            torch.testing.assert_close(both(outputs, target), expected, rtol=1e-12, atol=0)
 
     @pytest.mark.parametrize("definition", ["hrnet", "mmseg"])
     def test_nothing_to_keep(self, definition):
@@ -154,6 +180,41 @@ class TestOhem:
         value, (gradient,) = loss_and_gradient(lambda x: loss(x, target), x)
         assert value.isnan() == (definition == "hrnet")
         assert not gradient.any()
+
+    @pytest.mark.parametrize("threshold", [0.7, None])
+    def test_nothing_to_keep_of_those_not_ignored(self, threshold):
+        """mmsegmentation's epsilon in the divisor: 0, not NaN."""
+        x, target = scores(2, 3, 4, 5), torch.full((2, *SIZE), 255)
+        loss = OhemCrossEntropy(threshold, 100, None, 255, definition="mmseg", avg_non_ignore=True)
+        value, (gradient,) = loss_and_gradient(lambda x: loss(x, target), x)
+        assert value == 0 and not gradient.any()
+
+    @pytest.mark.parametrize("definition", ["hrnet", "mmseg"])
+    @pytest.mark.parametrize("threshold", [0.7, None])
+    def test_no_images(self, definition, threshold):
+        """The mean over nothing, as in torch."""
+        if threshold is None and definition == "hrnet":
+            pytest.skip("threshold None is mmsegmentation's alone")
+        loss = OhemCrossEntropy(threshold, 100, definition=definition)
+        x, target = torch.zeros(0, 3, 4, 5), torch.zeros(0, 8, 10, dtype=torch.long)
+        value, (gradient,) = loss_and_gradient(lambda x: loss(x, target), x)
+        assert value.isnan() and gradient.shape == x.shape
+
+    @pytest.mark.parametrize(
+        ("kind", "label", "ignored"),
+        [(torch.uint8, 156, -100), (torch.uint8, 255, -1), (torch.int8, 100, 356)],
+    )
+    def test_ignored_label_beyond_the_dtype(self, kind, label, ignored):
+        """A label that equals the ignored one only where that wraps is a label."""
+        x, target = scores(1, 256, 4, 5), torch.full((1, 8, 10), label)
+        for options in (
+            {"threshold": 0.7},
+            {"threshold": 0.7, "definition": "mmseg", "avg_non_ignore": True},
+            {"threshold": None, "definition": "mmseg"},
+        ):
+            loss = OhemCrossEntropy(min_kept=30, ignore_index=ignored, **options)
+            assert loss(x, target) > 0
+            assert same_bits(loss(x, target.to(kind)), loss(x, target))
 
     def test_compile(self):
         target = targets(2, SIZE, 5)

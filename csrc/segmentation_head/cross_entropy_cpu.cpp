@@ -205,7 +205,9 @@ class CrossEntropyTask {
       if (t >= 0) {
         // As in powers, for the comparison with the largest.
         target[l] = fma(h1, lower[t * width + l], h0 * upper[t * width + l]);
-        sums_.correct += args_.count_correct && target[l] == largest[l] ? 1 : 0;
+        const bool correct = sum[l] == sum[l] ? target[l] == largest[l]
+                                              : t == first_nan(upper + l, lower + l, h0, h1);
+        sums_.correct += args_.count_correct && correct ? 1 : 0;
       }
     }
     constexpr T kLn2 = 0.6931471805599453;
@@ -220,6 +222,17 @@ class CrossEntropyTask {
     // Where the pixel has no weight, its NaN or infinity is not asked for.
     loss = (weight_all == V{}) & (weight_hit == V{}) ? V{} : loss;
     put_loss(r, y, b, loss);
+  }
+
+  // The argmax of a pixel whose classes hold NaN, as torch has it.
+  int64_t first_nan(const T* upper, const T* lower, T h0, T h1) const {
+    for (int64_t c = 0; c < classes_; ++c) {
+      const T v = fma(h1, lower[c * tile_.width()], h0 * upper[c * tile_.width()]);
+      if (v != v) {
+        return c;
+      }
+    }
+    return -1;
   }
 
   void put_loss(int r, int64_t y, int64_t b, const V& loss) {

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <array>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -100,9 +103,58 @@ struct Axes {
       : y(logits.height, height, align_corners), x(logits.width, width, align_corners) {}
 };
 
-void check_size(const char* op, int64_t height, int64_t width) {
-  PYDENSE_CHECK(height >= 1 && width >= 1, op, ": size must be positive, got ", height, " x ",
-                width);
+// Before anything of this size exists.
+void check_size(const char* op, const char* name, const LogitsView& logits, int64_t height,
+                int64_t width) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - AxisTable<float>::kPadding;
+  const auto fits = [](int64_t size) { return size >= 1 && size <= kMost; };
+  PYDENSE_CHECK(fits(logits.height) && fits(logits.width), op, ": logits must be of at most ",
+                kMost, " pixels along an axis, got ", logits.height, " x ", logits.width);
+  PYDENSE_CHECK(fits(height) && fits(width), op, ": ", name, " must be from 1 to ", kMost,
+                " along an axis, got ", height, " x ", width);
+  const double bytes = 8.0 * static_cast<double>(height) * static_cast<double>(width) *
+                       static_cast<double>(logits.classes) * static_cast<double>(logits.images);
+  PYDENSE_CHECK(bytes < 9e18, op, ": ", name, " must leave arrays below 2^63 bytes, got ", height,
+                " x ", width, " for ", logits.images, " images of ", logits.classes, " classes");
+}
+
+// Elements that a strided array may touch, as a range of bytes.
+struct ByteRange {
+  uintptr_t begin;
+  uintptr_t end;
+};
+ByteRange bytes_of(const Tensor& x) {
+  int64_t first = 0;
+  int64_t last = 0;
+  for (int64_t axis = 0; axis < x.dim(); ++axis) {
+    const int64_t reach = (x.size(axis) - 1) * x.stride(axis);
+    (reach < 0 ? first : last) += reach;
+  }
+  const auto at = reinterpret_cast<uintptr_t>(x.const_data_ptr());
+  const auto size = static_cast<int64_t>(x.element_size());
+  return {at + static_cast<uintptr_t>(first * size),
+          at + static_cast<uintptr_t>((last + 1) * size)};
+}
+
+// The result is written while other tasks read: neither may it lie on what is read, nor may two of
+// its elements be one. Layouts that cannot be told apart from such by their strides are refused.
+void check_written(const char* op, const Tensor& dst, const char* name, const Tensor& read) {
+  std::array<int64_t, 4> axes = {0, 1, 2, 3};
+  std::sort(axes.begin(), axes.end(),
+            [&](int64_t a, int64_t b) { return dst.stride(a) < dst.stride(b); });
+  int64_t reach = 0;
+  for (const int64_t axis : axes) {
+    PYDENSE_CHECK(dst.size(axis) <= 1 || dst.stride(axis) > reach, op,
+                  ": dst must not share memory between its elements, got stride ", dst.stride(axis),
+                  " along axis ", axis);
+    reach += std::max<int64_t>(dst.size(axis) - 1, 0) * dst.stride(axis);
+  }
+  if (dst.numel() > 0 && read.numel() > 0) {
+    const ByteRange a = bytes_of(dst);
+    const ByteRange b = bytes_of(read);
+    PYDENSE_CHECK(a.end <= b.begin || b.end <= a.begin, op, ": dst must not share memory with ",
+                  name, ", got arrays whose ranges overlap");
+  }
 }
 
 template <class T>
@@ -143,7 +195,7 @@ std::tuple<Tensor, Tensor> upsample_argmax_op(const Tensor& logits, int64_t heig
                                               bool confidence) {
   constexpr const char* kOp = "upsample_argmax";
   const LogitsView view = view_logits(kOp, logits);
-  check_size(kOp, height, width);
+  check_size(kOp, "size", view, height, width);
   PYDENSE_CHECK(dtype == "uint8" || dtype == "int32" || dtype == "int64", kOp,
                 ": dtype must be uint8, int32 or int64, got '", dtype, "'");
   const ScalarType type = dtype == "uint8"   ? ScalarType::Byte
@@ -171,7 +223,7 @@ Tensor upsample_softmax_op(const Tensor& logits, int64_t height, int64_t width,
                            bool align_corners) {
   constexpr const char* kOp = "upsample_softmax";
   const LogitsView view = view_logits(kOp, logits);
-  check_size(kOp, height, width);
+  check_size(kOp, "size", view, height, width);
   Tensor out = new_in_format_of(logits, height, width, logits.scalar_type());
   with_arithmetic(view, [&]<class T>(T) {
     const Axes<T> axes(view, height, width, align_corners);
@@ -190,7 +242,7 @@ Tensor upsample_softmax_backward_op(const Tensor& gradient, const Tensor& logits
   PYDENSE_CHECK(gradient.dim() == 4 && gradient.is_cpu(), kOp,
                 ": gradient must have 4 dimensions and be on the CPU, got ", gradient.dim());
   require_dtype(kOp, "gradient", gradient, logits.scalar_type());
-  check_size(kOp, gradient.size(2), gradient.size(3));
+  check_size(kOp, "gradient", view, gradient.size(2), gradient.size(3));
   check_shape(kOp, "gradient", gradient,
               {view.images, view.classes, gradient.size(2), gradient.size(3)});
   return with_arithmetic(view, [&]<class T>(T) {
@@ -215,7 +267,7 @@ void upsample_accumulate_op(const Tensor& dst, const Tensor& logits, int64_t y0,
                             const Tensor& weight) {
   constexpr const char* kOp = "upsample_accumulate";
   const LogitsView view = view_logits(kOp, logits);
-  check_size(kOp, height, width);
+  check_size(kOp, "size", view, height, width);
   PYDENSE_CHECK(
       dst.dim() == 4 && dst.is_cpu() && dst.size(0) == view.images && dst.size(1) == view.classes,
       kOp, ": dst must have shape (", view.images, ", ", view.classes,
@@ -224,6 +276,8 @@ void upsample_accumulate_op(const Tensor& dst, const Tensor& logits, int64_t y0,
                 ": dst must hold the window, ", height, " x ", width, " at (", y0, ", ", x0,
                 "), got ", dst.size(2), " x ", dst.size(3));
   check_shape(kOp, "weight", weight, {height, width});
+  check_written(kOp, dst, "logits", logits);
+  check_written(kOp, dst, "weight", weight);
   with_arithmetic(view, [&]<class T>(T) {
     require_dtype(kOp, "dst", dst, dtype_of<T>());
     require_dtype(kOp, "weight", weight, dtype_of<T>());
@@ -269,7 +323,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
   PYDENSE_CHECK(target.is_cpu(), kOp, ": target must be on the CPU, got another device");
   const int64_t height = target.size(1);
   const int64_t width = target.size(2);
-  check_size(kOp, height, width);
+  check_size(kOp, "target", view, height, width);
   const IntegerType target_type = integer_type(kOp, target);
   return with_arithmetic(view, [&]<class T>(T) {
     Tensor classes;

@@ -77,12 +77,17 @@ class SoftmaxTask {
   int64_t offset(int64_t y, int64_t x) const {
     return image_ * args_.full_strides[0] + y * args_.full_strides[2] + x * args_.full_strides[3];
   }
+  // exp2_nonpositive does not go below the smallest normal number: what stays there is 0 here.
+  static V probability(const V& power, const V& scale) {
+    return power <= broadcast<V>(std::numeric_limits<T>::min()) ? V{} : power * scale;
+  }
   int64_t count(int64_t x) const { return std::min<int64_t>(kLanes, tile_.columns().end() - x); }
 
   template <int Rows, class S>
   void forward(const Strip& rows, int64_t b) {
     Sums<Rows> sums;
-    tile_.template exponentials<Rows, true>(rows, b, false, sums);
+    tile_.template exponentials<Rows, true>(rows, b, false, sums,
+                                            SoftmaxTile<T>::kSmallSumOfPowers);
     const int64_t x = tile_.columns().begin() + b * kLanes;
     V scale[Rows];
     for (int r = 0; r < Rows; ++r) {
@@ -96,7 +101,8 @@ class SoftmaxTask {
     const T* from = tile_.powers();
     for (int64_t c = 0; c < args_.logits.classes; ++c) {
       for (int r = 0; r < Rows; ++r) {
-        store_some(to + r * row_stride, args_.full_strides[3], count(x), load<V>(from) * scale[r]);
+        store_some(to + r * row_stride, args_.full_strides[3], count(x),
+                   probability(load<V>(from), scale[r]));
         from += kLanes;
       }
       to += args_.full_strides[1];
@@ -111,7 +117,7 @@ class SoftmaxTask {
         const int64_t part = std::min<int64_t>(kLanes, args_.logits.classes - c);
         V block[kLanes] = {};
         for (int64_t k = 0; k < part; ++k) {
-          block[k] = load<V>(tile_.powers() + ((c + k) * Rows + r) * kLanes) * scale[r];
+          block[k] = probability(load<V>(tile_.powers() + ((c + k) * Rows + r) * kLanes), scale[r]);
         }
         transpose(block);
         for (int64_t l = 0; l < count; ++l) {

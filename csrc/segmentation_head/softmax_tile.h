@@ -89,9 +89,15 @@ class SoftmaxTile {
     V shift[Count];    // what the powers are relative to
   };
 
+  // Sums below this are made again. For a loss and its gradient the sum alone matters;
+  static constexpr T kSmallSum = sizeof(T) == 4 ? T(1e-25) : T(1e-280);
+  // for a result that ends at 0 where torch's does, small powers of a small sum as well.
+  static constexpr T kSmallSumOfPowers = T(1e-7);
+
   // Powers of all classes of block b, kept for Keep, and their sums.
   template <int Count, bool Keep>
-  void exponentials(const Strip& rows, int64_t b, bool largest, Sums<Count>& sums) {
+  void exponentials(const Strip& rows, int64_t b, bool largest, Sums<Count>& sums,
+                    T small_sum = kSmallSum) {
     const T* const upper = values(rows.top, b);
     const T* const lower = values(rows.bottom, b);
     const T* const h0 = weights0(rows.begin);
@@ -101,12 +107,11 @@ class SoftmaxTile {
     } else {
       add_powers<Count, Keep, false>(upper, lower, h0, h1, sums.sum, sums.largest);
     }
-    constexpr T kSmall = sizeof(T) == 4 ? T(1e-25) : T(1e-280);
     bool small = false;
     for (int r = 0; r < Count; ++r) {
       sums.shift[r] = V{};
       for (int l = 0; l < kLanes; ++l) {
-        small = small || sums.sum[r][l] < kSmall;
+        small = small || sums.sum[r][l] < small_sum;
       }
     }
     if (small) [[unlikely]] {
@@ -249,8 +254,8 @@ class SoftmaxTile {
                 source_, stride_);
     constexpr T kLog2E = 1.4426950408889634;
     for (int64_t x = 0; x < columns_->sources(); x += kLanes) {
-      V largest = load<V>(source_ + x);
-      for (int64_t c = 1; c < classes_; ++c) {
+      V largest = V{} - std::numeric_limits<T>::infinity();  // of those that are not NaN
+      for (int64_t c = 0; c < classes_; ++c) {
         largest = max(load<V>(source_ + c * stride_ + x), largest);
       }
       V sum = {};

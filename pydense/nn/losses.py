@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -29,14 +30,16 @@ class _UpsampledLoss(nn.Module):
         super().__init__()
         op = type(self).__name__
         if weight is not None:
-            weight = torch.as_tensor(weight, dtype=torch.float32).detach().clone()
+            weight = _class_weights(op, weight)
             if weight.dim() != 1:
                 raise ValueError(f"{op}: weight must have shape (C,), got {check.shape(weight)}")
         self.register_buffer("weight", weight, persistent=False)
         check.flag(op, "align_corners", align_corners)
         if output_weights is not None:
-            output_weights = tuple(float(factor) for factor in output_weights)
-        self.ignore_index = ignore_index
+            output_weights = _output_weights(op, output_weights)
+        self.ignore_index = check.integer(
+            op, "ignore_index", ignore_index, -arguments.MAX_INDEX, arguments.MAX_INDEX
+        )
         self.align_corners = align_corners
         self.output_weights = output_weights
 
@@ -129,10 +132,9 @@ class SegmentationLoss(_UpsampledLoss):
         return_counts: bool = False,
     ) -> Tensor | CrossEntropy:
         """The loss; with ``return_counts`` also the counts of the last output."""
-        total: Tensor | None = None
-        found = None
+        terms: list[Tensor] = []
         for factor, logits in self._outputs(outputs):
-            found = self._cross_entropy(
+            found: CrossEntropy = self._cross_entropy(
                 logits,
                 target,
                 weight=self.weight,
@@ -141,9 +143,8 @@ class SegmentationLoss(_UpsampledLoss):
                 pixel_weight=pixel_weight,
                 return_counts=True,
             )
-            term = found.loss * factor
-            total = term if total is None else total + term
-        assert total is not None and found is not None
+            terms.append(found.loss * factor)
+        total = _sum(terms)
         return CrossEntropy(total, found.correct, found.valid) if return_counts else total
 
     def extra_repr(self) -> str:
@@ -183,8 +184,9 @@ class OhemCrossEntropy(_UpsampledLoss):
         definition: "hrnet" or "mmseg".
         avg_non_ignore: For "mmseg" alone.
         output_weights: One number for each output; None for a single output. Mining is for the last
-            output; the others have the mean cross-entropy, as in HRNet's OCR ("hrnet"), or are
-            mined each by itself, as mmsegmentation's heads ("mmseg").
+            output ("hrnet"), and the others have the sum of the class-weighted cross-entropies
+            divided by the number of all pixels, ignored ones included, as in HRNet's OCR; or each
+            is mined by itself, as mmsegmentation's heads ("mmseg").
 
     Shape:
         - outputs: (N, C, h, w), or a sequence of such, each of any size.
@@ -195,9 +197,9 @@ class OhemCrossEntropy(_UpsampledLoss):
         ValueError: In the constructor or the call, see ``upsample_cross_entropy``.
         TypeError: In the constructor or the call, see there.
 
-    Memory: neither logits nor probabilities of full resolution, and no sort: two float32 maps and
-    a selection of min_kept + 1 values (with threshold None of N * min_kept), and per output one
-    float32 tensor of its size, which is saved for backward.
+    Memory: neither logits nor probabilities of full resolution, but a few maps of the size of the
+    target (losses, masks, what ``torch.topk`` works on), and per output one float32 tensor of its
+    size, which is saved for backward.
 
     Source: K. Sun et al., *High-Resolution Representations for Labeling Pixels and Regions* and its
     code, ``lib/core/criterion.py``; mmsegmentation, ``ohem_pixel_sampler.py``; A. Shrivastava,
@@ -244,17 +246,17 @@ class OhemCrossEntropy(_UpsampledLoss):
     def forward(self, outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
         """The loss; see the class."""
         rows = self._outputs(outputs)
-        total: Tensor | None = None
+        terms: list[Tensor] = []
         for index, (factor, logits) in enumerate(rows):
             if self.definition == "hrnet" and index + 1 < len(rows):
-                loss = self._cross_entropy(logits, target, weight=self.weight)
+                loss = self._cross_entropy(logits, target, weight=self.weight, reduction="mean_all")
             else:
                 loss = self._mined(logits, target)
-            total = factor * loss if total is None else total + factor * loss
-        assert total is not None
-        return total
+            terms.append(factor * loss)
+        return _sum(terms)
 
     def _mined(self, logits: Tensor, target: Tensor) -> Tensor:
+        target = arguments.target(type(self).__name__, target, logits)
         kept, valid = self._keep(logits.detach(), target)
         loss: Tensor = self._cross_entropy(
             logits, target, weight=self.weight, reduction="sum", pixel_weight=kept
@@ -263,27 +265,29 @@ class OhemCrossEntropy(_UpsampledLoss):
             count = kept.sum(dtype=torch.float64)
             # 0 / 0 where nothing is kept, without reaching the gradient.
             return (loss / count.clamp(min=1) + 0 / count).to(loss.dtype)
-        return loss / (valid.sum() if self.avg_non_ignore else target.numel())
+        # mmsegmentation adds an epsilon to the count: 0 where all pixels are ignored.
+        return loss / (valid.sum().clamp(min=1) if self.avg_non_ignore else target.numel())
 
     def _keep(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Which pixels are kept (1 or 0), and which are not ignored."""
-        valid = target != self.ignore_index
+        valid = arguments.differs(target, self.ignore_index)
         weight = self.weight if self.threshold is None else None
         loss = self._cross_entropy(logits, target, weight=weight, reduction="none")
+        if target.numel() == 0:
+            return loss, valid
         count = self.min_kept * (target.shape[0] if self.definition == "mmseg" else 1)
         if self.threshold is None:
-            loss = loss.where(valid, -torch.inf).flatten()
-            chosen = loss.topk(min(count, loss.numel()), sorted=False).indices
-            kept = torch.zeros_like(loss).scatter_(0, chosen, 1.0).view(target.shape)
-            return kept * valid, valid
-        # Ignored pixels are last in the order, as 2.
-        probability = (-loss).exp().where(valid, 2)
+            loss.masked_fill_(~valid, -torch.inf)
+            chosen = loss.flatten().topk(min(count, loss.numel()), sorted=False).indices
+            kept = loss.zero_().flatten().scatter_(0, chosen, 1.0).view(target.shape)
+            return kept.mul_(valid), valid
+        # Ignored pixels are last in the order, as 2: above every limit.
+        probability = loss.neg_().exp_().masked_fill_(~valid, 2)
         smallest = probability.flatten().topk(
             min(count + 1, probability.numel()), largest=False, sorted=False
         )
         lowest = smallest.values.where(smallest.values < 2, -1).max()
-        limit = lowest.clamp(min=self.threshold)
-        return ((probability < limit) & valid).to(loss.dtype), valid
+        return probability.lt_(lowest.clamp(min=self.threshold)), valid
 
     def extra_repr(self) -> str:
         """The arguments of the constructor that are no tensors."""
@@ -292,3 +296,36 @@ class OhemCrossEntropy(_UpsampledLoss):
         if self.definition == "mmseg":
             own += f", avg_non_ignore={self.avg_non_ignore}"
         return f"{own}, {super().extra_repr()}"
+
+
+def _class_weights(op: str, weight: Any) -> Tensor:
+    """A tensor of its own, float64 where that was given and float32 otherwise."""
+    try:
+        found = torch.as_tensor(weight).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{op}: weight must be a tensor or a sequence of numbers, got {check.kind(weight)}"
+        ) from None
+    if found.is_complex():
+        raise TypeError(f"{op}: weight must hold real numbers, got {found.dtype}")
+    given = isinstance(weight, Tensor) and weight.dtype == torch.float64
+    return found.to(torch.float64 if given else torch.float32, copy=True)
+
+
+def _output_weights(op: str, weights: Any) -> tuple[float, ...]:
+    """At least one number, as floats."""
+    row: list[Any] = list(weights) if isinstance(weights, Iterable) else [None]
+    if any(isinstance(x, bool) or not isinstance(x, Real) for x in row):
+        raise TypeError(
+            f"{op}: output_weights must be a sequence of numbers, got {check.kind(weights)}"
+        )
+    if not row:
+        raise ValueError(f"{op}: output_weights must hold at least one number, got none")
+    return tuple(float(factor) for factor in row)
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

@@ -18,8 +18,6 @@ from ._gradient import missing_gradient
 
 _library.load()
 
-_MAX_INDEX = 2**63 - 1
-
 
 class CrossEntropy(NamedTuple):
     """A loss, and two int64 scalars that count pixels.
@@ -84,13 +82,14 @@ def upsample_cross_entropy(
         ValueError: Shapes that do not fit, a target that is no class and not ignored, an unknown
             ``reduction``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU, weights that require grad; later, a
-            second derivative.
+        NotImplementedError: Tensors that are not on the CPU, weights that require grad,
+            forward-mode differentiation; later, a second derivative.
 
     Memory: with a scalar loss the forward pass computes the gradient as well, in the same pass,
     unless the logits need none: one float32 (float64) tensor of the shape and memory format of the
     logits, which is what is saved for backward. ``reduction="none"`` saves logits, target and
-    weight, and computes again in backward. Beside that up to about 1 MB per thread (C <= 150).
+    weight, and computes again in backward. Beside that up to about 1 MB per thread (C <= 150;
+    more where the size shrinks much).
 
     Source: the mean over all pixels is that of mmsegmentation's ``CrossEntropyLoss``; the formula
     is torch's.
@@ -115,7 +114,9 @@ def upsample_cross_entropy(
     check.flag(op, "align_corners", align_corners)
     check.flag(op, "return_counts", return_counts)
     check.choice(op, "reduction", reduction, arguments.REDUCTIONS)
-    ignored = check.integer(op, "ignore_index", ignore_index, -_MAX_INDEX, _MAX_INDEX)
+    ignored = check.integer(
+        op, "ignore_index", ignore_index, -arguments.MAX_INDEX, arguments.MAX_INDEX
+    )
     smoothing = arguments.probability(op, "label_smoothing", label_smoothing)
     if weight is not None:
         weight = arguments.constant(op, "weight", weight, (scores.shape[1],), scores)
@@ -129,6 +130,7 @@ def upsample_cross_entropy(
             )
     elif pixel_weight is not None:
         pixel_weight = arguments.constant(op, "pixel_weight", pixel_weight, labels.shape, scores)
+    arguments.no_tangent(op, scores, *(x for x in (weight, pixel_weight, factor) if x is not None))
     gradient = reduction != "none" and scores.requires_grad and torch.is_grad_enabled()
     loss, _, _, counts = torch.ops.pydense.upsample_cross_entropy(
         scores,
@@ -143,7 +145,8 @@ def upsample_cross_entropy(
         return_counts,
     )
     if factor is not None:
-        loss = loss * factor.to(loss.dtype)
+        # 0 where the pixel is ignored, whatever its weight.
+        loss = loss * factor.to(loss.dtype).where(arguments.differs(labels, ignored), 0)
     return CrossEntropy(loss, counts[0], counts[1]) if return_counts else loss
 
 
@@ -180,16 +183,18 @@ torch.library.register_fake("pydense::upsample_cross_entropy")(_fake_cross_entro
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, weight = inputs[:3]
-    loss, gradient, scale, counts = output
+    _, gradient, scale, counts = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(gradient, scale, counts)
+    # The scale, whose derivative is 0, is what a second derivative meets in backward; the loss, if
+    # it were saved for that, could not be changed in place.
+    ctx.mark_non_differentiable(gradient, counts)
     ctx.dtype = logits.dtype
     ctx.arguments = inputs[4:7]
     ctx.per_pixel, ctx.has_gradient = inputs[7] == "none", inputs[8]
     if ctx.per_pixel:
         ctx.save_for_backward(logits, target, weight)
     else:
-        ctx.save_for_backward(gradient, scale, loss)
+        ctx.save_for_backward(gradient, scale)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
@@ -202,8 +207,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
             source, target, weight, grad, *ctx.arguments, "sum", True, False
         )
     elif ctx.has_gradient:
-        falls, scale, source = ctx.saved_tensors
-        falls = falls * (grad * scale).to(falls.dtype)
+        falls, source = ctx.saved_tensors
+        falls = falls * (grad * source.detach()).to(falls.dtype)
     else:
         raise RuntimeError(
             "pydense::upsample_cross_entropy: gradient must be True where logits require grad, "

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _crf_arguments as check
 
+# Of an ignored label. The largest int64 stands for labels that int64 does not hold.
+MAX_INDEX = 2**63 - 2
 REDUCTIONS = ("none", "sum", "mean", "mean_all")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
@@ -35,14 +38,25 @@ def size(op: str, value: Any) -> tuple[int, int]:
     return _length(op, value, pair[0]), _length(op, value, pair[1])
 
 
+def whole_number(op: str, name: str, value: Any) -> int:
+    """An integer of any type, also a symbolic one; a bool is none."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, got {check.kind(value)}") from None
+
+
 def _length(op: str, value: Any, length: Any) -> int:
-    if not isinstance(length, (int, torch.SymInt)):
-        try:
-            length = operator.index(length)
-        except TypeError:
-            raise TypeError(
-                f"{op}: size must be an integer or (height, width), got {value!r}"
-            ) from None
+    try:
+        length = whole_number(op, "size", length)
+    except TypeError:
+        raise TypeError(
+            f"{op}: size must be an integer or (height, width), got {value!r}"
+        ) from None
     if length < 1:
         raise ValueError(f"{op}: size must be positive, got {value!r}")
     return length  # type: ignore[no-any-return]
@@ -52,7 +66,10 @@ def target(op: str, value: object, scores: Tensor) -> Tensor:
     """Labels (N, H, W) of an integer type that the kernels read."""
     tensor = check.real(op, "target", value)
     if tensor.dtype in _WIDER:
+        unsigned = tensor.dtype == torch.uint64
         tensor = tensor.to(_WIDER[tensor.dtype])
+        if unsigned:  # what does not fit is negative now: let it be no label instead
+            tensor = tensor.where(tensor >= 0, torch.iinfo(torch.int64).max)
     if tensor.dtype not in _INTEGERS:
         raise TypeError(f"{op}: target must be of an integer dtype, got {tensor.dtype}")
     if tensor.dim() != 3 or tensor.shape[0] != scores.shape[0]:
@@ -65,6 +82,23 @@ def target(op: str, value: object, scores: Tensor) -> Tensor:
             f"{op}: target must have at least one pixel, got shape {check.shape(tensor)}"
         )
     return tensor
+
+
+def differs(labels: Tensor, label: int) -> Tensor:
+    """``labels != label`` by value: torch wraps a number that the dtype does not hold."""
+    held = torch.iinfo(labels.dtype)
+    if held.min <= label <= held.max:
+        return labels != label
+    return torch.ones_like(labels, dtype=torch.bool)
+
+
+def no_tangent(op: str, *tensors: Tensor) -> None:
+    """Refuse dual tensors: torch would take the tangent of the result for 0 without a word."""
+    if torch.compiler.is_compiling():
+        return
+    pairs = [forward_ad.unpack_dual(x) for x in tensors]  # type: ignore[no-untyped-call]
+    if any(pair.tangent is not None for pair in pairs):
+        raise NotImplementedError(f"{op}: forward-mode differentiation is not implemented")
 
 
 def constant(op: str, name: str, value: object, shape: Sequence[int], like: Tensor) -> Tensor:

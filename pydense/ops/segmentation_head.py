@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -116,9 +117,15 @@ def upsample_softmax(
     Raises:
         ValueError: A size that is not positive.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; later, a second derivative.
+        NotImplementedError: Tensors that are not on the CPU, forward-mode differentiation; later, a
+            second derivative.
 
-    Memory: the result, and up to about 1 MB per thread (C <= 150). Backward needs the logits, which
+    Probabilities below 1e-30 (float64: 1e-300) may be 0. Logits are multiplied with log2(e) before
+    they are interpolated, so that large ones (1e4) have a few times the rounding error of torch.
+
+    Memory: the result, and up to about 1 MB per thread (C <= 150; more where the size shrinks
+    much).
+    Backward needs the logits, which
     are saved, and computes the softmax again; the result need not be kept.
 
     Example:
@@ -129,6 +136,7 @@ def upsample_softmax(
     """
     op = "upsample_softmax"
     scores = arguments.logits(op, logits)
+    arguments.no_tangent(op, scores)
     height, width = arguments.size(op, size)
     check.flag(op, "align_corners", align_corners)
     result: Tensor = torch.ops.pydense.upsample_softmax(scores, height, width, align_corners)
@@ -151,8 +159,9 @@ def upsample_accumulate(
     nothing of the window's size is allocated, and nothing outside it is touched.
 
     Args:
-        dst: (N, C, height, width), float32 (float64 for float64 logits), any strides without
-            overlap. Sums over many windows are not kept in 16 bits.
+        dst: (N, C, height, width), float32 (float64 for float64 logits), positive strides from
+            which it can be seen that no two elements are one; its range in memory is apart from
+            those of ``logits`` and ``weight``. Sums over many windows are not kept in 16 bits.
         logits: (N, C, h, w) of the window, float32, float64, float16 or bfloat16, any strides.
         y0: First row of the window.
         x0: First column of the window.
@@ -166,9 +175,10 @@ def upsample_accumulate(
     Raises:
         ValueError: Shapes that do not fit, a window that is not inside ``dst``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU, or that require grad.
+        NotImplementedError: Tensors that are not on the CPU, or that require grad, forward-mode
+            differentiation.
 
-    Memory: up to about 1 MB per thread (C <= 150).
+    Memory: up to about 1 MB per thread (C <= 150; more where the size shrinks much).
 
     Example:
         >>> import torch
@@ -192,21 +202,20 @@ def upsample_accumulate(
             f"{op}: dst must have shape (N, C, height, width) with N, C = "
             f"{check.shape(scores)[:2]}, got {check.shape(total)}"
         )
-    if any(s == 0 and n > 1 for s, n in zip(total.stride(), total.shape, strict=True)):
-        raise ValueError(f"{op}: dst must not share memory between its elements, got strides 0")
+    corner: list[int] = []
     for name, first, length, whole in (
         ("y0", y0, height, total.shape[2]),
         ("x0", x0, width, total.shape[3]),
     ):
-        if not isinstance(first, (int, torch.SymInt)) or isinstance(first, bool):
-            raise TypeError(f"{op}: {name} must be an integer, got {check.kind(first)}")
-        if first < 0 or first + length > whole:
+        start = arguments.whole_number(op, name, first)
+        if start < 0 or start + length > whole:
             raise ValueError(
                 f"{op}: {name} must leave the window of {length} inside dst's {whole}, got {first}"
             )
+        corner.append(start)
     if isinstance(weight, Tensor):
         factor = arguments.constant(op, "weight", weight, (height, width), scores)
-    elif isinstance(weight, (int, float)):
+    elif isinstance(weight, Real) and not isinstance(weight, bool):
         factor = torch.full((), float(weight), dtype=dtype, device=scores.device)
         factor = factor.expand(height, width)
     else:
@@ -215,8 +224,9 @@ def upsample_accumulate(
         raise NotImplementedError(
             f"{op}: dst and logits must not require grad: run under torch.no_grad()"
         )
+    arguments.no_tangent(op, total, scores, factor)
     torch.ops.pydense.upsample_accumulate(
-        total, scores, y0, x0, height, width, align_corners, factor
+        total, scores, *corner, height, width, align_corners, factor
     )
     return total
 
@@ -259,6 +269,26 @@ torch.library.register_fake("pydense::upsample_argmax")(_fake_argmax)
 torch.library.register_fake("pydense::upsample_softmax")(_fake_softmax)
 torch.library.register_fake("pydense::upsample_softmax_backward")(_fake_softmax_backward)
 torch.library.register_fake("pydense::upsample_accumulate")(_fake_accumulate)
+
+
+# ---- in place ----
+
+# Registrations live as long as this does.
+_IN_PLACE = torch.library.Library("pydense", "IMPL")  # type: ignore[no-untyped-call]
+
+
+def _accumulate_in_place(keys: Any, dst: Tensor, *rest: Any) -> None:
+    """Tell autograd that ``dst`` has changed, as torch's own operators do at this dispatch key."""
+    torch.autograd.graph.increment_version(dst)
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        torch.ops.pydense.upsample_accumulate.default.redispatch(
+            keys & torch._C._after_ADInplaceOrView_keyset, dst, *rest
+        )
+
+
+_IN_PLACE.impl(  # type: ignore[no-untyped-call]
+    "upsample_accumulate", _accumulate_in_place, "ADInplaceOrView", with_keyset=True
+)
 
 
 # ---- autograd ----
