@@ -77,9 +77,10 @@ class SoftmaxTask {
   int64_t offset(int64_t y, int64_t x) const {
     return image_ * args_.full_strides[0] + y * args_.full_strides[2] + x * args_.full_strides[3];
   }
-  // exp2_nonpositive does not go below the smallest normal number: what stays there is 0 here.
+  // exp2_nonpositive does not go below the smallest normal number: what stays there is 0 here, or
+  // NaN where the pixel's sum is.
   static V probability(const V& power, const V& scale) {
-    return power <= broadcast<V>(std::numeric_limits<T>::min()) ? V{} : power * scale;
+    return (power <= broadcast<V>(std::numeric_limits<T>::min()) ? V{} : power) * scale;
   }
   int64_t count(int64_t x) const { return std::min<int64_t>(kLanes, tile_.columns().end() - x); }
 
