@@ -74,6 +74,50 @@ def test_other_weights_are_refused(change, text):
         Fcn(True).load_state_dict(checkpoint)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_small_changes_are_seen_in_any_dtype(dtype):
+    """Also where a weight is small, and off the diagonal, where any number is one too many."""
+    for index, value in (((0, 0, 0, 0), 0.0), ((1, 1, 0, 5), 0.006), ((1, 2, 3, 3), 1e-4)):
+        checkpoint = {name: t.to(dtype) for name, t in Fcn(False).state_dict().items()}
+        checkpoint["upscore.weight"][index] = value
+        with pytest.raises(RuntimeError, match=r"upscore.weight must be the bilinear filter"):
+            Fcn(True).load_state_dict(checkpoint)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1, 2, 3, 15, 21, 22, 63, 64])
+def test_checkpoints_that_went_through_16_bits(size, dtype):
+    stride = (size + 1) // 2
+    for first in (torch.float32, torch.float64):
+        weight = bilinear_filler(21, size, dtype=first).to(dtype).float()
+        UpsampleCrop(stride, size).load_state_dict({"weight": weight})
+
+
+def test_fillers_in_float32():
+    """Caffe computes the filter in float32."""
+    for size in (21, 22, 63, 127):
+        half = (size + 1) // 2
+        middle = torch.tensor(half - (1.0 if size % 2 else 0.5))
+        row = 1 - ((torch.arange(size).float() - middle) / half).abs()
+        UpsampleCrop(half, size).load_state_dict({"weight": torch.outer(row, row)[None, None]})
+
+
+def test_meta_weights_are_refused():
+    with torch.device("meta"):
+        weight, bias = torch.empty(2, 2, 4, 4), torch.empty(2)
+    with pytest.raises(RuntimeError, match=r"got a meta tensor, which has no values"):
+        UpsampleCrop(2, 4).load_state_dict({"weight": weight})
+    with pytest.raises(RuntimeError, match=r"bias must be 0, got a meta tensor"):
+        UpsampleCrop(2, 4).load_state_dict({"bias": bias})
+
+
+def test_the_offset_is_the_layers_own():
+    offset = [1, 2]
+    layer = UpsampleCrop(2, 4, offset=offset)
+    offset[0] = 5
+    assert layer.offset == (1, 2)
+
+
 def test_bias():
     checkpoint = {**Fcn(False).state_dict(), "upscore.bias": torch.zeros(5)}
     Fcn(True).load_state_dict(checkpoint)

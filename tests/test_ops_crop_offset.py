@@ -153,6 +153,11 @@ class TestRules:
             coordinate_map([Conv(3, stride=0)])
         with pytest.raises(ValueError, match="must upsample by a factor"):
             coordinate_map([nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)])
+        # The formula then uses in / out, unless the factor is whole.
+        again = {"mode": "bilinear", "recompute_scale_factor": True}
+        with pytest.raises(ValueError, match="must have a whole scale_factor with recompute"):
+            coordinate_map([nn.Upsample(scale_factor=1.5, **again)])
+        assert coordinate_map([nn.Upsample(scale_factor=2.0, **again)])[0].scale == 2
         with pytest.raises(TypeError, match="real must be a bool"):
             crop_offset([], real=1)
         with pytest.raises(ValueError, match="offset of layer 0 must be a number or"):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
 import pytest
@@ -268,106 +267,6 @@ class TestCrop:
             assert int(y.grad.isinf().sum()) == 17 and not y.grad.isnan().any()
 
 
-SHAPES = [  # sizes of the maps; the output has the first one's
-    [(32, 24), (16, 12), (8, 6), (4, 3)],
-    [(9, 7), (9, 7), (5, 3)],
-    [(12, 40), (12, 20), (5, 40)],
-    [(6, 6)],
-    [(5, 5), (11, 9), (5, 5), (1, 1), (5, 5)],
-]
-
-
-class TestFuse:
-    @pytest.mark.parametrize("form", FORMATS)
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("relu", [False, True])
-    @pytest.mark.parametrize("mode", ["bilinear", "corners", "nearest"])
-    @pytest.mark.parametrize("shapes", SHAPES)
-    def test_against_torch(self, shapes, mode, relu, dtype, form):
-        maps = [
-            random(2, 18, *shape, seed=i).to(dtype).contiguous(memory_format=form)
-            for i, shape in enumerate(shapes)
-        ]
-        size, corners = shapes[0], mode == "corners"
-        kind = "nearest" if mode == "nearest" else "bilinear"
-        options = {"align_corners": corners} if kind == "bilinear" else {}
-
-        def own(maps):
-            return fuse_sum_upsample(maps, size, relu, corners, kind)
-
-        def torchs(maps):
-            total = 0
-            for x in maps:
-                same = tuple(x.shape[2:]) == size
-                total = total + (x if same else interpolate(x, size, mode=kind, **options))
-            return total.relu() if relu else total
-
-        grad = random(2, 18, *size, seed=9).to(dtype).contiguous(memory_format=form)
-        results = {}
-        for name, run, kind_of in (
-            ("exact", torchs, torch.float64),
-            ("torch", torchs, dtype),
-            ("own", own, dtype),
-        ):
-            leaves = [x.to(kind_of).detach().clone().requires_grad_() for x in maps]
-            out = run(leaves)
-            # The mask of the ReLU is a rounding away from being another one.
-            safe = torch.where(torchs([x.double() for x in maps]).abs() < 0.1, 0, grad.double())
-            out.backward((safe if relu else grad).to(kind_of))
-            results[name] = [out.detach(), *[x.grad for x in leaves]]
-        eps = torch.finfo(dtype).eps
-        for exact, theirs, mine in zip(*results.values(), strict=True):
-            own_error = float((mine.double() - exact).abs().max())
-            torch_error = float((theirs.double() - exact).abs().max())
-            floor = 1e-6 if dtype == torch.float64 else 2 * eps
-            assert own_error <= 2 * torch_error + floor
-        assert results["own"][0].is_contiguous(memory_format=form)
-
-    @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-    def test_against_the_reference(self, mode):
-        maps = [random(1, 3, *shape, dtype=torch.float64) for shape in SHAPES[4]]
-        for relu in (False, True):
-            out = fuse_sum_upsample(maps, 20, relu, mode=mode)
-            expected = reference.fuse_sum_upsample(maps, 20, relu, mode=mode)
-            assert (out - expected).abs().max() < 1e-12
-
-    def test_nearest_is_torchs(self):
-        """The same index everywhere, also where the product of step and index is rounded."""
-        for n in range(1, 40):
-            x = torch.arange(n, dtype=torch.float32).view(1, 1, 1, n)
-            for out in range(1, 130, 3):
-                own = fuse_sum_upsample([x], (1, out), mode="nearest")
-                assert torch.equal(own, interpolate(x, size=(1, out), mode="nearest"))
-
-    @pytest.mark.parametrize("form", FORMATS)
-    @pytest.mark.parametrize("relu", [False, True])
-    def test_gradcheck(self, relu, form):
-        maps = [
-            random(1, 2, *shape, seed=i, dtype=torch.float64)
-            .contiguous(memory_format=form)
-            .requires_grad_()
-            for i, shape in enumerate([(6, 5), (3, 3), (6, 5), (2, 5)])
-        ]
-
-        def run(*maps):
-            return fuse_sum_upsample(list(maps), relu=relu)
-
-        assert gradcheck(run, maps) and gradgradcheck(run, maps)
-
-    def test_gradients_that_nobody_wants(self):
-        maps = [random(1, 2, 4, 4), random(1, 2, 2, 2), random(1, 2, 4, 4)]
-        for wanted in ([0], [1], [2], [0, 2], [1, 2]):
-            for relu in (False, True):
-                leaves = [x.clone().requires_grad_(i in wanted) for i, x in enumerate(maps)]
-                fuse_sum_upsample(leaves, relu=relu).sum().backward()
-                assert [x.grad is not None for x in leaves] == [i in wanted for i in range(3)]
-
-    def test_nan_passes_the_relu(self):
-        x = torch.tensor([[[[NAN, -1.0, 2.0, INF]]]]).expand(1, 3, 1, 4)
-        out = fuse_sum_upsample([x, torch.zeros(1, 3, 1, 2)], relu=True)
-        assert torch.equal(out.nan_to_num(9.0, INF), torch.tensor([9.0, 0, 2, INF]).expand_as(out))
-
-
 def every_function(x):
     """All three on one tensor, by name."""
     size = (2 * x.shape[2] + 3, 3 * x.shape[3])
@@ -451,84 +350,6 @@ def _memory_gib():
     with open("/proc/meminfo") as info:
         (line,) = [line for line in info if line.startswith("MemAvailable")]
     return int(line.split()[1]) / 2**20
-
-
-X = torch.zeros(1, 2, 3, 4)
-CROP = {"stride": 2, "kernel_size": 4, "size": 5}
-
-
-@pytest.mark.parametrize(
-    ("call", "kind", "text"),
-    [
-        (lambda: upsample_bilinear(None, 3), TypeError, "x must be a tensor, got None"),
-        (lambda: upsample_bilinear(X.int(), 3), TypeError, "x must be of dtype float32, float64"),
-        (lambda: upsample_bilinear(X[0], 3), ValueError, "x must have a shape out of (N, C, H, W)"),
-        (lambda: upsample_bilinear(X[:, :0], 3), ValueError, "with C >= 1, got (1, 0, 3, 4)"),
-        (lambda: upsample_bilinear(X[..., :0], 3), ValueError, "x must have H and W >= 1, got"),
-        (lambda: upsample_bilinear(X), ValueError, "one of size and scale_factor must be given"),
-        (lambda: upsample_bilinear(X, 3, 2.0), ValueError, "one of size and scale_factor must"),
-        (lambda: upsample_bilinear(X, 0), ValueError, "size must be at least 1, got 0"),
-        (
-            lambda: upsample_bilinear(X, 2**40),
-            ValueError,
-            "size must be in [1, 2147483647], got (10",
-        ),
-        (lambda: upsample_bilinear(X, (3,)), ValueError, "size must be a number or (y, x), got"),
-        (lambda: upsample_bilinear(X, 2.5), TypeError, "size must hold integers, got 2.5"),
-        (lambda: upsample_bilinear(X, True), TypeError, "size must hold integers, got True"),
-        (lambda: upsample_bilinear(X, scale_factor=0.0), ValueError, "must be positive and finite"),
-        (lambda: upsample_bilinear(X, scale_factor=NAN), ValueError, "must be positive and finite"),
-        (lambda: upsample_bilinear(X, scale_factor=0.1), ValueError, "must give a size that must"),
-        (lambda: upsample_bilinear(X, scale_factor="2"), TypeError, "must hold real numbers"),
-        (lambda: upsample_bilinear(X, 3, align_corners=1), TypeError, "must be a bool, got int"),
-        (lambda: upsample_bilinear(X.to("meta"), 3), NotImplementedError, "must be on the CPU"),
-        (lambda: upsample_crop(X, **{**CROP, "kernel_size": 5}), ValueError, "must be 2 * stride"),
-        (lambda: upsample_crop(X, **{**CROP, "stride": 0}), ValueError, "stride must be in [1, "),
-        (lambda: upsample_crop(X, **{**CROP, "stride": 1.5}), TypeError, "must be an integer"),
-        (lambda: upsample_crop(X, **CROP, padding=-1), ValueError, "padding must be in [0, "),
-        (lambda: upsample_crop(X, **CROP, offset=INF), ValueError, "offset must be finite, got"),
-        (lambda: upsample_crop(X, **CROP, offset=1e13), ValueError, "offset must be within"),
-        (lambda: upsample_crop(X, **CROP, offset="1"), TypeError, "offset must hold real numbers"),
-        (lambda: upsample_crop(X, **CROP, border="wrap"), ValueError, "'zeros', 'clamp', got"),
-        (lambda: fuse_sum_upsample(X), TypeError, "inputs must be a sequence of tensors, got"),
-        (lambda: fuse_sum_upsample([]), ValueError, "inputs must be 1 to 16 tensors, got 0"),
-        (lambda: fuse_sum_upsample([X] * 17), ValueError, "inputs must be 1 to 16 tensors, got 17"),
-        (lambda: fuse_sum_upsample([X, X.half()]), TypeError, "inputs[1] must be of dtype"),
-        (lambda: fuse_sum_upsample([X, X[:, :1]]), ValueError, "inputs[1] must have shape (1, 2,"),
-        (lambda: fuse_sum_upsample([X], mode="area"), ValueError, "mode must be one of"),
-        (lambda: fuse_sum_upsample([X], 3, False, True, "nearest"), ValueError, "must be False"),
-        (lambda: bilinear_filler(0, 4), ValueError, "channels must be in [1, "),
-        (lambda: bilinear_filler(4, 4, groups=3), ValueError, "groups must divide channels = 4"),
-    ],
-)
-def test_bad_arguments(call, kind, text):
-    with pytest.raises(kind, match=re.escape(text)):
-        call()
-
-
-def test_bad_arguments_of_the_operators():
-    """What Python cannot pass wrongly, C++ callers can."""
-    ops = torch.ops.pydense
-    for call, text in (
-        (lambda: ops.upsample_bilinear(X, 0, 3, False, 0.0, 0.0), "size must be in"),
-        (lambda: ops.upsample_bilinear(X[0], 3, 3, False, 0.0, 0.0), "4 dimensions"),
-        (lambda: ops.upsample_bilinear(X.int(), 3, 3, False, 0.0, 0.0), "must be of dtype"),
-        (lambda: ops.upsample_bilinear_backward(X, 0, 3, False, 0.0, 0.0), "must be in [1, "),
-        (lambda: ops.upsample_crop(X, 3, 3, 0, 1, 0.0, 0.0, "zeros"), "stride must be in"),
-        (lambda: ops.upsample_crop(X, 3, 3, 1, 1, NAN, 0.0, "zeros"), "offset must be within"),
-        (lambda: ops.upsample_crop(X, 3, 3, 1, 1, 0.0, 0.0, "wrap"), "border must be"),
-        (lambda: ops.fuse_sum_upsample([X], 3, 3, "area", False, False), "mode must be"),
-        (
-            lambda: ops.fuse_sum_upsample_backward(X, None, [3, 3], [4, 4], "nearest", False),
-            "at most one gradient",
-        ),
-        (
-            lambda: ops.fuse_sum_upsample_backward(X, X[..., 1:], [1], [1], "nearest", False),
-            "out must have the shape of grad",
-        ),
-    ):
-        with pytest.raises((ValueError, RuntimeError), match=re.escape(text)):
-            call()
 
 
 def test_filler():

@@ -8,12 +8,22 @@ import torch
 from _ops import layouts, random, same_bits
 from _ops import one_thread as one_thread
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.export import Dim, export
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from pydense.nn import UpsampleCrop
-from pydense.ops import fuse_sum_upsample, upsample_bilinear, upsample_crop
+from pydense.ops import (
+    dense_crf,
+    dense_crf_free_energy,
+    dense_crf_steps,
+    exact_gaussian_filter,
+    fuse_sum_upsample,
+    permutohedral_filter,
+    upsample_bilinear,
+    upsample_crop,
+)
 
 OPS = torch.ops.pydense
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -137,6 +147,61 @@ def test_vmap_folds_into_the_batch():
         assert same_bits(torch.vmap(function)(x), expected)
         moved = x.movedim(0, 2)
         assert torch.equal(torch.vmap(function, in_dims=2)(moved), expected)
+
+
+def test_vmap_of_maps():
+    x, y = random(5, 2, 3, 6, 7), random(2, 3, 3, 2, seed=1)
+    expected = torch.stack([fuse_sum_upsample([one, y], relu=True) for one in x])
+    function = torch.vmap(lambda a, b: fuse_sum_upsample([a, b], relu=True), in_dims=(2, None))
+    assert same_bits(function(x.movedim(0, 2), y), expected)
+
+
+EACH = (
+    lambda x: upsample_bilinear(x, (9, 4)),
+    lambda x: upsample_crop(x, stride=2, kernel_size=4, size=(9, 4)),
+    lambda x: fuse_sum_upsample([torch.zeros(1, 2, 8, 8), x]),
+    lambda x: dense_crf(x, gaussian={"sxy": 3, "compat": 2}),
+    lambda x: dense_crf_free_energy(x.softmax(1), x).kl,
+    lambda x: next(iter(dense_crf_steps(x, gaussian={"sxy": 3, "compat": 2}))),
+    lambda x: permutohedral_filter(torch.zeros(1, 2, 3, 4), x),
+    lambda x: exact_gaussian_filter(x, torch.zeros(1, 2, 3, 4)),
+)
+
+
+@pytest.mark.parametrize("function", EACH)
+def test_forward_mode_is_refused(function):
+    """torch would drop the tangent without a word, and the result would count as constant."""
+    x = random(1, 2, 3, 4)
+    text = r"\w+: .* must have no tangent, got one: there is no forward-mode derivative"
+    for call in (
+        lambda: torch.func.jvp(function, (x,), (x,)),
+        lambda: torch.func.jacfwd(function)(x),
+        lambda: torch.func.jvp(torch.vmap(function), (x[None],), (x[None],)),
+        lambda: torch.func.jvp(
+            lambda a: torch.func.jvp(lambda b: function(a) * b, (x,), (x,)), (x,), (x,)
+        ),
+    ):
+        with pytest.raises(NotImplementedError, match=text):
+            call()
+    with forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match=text):
+            function(forward_ad.make_dual(x, x))
+        # What has no tangent is welcome.
+        assert same_bits(function(x), function(x.clone()))
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="eager")
+    assert same_bits(compiled(x), function(x))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=text):
+        compiled(forward_ad.make_dual(x, x))
+
+
+def test_forward_mode_over_backward_is_refused():
+    x, y = leaf(1, 2, 3, 4), leaf(1, 2, 5, 5)
+    for out in (upsample_bilinear(x, (9, 4)), fuse_sum_upsample([y, x])):
+        with forward_ad.dual_level():
+            grad = forward_ad.make_dual(random(*out.shape), random(*out.shape))
+            with pytest.raises(NotImplementedError, match="grad must have no tangent"):
+                torch.autograd.grad(out, x, grad)
 
 
 def test_flops():

@@ -3,7 +3,8 @@
 // mask), then every input gathers what is its share of them while they are in the cache.
 #include <memory>
 
-#include "upsample/upsample_gather.h"
+#include "upsample/upsample_gather_pixels.h"
+#include "upsample/upsample_gather_rows.h"
 
 namespace pydense::PYDENSE_ISA {
 namespace {
@@ -186,7 +187,9 @@ class Backward {
         const int64_t at = (job.plane * shape_.height + y) * shape_.width * channels + first;
         PixelRows<S> to = {masked.as<S>(), shape_.width * count, count, shape_.width * count};
         if (!scratch) {
-          to = {same_ + at, shape_.width * channels, channels, from.readable};
+          // What lies between the channels of this task, others are writing.
+          const bool shared = count < channels && count % kLanes != 0;
+          to = {same_ + at, shape_.width * channels, channels, shared ? 0 : from.readable};
         }
         for (int64_t i = 0; i < end_y - y; ++i) {
           for (int64_t x = 0; x < shape_.width; ++x) {

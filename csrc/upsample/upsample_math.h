@@ -10,8 +10,9 @@
 //
 // In float, the first four are bitwise those of ATen's CPU kernels on machines with fused
 // multiply-add, whose compiler contracts the half-pixel formula and nothing else: here that fma is
-// written out, and no other may form. (In double, ATen takes some floors in float.) kCrop is
-// decided in integers and exact for any size.
+// written out, and no other may form. kNearest is computed in float for every type, as by ATen. (In
+// double, ATen takes some floors of the others in float; not so here.) kCrop is decided in integers
+// and exact for any size.
 //
 // T is the type of the arithmetic: float for float and 16-bit tensors, double for double.
 #pragma once
@@ -109,7 +110,7 @@ inline AxisMap<T> nearest_axis(int64_t in_size, int64_t out_size) {
   map.border = AxisBorder::kClamp;
   map.in_size = in_size;
   map.out_size = out_size;
-  map.step = static_cast<T>(in_size) / static_cast<T>(out_size);
+  map.step = static_cast<float>(in_size) / static_cast<float>(out_size);
   return map;
 }
 
@@ -133,8 +134,8 @@ inline AxisMap<T> crop_axis(int64_t in_size, int64_t out_size, int64_t stride, d
   return map;
 }
 
-// One tap of weight 1 as two halves of the same: w0 x + w1 x is x exactly, an infinity included,
-// which 1 x + 0 x is not.
+// One tap as two halves of the same: w0 x + w1 x is x for a weight of 1, an infinity included,
+// which 1 x + 0 x is not. (Half of an odd subnormal number is rounded to its even neighbour.)
 template <class T>
 PYDENSE_HD AxisTaps<T> one_tap(int64_t i, T weight) {
   return {i, i, weight / 2, weight / 2};
@@ -177,6 +178,11 @@ PYDENSE_HD AxisTaps<T> axis_taps(const AxisMap<T>& map, int64_t y) {
     return {y, y, T{1}, T{}};
   }
   const int64_t last = map.in_size - 1;
+  if (map.grid == AxisGrid::kNearest) {
+    const float src = exact_mul(static_cast<float>(map.step), static_cast<float>(y));
+    const int64_t i = src < static_cast<float>(last) ? static_cast<int64_t>(src) : last;
+    return one_tap(i < last ? i : last, T{1});
+  }
   T src;
   if (map.grid == AxisGrid::kHalfPixel) {
     constexpr T kHalf = 0.5;
@@ -188,9 +194,6 @@ PYDENSE_HD AxisTaps<T> axis_taps(const AxisMap<T>& map, int64_t y) {
   // Compared first: a tiny scale factor may put src beyond all integers. src is not negative.
   const int64_t whole = src < static_cast<T>(last) ? static_cast<int64_t>(src) : last;
   const int64_t i = whole < last ? whole : last;
-  if (map.grid == AxisGrid::kNearest) {
-    return one_tap(i, T{1});
-  }
   T t = src - static_cast<T>(i);
   t = t < 1 ? t : T{1};
   return {i, i < last ? i + 1 : last, T{1} - t, t};
@@ -224,7 +227,8 @@ PYDENSE_HD int64_t estimate_output(const AxisMap<T>& map, double src) {
   return static_cast<int64_t>(y > 0 ? y : 0.0);
 }
 
-// The outputs that input i takes part in. Taps never fall as y grows, so they are one range; the
+// The outputs that input i takes part in, for kernels that gather without a table of taps (as on a
+// GPU, where each thread owns an input). Taps never fall as y grows, so they are one range; the
 // estimate is off by an output or two at most, and corrected by looking.
 template <class T>
 PYDENSE_HD AxisRange outputs_of_input(const AxisMap<T>& map, int64_t i) {

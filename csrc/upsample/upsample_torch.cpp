@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operators of upsampling on torch tensors (N, C, H, W). A result has the memory format of the
 // (first) input, by torch's own rule.
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
@@ -36,7 +37,7 @@ UpsampleDtype dtype_of(const char* op, const char* name, const Tensor& x) {
 void check_picture(const char* op, const char* name, const Tensor& x) {
   PYDENSE_CHECK(x.dim() == 4, op, ": ", name,
                 " must have 4 dimensions (batch, channels, height, width), got ", x.dim());
-  PYDENSE_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU");
+  PYDENSE_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU, got another device");
 }
 
 // torch's suggest_memory_format: whether the strides are those of channels last, gaps allowed.
@@ -86,6 +87,12 @@ Tensor new_picture(const char* op, const Tensor& like, int64_t height, int64_t w
                    bool channels_last) {
   check_upsample_size(op, height, width);
   const std::array<int64_t, 4> size = {like.size(0), like.size(1), height, width};
+  int64_t bytes_at_most = sizeof(double);
+  for (const int64_t n : size) {
+    PYDENSE_CHECK(!__builtin_mul_overflow(bytes_at_most, std::max<int64_t>(n, 1), &bytes_at_most),
+                  op, ": size must give a tensor of less than 2^63 bytes, got (", height, ", ",
+                  width, ") for batch ", like.size(0), " and channels ", like.size(1));
+  }
   Tensor out =
       torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
                            channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
@@ -253,7 +260,9 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
     check_picture(kOp, "out", *out);
     require_dtype(kOp, "out", *out, grad.scalar_type());
     for (int64_t axis = 0; axis < 4; ++axis) {
-      PYDENSE_CHECK(out->size(axis) == grad.size(axis), kOp, ": out must have the shape of grad");
+      PYDENSE_CHECK(out->size(axis) == grad.size(axis), kOp,
+                    ": out must have the shape of grad, got ", out->size(axis), " instead of ",
+                    grad.size(axis), " along axis ", axis);
     }
     mask = torch::stable::contiguous(*out,
                                      last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);

@@ -16,6 +16,8 @@ from pydense.ops.coord_map import Crop, Deconv
 from pydense.ops.upsample import bilinear_filler, upsample_crop
 
 _OP = "UpsampleCrop"
+# Relative; fillers that compute in float32 are off by as much at the ends of large filters.
+_TOLERANCE = 2e-5
 
 
 class UpsampleCrop(nn.Module):
@@ -27,8 +29,9 @@ class UpsampleCrop(nn.Module):
 
     The layer has no parameters and adds nothing to a ``state_dict``. Loading a ``state_dict`` made
     with ``nn.ConvTranspose2d`` works: ``weight`` (dense or grouped) is compared with the bilinear
-    filter and then dropped, since the layer computes just that. A weight that was trained away
-    from it, or a bias other than 0, is refused: the network then needs its ``nn.ConvTranspose2d``.
+    filter, as it is or rounded to 16 bits, and then dropped, since the layer computes just that. A
+    weight that was trained away from it, weights between channels or a bias other than 0 are
+    refused: the network then needs its ``nn.ConvTranspose2d``.
 
     Args:
         stride: Of the deconvolution; a number or (y, x), as are the next three.
@@ -70,7 +73,7 @@ class UpsampleCrop(nn.Module):
         arguments.crop_shifts(_OP, self.stride, kernel_size, padding, offset)
         self.kernel_size = arguments.pair(_OP, "kernel_size", kernel_size, 1)
         self.padding = arguments.pair(_OP, "padding", padding, 0)
-        self.offset = offset
+        self.offset = tuple(offset) if isinstance(offset, Sequence) else offset
         self.border = border
 
     @classmethod
@@ -131,7 +134,9 @@ class UpsampleCrop(nn.Module):
                 f"{_OP}: {prefix}weight must be the bilinear filter of size {self.kernel_size} on "
                 f"the diagonal, got {reason}; keep nn.ConvTranspose2d for such a checkpoint"
             )
-        if bias is not None and bool((bias != 0).any()):
+        if bias is not None and bias.is_meta:
+            reasons.append(f"{_OP}: {prefix}bias must be 0, got a meta tensor without values")
+        elif bias is not None and bool((bias != 0).any()):
             reasons.append(f"{_OP}: {prefix}bias must be 0, got a trained one")
         return reasons
 
@@ -160,18 +165,21 @@ def _not_bilinear(weight: Tensor, kernel_size: tuple[int, int]) -> str | None:
         return f"shape {tuple(weight.shape)}"
     if not weight.is_floating_point():
         return f"dtype {weight.dtype}"
-    expected = bilinear_filler(
-        channels, kernel_size, groups=channels // per_group, dtype=torch.float64
-    )
-    difference = (weight.double().cpu() - expected).abs()
-    # Checkpoints may have gone through 16 bits; NaN compares as different.
-    tolerance = max(float(torch.finfo(weight.dtype).eps), 1e-6)
-    if bool((difference <= tolerance).all()):
-        return None
-    own = torch.arange(channels)
-    off_diagonal = difference.clone()
-    off_diagonal[own, own % per_group] = 0
-    if not bool((off_diagonal <= tolerance).all()):
+    if weight.is_meta:
+        return "a meta tensor, which has no values to compare"
+    own = torch.arange(channels, device=weight.device)
+    diagonal = weight[own, own % per_group]
+    if bool(weight.count_nonzero() != diagonal.count_nonzero()):  # NaN counts
         return "weights between different channels"
-    worst = float(difference.max())
+    diagonal = diagonal.double().cpu()
+    tent = bilinear_filler(1, kernel_size, dtype=torch.float64)[0, 0]
+    # Checkpoints may have gone through 16 bits, from float64 or from float32, and back.
+    expected = [tent] + [
+        wide.to(dtype).double()
+        for wide in (tent, tent.float())
+        for dtype in (torch.float16, torch.bfloat16)
+    ]
+    if any(bool(((diagonal - e).abs() <= _TOLERANCE * e).all()) for e in expected):
+        return None
+    worst = float((diagonal - tent).abs().max())
     return f"values that differ from it by up to {worst:.3g} (trained, or another filler)"

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._forward_ad import refuse_tangent
+
 MAX_DIMS = 32  # of a lattice
 MAX_LABELS = 65536
 MAX_ITERATIONS = 2**31 - 1
@@ -84,9 +86,10 @@ def real(op: str, name: str, value: object) -> Tensor:
 
 
 def any_tensor(op: str, name: str, value: object) -> Tensor:
-    """Check for a tensor."""
+    """Check for a tensor, one without a tangent."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {kind(value)}")
+    refuse_tangent(op, name, value)
     return value
 
 

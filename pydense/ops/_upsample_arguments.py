@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from fractions import Fraction
-from numbers import Rational, Real
+from numbers import Integral, Rational, Real
 from typing import Any
 
 import torch
@@ -50,7 +51,10 @@ def pictures(op: str, value: object) -> list[Tensor]:
 
 def size(op: str, name: str, value: Any) -> tuple[int, int]:
     """(height, width) from one number or two, each at least 1."""
-    row = _two(op, name, value)
+    row = [
+        operator.index(n) if isinstance(n, Integral) and not isinstance(n, int) else n
+        for n in _two(op, name, value)
+    ]
     for number in row:
         if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
             raise TypeError(f"{op}: {name} must hold integers, got {value!r}")
@@ -71,8 +75,10 @@ def scale_factors(op: str, value: Any) -> tuple[float, float]:
     for number in row:
         if isinstance(number, bool) or not isinstance(number, (Real, torch.SymFloat)):
             raise TypeError(f"{op}: scale_factor must hold real numbers, got {value!r}")
-        if not 0 < float(number) < math.inf:
-            raise ValueError(f"{op}: scale_factor must be positive and finite, got {value!r}")
+        if not 0 < float(number) <= MAX_SIZE:
+            raise ValueError(
+                f"{op}: scale_factor must be positive and at most {MAX_SIZE}, got {value!r}"
+            )
     return float(row[0]), float(row[1])
 
 
@@ -98,8 +104,12 @@ def crop_shifts(
 
 def exact(op: str, name: str, value: Any) -> Fraction:
     """A real number as it is."""
-    if isinstance(value, bool) or not isinstance(value, (Rational, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{op}: {name} must hold real numbers, got {check.kind(value)}")
+    if isinstance(value, Integral):
+        value = operator.index(value)
+    elif not isinstance(value, Rational):
+        value = float(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{op}: {name} must be finite, got {value}")
     fraction = Fraction(value)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture
 
 _OPS = torch.ops.pydense
@@ -32,6 +33,7 @@ def _derivative(name: str, adjoint: str) -> None:
         ctx.size = x.shape[2:]
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        refuse_tangent(f"{name} (backward)", "grad", grad)
         result = getattr(_OPS, adjoint)(grad, *ctx.size, *ctx.options)
         return result, None, None, *[None] * len(ctx.options)
 
@@ -82,6 +84,7 @@ def _setup_fuse(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _fuse_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    refuse_tangent("fuse_sum_upsample (backward)", "grad", grad)
     out = ctx.saved_tensors[0] if ctx.saved_tensors else None
     needed = ctx.needs_input_grad[0]
     is_same = [tuple(size) == tuple(grad.shape[2:]) for size in ctx.sizes]
@@ -126,6 +129,18 @@ def _fuse_double_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ..
     return result, None, None, None, None, None
 
 
+def _fold_fuse(
+    info: Any, in_dims: tuple[Any, ...], inputs: list[Tensor], *options: Any
+) -> tuple[Tensor, int]:
+    maps = [
+        x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(inputs, in_dims[0], strict=True)
+    ]
+    out = _OPS.fuse_sum_upsample([x.flatten(0, 1) for x in maps], *options)
+    return out.unflatten(0, maps[0].shape[:2]), 0
+
+
+torch.library.register_vmap("pydense::fuse_sum_upsample", _fold_fuse)
 torch.library.register_fake("pydense::fuse_sum_upsample")(_fake_fuse)
 torch.library.register_fake("pydense::fuse_sum_upsample_backward")(_fake_fuse_backward)
 torch.library.register_autograd(

@@ -267,5 +267,10 @@ def _upsample(op: str, name: str, layer: nn.Upsample) -> Maps:
         )
     row = factor if isinstance(factor, (list, tuple)) else (factor, factor)
     scales = [arguments.exact(op, f"scale_factor of {name}", value) for value in row]
+    if layer.recompute_scale_factor and any(scale.denominator != 1 for scale in scales):
+        raise ValueError(
+            f"{op}: {name} must have a whole scale_factor with recompute_scale_factor=True, which "
+            f"makes the map depend on the size, got {layer.scale_factor}"
+        )
     y, x = (AxisCoordinates(scale, (scale - 1) / 2) for scale in scales)
     return y, x

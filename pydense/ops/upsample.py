@@ -51,16 +51,20 @@ def upsample_bilinear(
         (N, C, height, width) of the dtype of ``x`` (under autocast too), channels_last where torch
         takes ``x`` as such, contiguous otherwise. 16-bit input is summed in float32 and rounded
         once. Bitwise the same from run to run and for any number of threads
-        (``torch.set_num_threads``). NaN and infinities do what w0 a + w1 b does with them.
+        (``torch.set_num_threads``). NaN and infinities do what w0 a + w1 b does with them; in
+        backward too, but where both taps of an output are one input, their weights are added first.
 
     Raises:
         ValueError: A shape, size or scale factor out of range; both or neither of ``size`` and
             ``scale_factor``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU.
+        NotImplementedError: Tensors that are not on the CPU; a tangent: there is no forward-mode
+            derivative (``torch.func.jvp``).
 
-    Memory: the result, and the taps of every row and column. Nothing is saved for backward but
-    sizes; backward gathers, without atomics, and has its own derivatives of any order.
+    Memory: the result, and the taps of every row and column; a contiguous copy of a tensor (in
+    backward of the gradient) whose pixels do not lie side by side, as of an expanded one. Nothing
+    is saved for backward but sizes; backward gathers, without atomics, and has its own backward, to
+    any order. (``torch.func.grad`` and ``jacrev`` refuse operators of torch.library.)
 
     Source: ATen's ``upsample_bilinear2d``.
 
@@ -85,7 +89,11 @@ def upsample_bilinear(
             torch.sym_int(n * scale)  # type: ignore[no-untyped-call]
             for n, scale in zip(x.shape[2:], scales, strict=True)
         )
-        arguments.size(op, "scale_factor must give a size that", (height, width))
+        if height < 1 or width < 1:
+            raise ValueError(
+                f"{op}: scale_factor must give a size of at least 1, got {scale_factor!r} for "
+                f"shape {check.shape(x)}"
+            )
     result: Tensor = torch.ops.pydense.upsample_bilinear(x, height, width, align_corners, *scales)
     return result
 
@@ -119,8 +127,8 @@ def upsample_crop(
         padding: Of the deconvolution.
         offset: Of the crop; an integer as in Caffe, or any real number: ``crop_offset`` computes
             it, also for networks whose exact offset Caffe refuses. Fractions are taken exactly.
-            It may be negative, and the crop may leave the deconvolution's output, which is
-            continued by zeros.
+            It may be negative, and the crop may leave the deconvolution's output: what it finds
+            there is the output with padding 0, which padding only shifts, and zeros around that.
         size: Output (height, width), that of the reference blob.
         border: ``"zeros"`` as Caffe, or ``"clamp"``: the picture's edge continues.
 
@@ -132,7 +140,7 @@ def upsample_crop(
     Raises:
         ValueError: A shape or number out of range; a kernel size that does not fit the stride.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU.
+        NotImplementedError: Tensors that are not on the CPU; a tangent.
 
     Memory: as ``upsample_bilinear``.
 
@@ -189,9 +197,11 @@ def fuse_sum_upsample(
     Raises:
         ValueError: A shape, size or word out of range; maps that differ in batch or channels.
         TypeError: An argument of the wrong type or dtype; maps that differ in dtype.
-        NotImplementedError: Tensors that are not on the CPU.
+        NotImplementedError: Tensors that are not on the CPU; a tangent.
 
-    Memory: the result, and a few rows per thread. Saved for backward: with ``relu`` the result,
+    Memory: the result, a few rows per thread, and copies as ``upsample_bilinear``, here also of
+    maps in another memory format than the first one's (in backward: the result in another one than
+    the gradient's). Saved for backward: with ``relu`` the result,
     else only sizes. Backward makes the gradients of all maps in one pass over the result's
     gradient; maps of the output's size share one gradient.
 
