@@ -89,6 +89,34 @@ void for_each_band(const LatticeView<T>& lattice, ParallelFor parallel_for, cons
   });
 }
 
+// Merge, an axis at a time, spread. (In this namespace, so that no lambda is visible outside.)
+template <class T, int Piece>
+void merge_blur_spread(const LatticeRows<T>& rows, bool reverse, ParallelFor parallel_for) {
+  const LatticeView<T>& lattice = rows.lattice;
+  static_assert(kMaxLatticeDims + 3 <= kMaxPhases);
+  const int last = lattice.dims + 2;
+  const auto axis_of = [&](int phase) { return reverse ? last - 1 - phase : phase - 1; };
+  const auto size = [&](int phase) {
+    if (phase == 0 || phase == last) {
+      return lattice.num_shared;
+    }
+    const int axis = axis_of(phase);
+    return lattice.chain_starts[axis + 1] - lattice.chain_starts[axis];
+  };
+  parallel_phases(
+      parallel_for, last + 1, [&](int phase) { return ceil_div(size(phase), kVertexChunk); },
+      [&](int phase, int64_t task) {
+        const int64_t begin = task * kVertexChunk;
+        const int64_t end = std::min(begin + kVertexChunk, size(phase));
+        if (phase == 0 || phase == last) {
+          merge_chunk<T, Piece>(rows, phase == last, begin, end);
+        } else {
+          const int32_t* chain = lattice.chains + lattice.chain_starts[axis_of(phase)];
+          blur_chunk<T, Piece>(rows, chain, size(phase), begin, end);
+        }
+      });
+}
+
 template <class T, int Piece>
 void filter_group(const FilterArgs<T>& args, const LatticeRows<T>& rows, int first, int channels,
                   ParallelFor parallel_for) {
@@ -156,32 +184,8 @@ void lattice_mass(const LatticeView<T>& lattice, T* mass, ParallelFor parallel_f
 
 template <class T>
 void merge_and_blur_cpu(const LatticeRows<T>& rows, bool reverse, ParallelFor parallel_for) {
-  const LatticeView<T>& lattice = rows.lattice;
   with_piece<T, 1>(rows.width, [&](auto piece) {
-    constexpr int kPiece = decltype(piece)::value;
-    // Merge, an axis at a time, spread.
-    static_assert(kMaxLatticeDims + 3 <= kMaxPhases);
-    const int last = lattice.dims + 2;
-    const auto axis_of = [&](int phase) { return reverse ? last - 1 - phase : phase - 1; };
-    const auto size = [&](int phase) {
-      if (phase == 0 || phase == last) {
-        return lattice.num_shared;
-      }
-      const int axis = axis_of(phase);
-      return lattice.chain_starts[axis + 1] - lattice.chain_starts[axis];
-    };
-    parallel_phases(
-        parallel_for, last + 1, [&](int phase) { return ceil_div(size(phase), kVertexChunk); },
-        [&](int phase, int64_t task) {
-          const int64_t begin = task * kVertexChunk;
-          const int64_t end = std::min(begin + kVertexChunk, size(phase));
-          if (phase == 0 || phase == last) {
-            merge_chunk<T, kPiece>(rows, phase == last, begin, end);
-          } else {
-            const int32_t* chain = lattice.chains + lattice.chain_starts[axis_of(phase)];
-            blur_chunk<T, kPiece>(rows, chain, size(phase), begin, end);
-          }
-        });
+    merge_blur_spread<T, decltype(piece)::value>(rows, reverse, parallel_for);
   });
 }
 

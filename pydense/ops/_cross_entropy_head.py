@@ -130,7 +130,6 @@ def upsample_cross_entropy(
             )
     elif pixel_weight is not None:
         pixel_weight = arguments.constant(op, "pixel_weight", pixel_weight, labels.shape, scores)
-    arguments.no_tangent(op, scores, *(x for x in (weight, pixel_weight, factor) if x is not None))
     gradient = reduction != "none" and scores.requires_grad and torch.is_grad_enabled()
     loss, _, _, counts = torch.ops.pydense.upsample_cross_entropy(
         scores,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import _crf_arguments as check
 
@@ -90,15 +89,6 @@ def differs(labels: Tensor, label: int) -> Tensor:
     if held.min <= label <= held.max:
         return labels != label
     return torch.ones_like(labels, dtype=torch.bool)
-
-
-def no_tangent(op: str, *tensors: Tensor) -> None:
-    """Refuse dual tensors: torch would take the tangent of the result for 0 without a word."""
-    if torch.compiler.is_compiling():
-        return
-    pairs = [forward_ad.unpack_dual(x) for x in tensors]  # type: ignore[no-untyped-call]
-    if any(pair.tangent is not None for pair in pairs):
-        raise NotImplementedError(f"{op}: forward-mode differentiation is not implemented")
 
 
 def constant(op: str, name: str, value: object, shape: Sequence[int], like: Tensor) -> Tensor:

@@ -136,7 +136,6 @@ def upsample_softmax(
     """
     op = "upsample_softmax"
     scores = arguments.logits(op, logits)
-    arguments.no_tangent(op, scores)
     height, width = arguments.size(op, size)
     check.flag(op, "align_corners", align_corners)
     result: Tensor = torch.ops.pydense.upsample_softmax(scores, height, width, align_corners)
@@ -224,7 +223,6 @@ def upsample_accumulate(
         raise NotImplementedError(
             f"{op}: dst and logits must not require grad: run under torch.no_grad()"
         )
-    arguments.no_tangent(op, total, scores, factor)
     torch.ops.pydense.upsample_accumulate(
         total, scores, *corner, height, width, align_corners, factor
     )
