@@ -220,7 +220,7 @@ class CrossEntropyTask {
     }
     V loss = fma(weight_all, log_sum, V{} - inner * broadcast<V>(kLn2));
     // Where the pixel has no weight, its NaN or infinity is not asked for.
-    loss = (weight_all == V{}) & (weight_hit == V{}) ? V{} : loss;
+    loss = ((weight_all == V{}) & (weight_hit == V{})) ? V{} : loss;
     put_loss(r, y, b, loss);
   }
 
