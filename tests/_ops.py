@@ -45,6 +45,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(one, two)
 
 
+# Of those below, by torch's rule: what lies in memory channels last, gaps or not.
+CHANNELS_LAST = ("channels last", "half of a wider one")
+
+
 def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The same numbers in every memory layout that a caller may bring."""
     yield "contiguous", x.contiguous()

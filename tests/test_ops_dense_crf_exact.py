@@ -5,7 +5,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _ops import NORMALIZATIONS, compats, layouts, picture, random, same_bits, threads
+from _ops import (
+    CHANNELS_LAST,
+    NORMALIZATIONS,
+    compats,
+    layouts,
+    picture,
+    random,
+    same_bits,
+    threads,
+)
 from _ops import one_thread as one_thread
 
 from pydense import reference
@@ -104,7 +113,7 @@ def test_steps_layouts_batches_threads(dtype):
             out = dense_crf(x, image, iterations=3, output=output, **options)
             wanted = dense_crf(logits, image, iterations=3, output=output, **options)
             assert same_bits(out, wanted), name
-            form = torch.channels_last if name == "channels last" else torch.contiguous_format
+            form = torch.channels_last if name in CHANNELS_LAST else torch.contiguous_format
             assert output == "labels" or out.is_contiguous(memory_format=form), name
     assert dense_crf(logits[:0], image[:0], **options).shape == (0, 5, 12, 9)
 

@@ -31,7 +31,7 @@ CROP = {"stride": 2, "kernel_size": 4, "size": 5}
         (
             lambda: upsample_bilinear(X, 2**40),
             ValueError,
-            "size must be in [1, 2147483647], got (10",
+            "size must be in [1, 2147483583], got (10",
         ),
         (lambda: upsample_bilinear(X, (3,)), ValueError, "size must be a number or (y, x), got"),
         (lambda: upsample_bilinear(X, 2.5), TypeError, "size must hold integers, got 2.5"),
@@ -39,7 +39,7 @@ CROP = {"stride": 2, "kernel_size": 4, "size": 5}
         (lambda: upsample_bilinear(X, scale_factor=0.0), ValueError, "must be positive and at"),
         (lambda: upsample_bilinear(X, scale_factor=NAN), ValueError, "must be positive and at"),
         (lambda: upsample_bilinear(X, scale_factor=INF), ValueError, "must be positive and at"),
-        (lambda: upsample_bilinear(X, scale_factor=1e30), ValueError, "at most 2147483647, got 1e"),
+        (lambda: upsample_bilinear(X, scale_factor=1e30), ValueError, "at most 2147483583, got 1e"),
         (lambda: upsample_bilinear(X, scale_factor=1e9), ValueError, "size must be in [1, 21474"),
         (
             lambda: upsample_bilinear(X, scale_factor=0.1),
@@ -47,9 +47,9 @@ CROP = {"stride": 2, "kernel_size": 4, "size": 5}
             "scale_factor must give a size of at least 1, got 0.1 for shape (1, 2, 3, 4)",
         ),
         (
-            lambda: upsample_bilinear(X, 2**31 - 1),
+            lambda: upsample_bilinear(X, 2**31 - 65),
             ValueError,
-            "size must give a tensor of less than 2^63 bytes, got (2147483647, 2147483647)",
+            "size must give a tensor of less than 2^63 bytes, got (2147483583, 2147483583)",
         ),
         (lambda: upsample_bilinear(X, scale_factor="2"), TypeError, "must hold real numbers"),
         (lambda: upsample_bilinear(X, 3, align_corners=1), TypeError, "must be a bool, got int"),

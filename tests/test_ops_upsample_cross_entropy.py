@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from _heads import SHAPES, assert_in_budget, scores, targets
-from _ops import layouts, one_number, same_bits
+from _ops import CHANNELS_LAST, layouts, one_number, same_bits
 from _ops import one_thread as one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,7 +176,7 @@ class TestCrossEntropy:
             loss = upsample_cross_entropy(leaf, t.squeeze(1), pixel_weight=w.squeeze(1), **options)
             (gradient,) = torch.autograd.grad(loss * 2, leaf)
             assert same_bits(loss, expected[0]), name
-            if name == "channels last":
+            if name in CHANNELS_LAST:
                 assert gradient.is_contiguous(memory_format=torch.channels_last)
             else:
                 assert gradient.is_contiguous(), name

@@ -10,7 +10,7 @@
 
 #include "dense_crf/lattice_bytes.h"
 #include "dense_crf/mean_field.h"
-#include "torch/tensor.h"
+#include "torch/picture.h"
 
 namespace pydense {
 namespace {
@@ -213,26 +213,6 @@ void check_same_shape(const char* op, const Tensor& q, const Tensor& unary) {
   }
 }
 
-bool is_channels_last(const Tensor& x) {
-  int64_t expected = 1;
-  for (const int64_t dim : {1, 3, 2, 0}) {
-    if (x.size(dim) != 1 && x.stride(dim) != expected) {
-      return false;
-    }
-    expected *= x.size(dim);
-  }
-  return true;
-}
-
-// Uninitialised, channels last where x is that and not contiguous.
-Tensor empty_in_format_of(const Tensor& x) {
-  if (x.is_contiguous() || !is_channels_last(x)) {
-    return torch::stable::new_empty(x, x.sizes());
-  }
-  const Tensor last = torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(3), x.size(1)});
-  return torch::stable::transpose(torch::stable::transpose(last, 1, 3), 2, 3);
-}
-
 Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
                      const std::vector<Tensor>& compats, int64_t iterations, bool energies,
                      const std::optional<Tensor>& q, const std::string& output) {
@@ -252,7 +232,8 @@ Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
     Tensor out = kind == MeanFieldOutput::kLabels
                      ? torch::stable::new_empty(
                            unary, {unary.size(0), unary.size(2), unary.size(3)}, ScalarType::Long)
-                     : empty_in_format_of(unary);
+                     : new_picture(unary, unary.size(2), unary.size(3), unary.scalar_type(),
+                                   is_channels_last(unary));
     if (unary.numel() == 0) {
       return out;
     }
@@ -262,9 +243,6 @@ Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
     const PointGrid grid = energy.grid();
     const Pictures result(kind == MeanFieldOutput::kLabels ? unary : out);
     void* to = out.mutable_data_ptr();
-    if (kind != MeanFieldOutput::kLabels) {
-      advise_huge_pages(to, static_cast<size_t>(out.numel()) * sizeof(T));
-    }
     for_each_image(unary.size(0), grid, [&](int64_t i, ParallelFor parallel_for) {
       MeanField<T> field(grid, static_cast<int>(unary.size(1)), parallel_for);
       field.set_unary(energy.at<T>(i), energies);
@@ -344,7 +322,7 @@ Tensor filter_op(const Tensor& values, const Tensor& lattice, bool reverse) {
 }  // namespace
 }  // namespace pydense
 
-STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) {
+PYDENSE_TORCH_SCHEMAS(m) {
   m.def("dense_crf_lattice(Tensor features, str normalization, bool self_term) -> Tensor");
   m.def(
       "dense_crf_mean_field(Tensor unary, Tensor[] lattices, Tensor[] compats, int iterations, "
@@ -354,7 +332,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) {
       "Tensor q) -> Tensor");
   m.def("permutohedral_filter(Tensor values, Tensor lattice, bool reverse) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(pydense, CPU, m) {
+PYDENSE_TORCH_CPU(m) {
   m.impl("dense_crf_lattice", TORCH_BOX(&pydense::lattice_op));
   m.impl("dense_crf_mean_field", TORCH_BOX(&pydense::mean_field_op));
   m.impl("dense_crf_free_energy", TORCH_BOX(&pydense::free_energy_op));

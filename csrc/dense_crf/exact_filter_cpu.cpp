@@ -7,6 +7,7 @@
 
 #include "common/buffer.h"
 #include "common/simd.h"
+#include "common/with_constant.h"
 #include "dense_crf/exact_filter.h"
 
 namespace pydense::PYDENSE_ISA {
@@ -21,17 +22,6 @@ constexpr int kMaxRows = 12;
 #else
 constexpr int kMaxRows = 6;
 #endif
-
-// Calls fn(integral_constant<int, n>{}) for n in [1, Max].
-template <int Max, class Fn>
-PYDENSE_HD void with_constant(int64_t n, const Fn& fn) {
-  if constexpr (Max > 1) {
-    if (n < Max) {
-      return with_constant<Max - 1>(n, fn);
-    }
-  }
-  fn(std::integral_constant<int, Max>{});
-}
 
 // to[0..count) = from[0..count * stride), then its last element up to `padded`.
 template <class T>

@@ -55,9 +55,9 @@ Tensor exact_gaussian_filter_op(const Tensor& values, const Tensor& features, bo
 }  // namespace
 }  // namespace pydense
 
-STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) {
+PYDENSE_TORCH_SCHEMAS(m) {
   m.def("exact_gaussian_filter(Tensor values, Tensor features, bool self_term) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(pydense, CPU, m) {
+PYDENSE_TORCH_CPU(m) {
   m.impl("exact_gaussian_filter", TORCH_BOX(&pydense::exact_gaussian_filter_op));
 }

@@ -8,16 +8,12 @@
 #include "common/buffer.h"
 #include "common/isa_namespace.h"
 #include "common/parallel.h"
+#include "common/with_constant.h"
 #include "dense_crf/permutohedral.h"
 
 namespace pydense::PYDENSE_ISA {
 
 constexpr int64_t kVertexChunk = 2048;  // vertices per task
-
-template <int Value>
-struct IntConstant {
-  static constexpr int value = Value;
-};
 
 // `count` objects, each made by the task that fills it.
 template <class T>

@@ -37,9 +37,9 @@ class ArgmaxTile {
   void run(const OutputRows& rows) {
     const AxisTable<T>& y = *args_.y;
     for (int64_t begin = rows.begin; begin < rows.end;) {
-      const auto at = static_cast<size_t>(begin);
+      const int64_t at = begin;
       int64_t end = begin + 1;
-      while (end < rows.end && y.i0[static_cast<size_t>(end)] == y.i0[at]) {
+      while (end < rows.end && y.i0[end] == y.i0[at]) {
         ++end;
       }
       const Slot& top = row(y.i0[at], y.i1[at]);
@@ -123,7 +123,7 @@ class ArgmaxTile {
       return;
     }
     for (int64_t y = begin; y < end; y += kMaxRows) {
-      with_rows<kMaxRows>(std::min<int64_t>(end - y, kMaxRows), [&](auto rows) {
+      with_constant<kMaxRows>(std::min<int64_t>(end - y, kMaxRows), [&](auto rows) {
         if (finite) {
           compute<decltype(rows)::value, false>(block, top.values, bottom.values, y, x);
         } else {
@@ -137,8 +137,8 @@ class ArgmaxTile {
   [[gnu::noinline]] void compute(const Block& block, const T* top, const T* bottom, int64_t y,
                                  int64_t x) const {
     const Block columns = block;
-    const T* const h0 = args_.y->w0.data() + y;
-    const T* const h1 = args_.y->w1.data() + y;
+    const T* const h0 = args_.y->w0 + y;
+    const T* const h1 = args_.y->w1 + y;
     V best[Rows];
     Int label[Rows] = {};
     const auto value = [&](const V& upper, const V& lower, int r) {
@@ -196,7 +196,7 @@ class ArgmaxTile {
   // Writes the lanes inside the tile at (image_, y, x) of a contiguous array.
   template <class U, class W>
   void put(U* array, int64_t y, int64_t x, const W& values) const {
-    U* const to = array + (image_ * args_.y->size() + y) * args_.x->size() + x;
+    U* const to = array + (image_ * args_.y->size + y) * args_.x->size + x;
     if (x + kLanes <= tile_.end()) {
       store(to, values);
     } else {

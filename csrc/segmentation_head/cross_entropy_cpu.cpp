@@ -62,7 +62,7 @@ class CrossEntropyTask {
       }
     }
     for (int64_t b = 0; b < tile_.columns().count(); ++b) {
-      with_rows<kMaxRows>(count, [&](auto n) { block<decltype(n)::value>(rows, b); });
+      with_constant<kMaxRows>(count, [&](auto n) { block<decltype(n)::value>(rows, b); });
     }
     for (int64_t x = 0; x < count * width; x += kStep) {
       sums_.loss += static_cast<double>(lane_sum<kStep>(load<Step>(losses_ + x)));
@@ -240,7 +240,7 @@ class CrossEntropyTask {
     if (args_.loss != nullptr) {
       const int64_t x = tile_.columns().begin() + b * kLanes;
       const int64_t count = std::min<int64_t>(kLanes, tile_.columns().end() - x);
-      std::memcpy(args_.loss + (task_.image * args_.y->size() + y) * args_.x->size() + x, &loss,
+      std::memcpy(args_.loss + (task_.image * args_.y->size + y) * args_.x->size + x, &loss,
                   static_cast<size_t>(count) * sizeof(T));
     }
   }

@@ -91,11 +91,11 @@ class GradientTile {
   // low_[source][class] = sum over the columns, kLanes classes at once.
   [[gnu::noinline]] void gather_columns(const T* from) const {
     const int64_t columns = columns_->end() - columns_->begin();
-    const auto at = static_cast<size_t>(columns_->begin());
-    const int32_t* const i0 = x_.i0.data() + at;
-    const int32_t* const i1 = x_.i1.data() + at;
-    const T* const w0 = x_.w0.data() + at;
-    const T* const w1 = x_.w1.data() + at;
+    const int64_t at = columns_->begin();
+    const int32_t* const i0 = x_.i0 + at;
+    const int32_t* const i1 = x_.i1 + at;
+    const T* const w0 = x_.w0 + at;
+    const T* const w1 = x_.w1 + at;
     int32_t left = i0[0];
     T* to = low_;
     V sum_left = {};
@@ -106,7 +106,7 @@ class GradientTile {
       for (int64_t k = 0; k < kLanes; ++k) {
         classes[k] = load<V>(from + k * width_ + begin);
       }
-      transpose(classes);
+      transpose_square(classes);
       const int64_t count = std::min<int64_t>(kLanes, columns - begin);
       for (int64_t l = 0; l < count; ++l) {
         const int64_t x = begin + l;
@@ -145,7 +145,7 @@ class GradientTile {
       for (int64_t k = 0; k < kLanes; ++k) {
         rows[k] = load<V>(low_ + (q + k) * kLanes);
       }
-      transpose(rows);
+      transpose_square(rows);
       const int64_t part = std::min<int64_t>(kLanes, sources - q);
       for (int64_t k = 0; k < count; ++k) {
         T* const to = array_.data +

@@ -21,7 +21,7 @@ void check_logits(const char* op, const LogitsView& logits, const AxisTable<T>& 
                 logits.images, " images");
   PYDENSE_CHECK(logits.classes >= 1 && logits.classes <= std::numeric_limits<int32_t>::max(), op,
                 ": logits must have 1 to 2^31 - 1 classes, got ", logits.classes);
-  PYDENSE_CHECK(logits.height == y.map.in_size && logits.width == x.map.in_size, op,
+  PYDENSE_CHECK(logits.height == y.in_size && logits.width == x.in_size, op,
                 ": logits must have the size of the axes, got ", logits.height, " x ",
                 logits.width);
   PYDENSE_CHECK((logits.type == FloatType::kFloat64) == (sizeof(T) == 8), op,
@@ -44,30 +44,9 @@ void for_each_task(int64_t images, int64_t source_rows, int64_t columns, int64_t
 }  // namespace
 
 template <class T>
-AxisTable<T>::AxisTable(int64_t in_size, int64_t out_size, bool align_corners)
-    : map(portable::interpolate_axis<T>(in_size, out_size, align_corners, 0.0)) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - kPadding;
-  PYDENSE_CHECK(in_size >= 1 && out_size >= 1 && in_size <= kMost && out_size <= kMost,
-                "upsampling: sizes must be from 1 to 2^31 - 65, got ", in_size, " to ", out_size);
-  const auto padded = static_cast<size_t>(out_size + kPadding);
-  i0.resize(padded);
-  i1.resize(padded);
-  w0.resize(padded);
-  w1.resize(padded);
-  for (size_t k = 0; k < padded; ++k) {
-    const AxisTaps<T> taps =
-        portable::axis_taps(map, std::min(static_cast<int64_t>(k), out_size - 1));
-    i0[k] = static_cast<int32_t>(taps.i0);
-    i1[k] = static_cast<int32_t>(taps.i1);
-    w0[k] = taps.w0;
-    w1[k] = taps.w1;
-  }
-}
-
-template <class T>
 OutputRows rows_of_group(const AxisTable<T>& y, int64_t group) {
-  const auto begin = y.i0.begin();
-  const auto end = begin + y.size();
+  const int32_t* begin = y.i0;
+  const int32_t* end = begin + y.size;
   const auto at = [&](int64_t row) { return std::lower_bound(begin, end, row) - begin; };
   return {at(group * kGroupRows), at((group + 1) * kGroupRows)};
 }
@@ -83,7 +62,7 @@ void upsample_argmax(const UpsampleArgmaxArgs<T>& args, ParallelFor parallel_for
                 ": dtype must hold ", args.logits.classes, " classes, got uint8");
   const UpsampleArgmaxTable& table =
       select_cpu_table<UpsampleArgmaxTable>(PYDENSE_CPU_TABLES(kUpsampleArgmaxTable));
-  for_each_task(args.logits.images, args.logits.height, args.x->size(), kTaskColumns, parallel_for,
+  for_each_task(args.logits.images, args.logits.height, args.x->size, kTaskColumns, parallel_for,
                 [&](const HeadTask& task) {
                   if constexpr (std::is_same_v<T, float>) {
                     table.argmax_f32(args, task);
@@ -120,7 +99,7 @@ CrossEntropySums upsample_cross_entropy(const UpsampleCrossEntropyArgs<T>& args,
   std::vector<CrossEntropySums> sums(static_cast<size_t>(args.logits.images * groups));
   for_each_group(args.logits.images, args.logits.height, args.gradient != nullptr, parallel_for,
                  [&](int64_t image, int64_t group) {
-                   const HeadTask task = {image, group, 0, args.x->size()};
+                   const HeadTask task = {image, group, 0, args.x->size};
                    CrossEntropySums& sum = sums[static_cast<size_t>(image * groups + group)];
                    if constexpr (std::is_same_v<T, float>) {
                      table.task_f32(args, task, sum);
@@ -151,7 +130,7 @@ void upsample_softmax(const UpsampleSoftmaxArgs<T>& args, ParallelFor parallel_f
       select_cpu_table<UpsampleSoftmaxTable>(PYDENSE_CPU_TABLES(kUpsampleSoftmaxTable));
   for_each_group(args.logits.images, args.logits.height, args.gradient != nullptr, parallel_for,
                  [&](int64_t image, int64_t group) {
-                   const HeadTask task = {image, group, 0, args.x->size()};
+                   const HeadTask task = {image, group, 0, args.x->size};
                    if constexpr (std::is_same_v<T, float>) {
                      table.softmax_f32(args, task);
                    } else {
@@ -165,7 +144,7 @@ void upsample_accumulate(const UpsampleAccumulateArgs<T>& args, ParallelFor para
   check_logits("upsample_accumulate", args.logits, *args.y, *args.x);
   const UpsampleSoftmaxTable& table =
       select_cpu_table<UpsampleSoftmaxTable>(PYDENSE_CPU_TABLES(kUpsampleSoftmaxTable));
-  for_each_task(args.logits.images, args.logits.height, args.x->size(), kTaskColumns, parallel_for,
+  for_each_task(args.logits.images, args.logits.height, args.x->size, kTaskColumns, parallel_for,
                 [&](const HeadTask& task) {
                   if constexpr (std::is_same_v<T, float>) {
                     table.accumulate_f32(args, task);
@@ -175,8 +154,6 @@ void upsample_accumulate(const UpsampleAccumulateArgs<T>& args, ParallelFor para
                 });
 }
 
-template struct AxisTable<float>;
-template struct AxisTable<double>;
 template OutputRows rows_of_group(const AxisTable<float>&, int64_t);
 template OutputRows rows_of_group(const AxisTable<double>&, int64_t);
 template void upsample_argmax(const UpsampleArgmaxArgs<float>&, ParallelFor);

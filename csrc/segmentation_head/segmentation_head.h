@@ -9,15 +9,14 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "common/cpu_isa.h"
+#include "common/half.h"
 #include "common/parallel.h"
-#include "upsample/upsample_math.h"
+#include "upsample/axis_table.h"
 
 namespace pydense {
 
-enum class FloatType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 enum class IntegerType : int32_t { kUInt8, kInt8, kInt16, kInt32, kInt64 };
 
 // An array [images, classes, height, width]; strides are in elements, any sign, also 0.
@@ -29,20 +28,6 @@ struct LogitsView {
   int64_t height;
   int64_t width;
   int64_t strides[4];
-};
-
-// The taps of all outputs of an axis, as axis_taps gives them, and kPadding copies of the last.
-template <class T>
-struct AxisTable {
-  static constexpr int64_t kPadding = 64;
-  AxisTable(int64_t in_size, int64_t out_size, bool align_corners);
-  int64_t size() const { return map.out_size; }
-
-  AxisMap<T> map;
-  std::vector<int32_t> i0;
-  std::vector<int32_t> i1;
-  std::vector<T> w0;
-  std::vector<T> w1;
 };
 
 constexpr int64_t kGroupRows = 4;  // source rows of a task

@@ -1,34 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <optional>
 #include <string>
 
-#include "common/buffer.h"
 #include "segmentation_head/segmentation_head.h"
-#include "torch/tensor.h"
+#include "torch/picture.h"
 
 namespace pydense {
 namespace {
 
 using torch::headeronly::ScalarType;
-
-FloatType float_type(const char* op, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return FloatType::kFloat32;
-    case ScalarType::Double:
-      return FloatType::kFloat64;
-    case ScalarType::BFloat16:
-      return FloatType::kBFloat16;
-    case ScalarType::Half:
-      return FloatType::kFloat16;
-    default:
-      throw_invalid_argument(op, ": logits must be of dtype Float, Double, BFloat16 or Half, got ",
-                             torch::headeronly::toString(x.scalar_type()));
-  }
-}
 
 IntegerType integer_type(const char* op, const Tensor& x) {
   switch (x.scalar_type()) {
@@ -74,7 +56,7 @@ LogitsView view_logits(const char* op, const Tensor& logits) {
                 logits.dim());
   PYDENSE_CHECK(logits.is_cpu(), op, ": logits must be on the CPU, got another device");
   LogitsView view = {logits.const_data_ptr(),
-                     float_type(op, logits),
+                     float_type(op, "logits", logits),
                      logits.size(0),
                      logits.size(1),
                      logits.size(2),
@@ -100,13 +82,14 @@ struct Axes {
   AxisTable<T> y;
   AxisTable<T> x;
   Axes(const LogitsView& logits, int64_t height, int64_t width, bool align_corners)
-      : y(logits.height, height, align_corners), x(logits.width, width, align_corners) {}
+      : y(interpolation_axis(logits.height, height, align_corners)),
+        x(interpolation_axis(logits.width, width, align_corners)) {}
 };
 
 // Before anything of this size exists.
 void check_size(const char* op, const char* name, const LogitsView& logits, int64_t height,
                 int64_t width) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - AxisTable<float>::kPadding;
+  constexpr int64_t kMost = AxisTable<float>::kMaxSize;
   const auto fits = [](int64_t size) { return size >= 1 && size <= kMost; };
   PYDENSE_CHECK(fits(logits.height) && fits(logits.width), op, ": logits must be of at most ",
                 kMost, " pixels along an axis, got ", logits.height, " x ", logits.width);
@@ -162,32 +145,14 @@ ScalarType dtype_of() {
   return sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
 }
 
-// Uninitialised; pages as large as the system has them, since fresh ones cost more than the kernel.
 Tensor new_array(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  Tensor out = torch::stable::new_empty(like, shape, dtype);
-  advise_huge_pages(out.mutable_data_ptr(),
-                    static_cast<size_t>(out.numel()) * static_cast<size_t>(out.element_size()));
+  const Tensor out = torch::stable::new_empty(like, shape, dtype);
+  on_huge_pages(out);
   return out;
 }
 
-bool is_channels_last(const Tensor& x) {
-  int64_t expected = 1;
-  for (const int64_t dim : {1, 3, 2, 0}) {
-    if (x.size(dim) != 1 && x.stride(dim) != expected) {
-      return false;
-    }
-    expected *= x.size(dim);
-  }
-  return !x.is_contiguous();
-}
-
-// The shape of x with `height` x `width` pixels, channels last where x is that and not contiguous.
 Tensor new_in_format_of(const Tensor& x, int64_t height, int64_t width, ScalarType dtype) {
-  if (!is_channels_last(x)) {
-    return new_array(x, {x.size(0), x.size(1), height, width}, dtype);
-  }
-  const Tensor last = new_array(x, {x.size(0), height, width, x.size(1)}, dtype);
-  return torch::stable::transpose(torch::stable::transpose(last, 1, 3), 2, 3);
+  return new_picture(x, height, width, dtype, is_channels_last(x));
 }
 
 std::tuple<Tensor, Tensor> upsample_argmax_op(const Tensor& logits, int64_t height, int64_t width,

@@ -56,7 +56,7 @@ class SoftmaxTask {
   void run() {
     tile_.run(group_, [&](const Strip& rows) {
       for (int64_t b = 0; b < tile_.columns().count(); ++b) {
-        with_rows<SoftmaxTile<T>::kMaxRows>(rows.end - rows.begin, [&](auto n) {
+        with_constant<SoftmaxTile<T>::kMaxRows>(rows.end - rows.begin, [&](auto n) {
           if (tile_.has_gradient()) {
             backward<decltype(n)::value, S>(rows, b);
           } else {
@@ -120,7 +120,7 @@ class SoftmaxTask {
         for (int64_t k = 0; k < part; ++k) {
           block[k] = probability(load<V>(tile_.powers() + ((c + k) * Rows + r) * kLanes), scale[r]);
         }
-        transpose(block);
+        transpose_square(block);
         for (int64_t l = 0; l < count; ++l) {
           store_some(to + r * args_.full_strides[2] + l * args_.full_strides[3] + c, 1, part,
                      block[l]);
@@ -213,17 +213,17 @@ void accumulate_task(const UpsampleAccumulateArgs<T>& args, const HeadTask& task
     return slot;
   };
   for (int64_t begin = rows.begin; begin < rows.end;) {
-    const auto at = static_cast<size_t>(begin);
+    const int64_t at = begin;
     int64_t end = begin + 1;
-    while (end < rows.end && y.i0[static_cast<size_t>(end)] == y.i0[at]) {
+    while (end < rows.end && y.i0[end] == y.i0[at]) {
       ++end;
     }
     const T* const top = values[slot_of(y.i0[at], y.i1[at])];
     const T* const bottom = values[slot_of(y.i1[at], y.i0[at])];
     for (int64_t c = 0; c < classes; ++c) {
       for (int64_t row = begin; row < end; ++row) {
-        const V h0 = broadcast<V>(y.w0[static_cast<size_t>(row)]);
-        const V h1 = broadcast<V>(y.w1[static_cast<size_t>(row)]);
+        const V h0 = broadcast<V>(y.w0[row]);
+        const V h1 = broadcast<V>(y.w1[row]);
         for (int64_t b = 0; b < columns.count(); ++b) {
           const int64_t x = columns.begin() + b * kLanes;
           const int64_t lanes = std::min<int64_t>(kLanes, columns.end() - x);

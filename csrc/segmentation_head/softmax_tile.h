@@ -62,7 +62,7 @@ class SoftmaxTile {
     if (rows.begin == rows.end) {
       return;
     }
-    for (int64_t x = 0; x < x_.size();) {
+    for (int64_t x = 0; x < x_.size;) {
       const int64_t next = end_of_tile(x);
       const ColumnTile<T> columns(x_, x, next);
       columns_ = &columns;
@@ -79,8 +79,8 @@ class SoftmaxTile {
   const T* values(int slot, int64_t b) const { return values_[slot] + b * kLanes; }
   T* falls(int slot, int64_t b) const { return falls_[slot] + b * kLanes; }
   T* powers() const { return powers_; }  // [classes, rows of the block, kLanes]
-  const T* weights0(int64_t y) const { return y_.w0.data() + y; }
-  const T* weights1(int64_t y) const { return y_.w1.data() + y; }
+  const T* weights0(int64_t y) const { return y_.w0 + y; }
+  const T* weights1(int64_t y) const { return y_.w1 + y; }
 
   template <int Count>
   struct Sums {
@@ -157,9 +157,9 @@ class SoftmaxTile {
   // As many columns as need kSources sources, in whole steps.
   int64_t end_of_tile(int64_t x) const {
     constexpr int64_t kSources = 16;
-    const int64_t size = x_.size();
-    const int32_t* const i0 = x_.i0.data();
-    const int32_t* const i1 = x_.i1.data();
+    const int64_t size = x_.size;
+    const int32_t* const i0 = x_.i0;
+    const int32_t* const i1 = x_.i1;
     int64_t end = std::min(x + kStep, size);
     while (end < size && end - x < kMaxWidth) {
       const int64_t next = std::min(end + kStep, size);
@@ -211,10 +211,9 @@ class SoftmaxTile {
   template <class Fn>
   void down(const OutputRows& rows, const Fn& fn) {
     for (int64_t begin = rows.begin; begin < rows.end;) {
-      const auto at = static_cast<size_t>(begin);
+      const int64_t at = begin;
       int64_t end = begin + 1;
-      while (end < rows.end && end - begin < kMaxRows &&
-             y_.i0[static_cast<size_t>(end)] == y_.i0[at]) {
+      while (end < rows.end && end - begin < kMaxRows && y_.i0[end] == y_.i0[at]) {
         ++end;
       }
       const int top = slot_of(y_.i0[at], y_.i1[at]);

@@ -9,7 +9,8 @@
 
 #include "common/buffer.h"
 #include "common/half.h"
-#include "common/simd.h"
+#include "common/simd_lanes.h"
+#include "common/with_constant.h"
 #include "segmentation_head/segmentation_head.h"
 
 namespace pydense::PYDENSE_ISA {
@@ -18,55 +19,6 @@ template <class T>
 using LaneInt = std::make_signed_t<BitsOf<T>>;
 
 PYDENSE_HD int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Calls fn(integral_constant<int, n>{}) for n in [1, Max].
-template <int Max, class Fn>
-PYDENSE_HD void with_rows(int64_t n, const Fn& fn) {
-  if constexpr (Max > 1) {
-    if (n < Max) {
-      return with_rows<Max - 1>(n, fn);
-    }
-  }
-  fn(std::integral_constant<int, Max>{});
-}
-
-// v[index[l]] in lane l.
-template <class V, class I>
-PYDENSE_HD V permute(const V& v, const I& index) {
-#if defined(__clang__)
-  V result;
-  for (int l = 0; l < kLanesIn<V>; ++l) {
-    result[l] = v[index[l]];
-  }
-  return result;
-#else
-  return __builtin_shuffle(v, index);
-#endif
-}
-
-template <int Distance, class V, int... Lane>
-PYDENSE_HD void exchange(V& a, V& b, std::integer_sequence<int, Lane...> /*lanes*/) {
-  constexpr int kLanes = sizeof...(Lane);
-  const V low =
-      __builtin_shufflevector(a, b, ((Lane & Distance) != 0 ? kLanes + Lane - Distance : Lane)...);
-  b = __builtin_shufflevector(a, b, ((Lane & Distance) != 0 ? kLanes + Lane : Lane + Distance)...);
-  a = low;
-}
-
-// Rows become columns. Each step swaps blocks of half the size across the diagonal.
-template <class V, int Distance = kLanesIn<V> / 2>
-PYDENSE_HD void transpose(V* rows) {
-  constexpr int kLanes = kLanesIn<V>;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if ((i & Distance) == 0) {
-      exchange<Distance>(rows[i], rows[i + Distance], std::make_integer_sequence<int, kLanes>());
-    }
-  }
-  if constexpr (Distance > 1) {
-    transpose<V, Distance / 2>(rows);
-  }
-}
 
 // to[c * to_stride + x] = logits[image, c, y, first + x] for x in [0, count).
 template <class T, class S>
@@ -99,7 +51,7 @@ void load_source(const LogitsView& logits, int64_t image, int64_t y, int64_t fir
       for (int64_t k = 0; k < kLanes; ++k) {
         block[k] = load_as<V>(from + (x + k) * stride + c);
       }
-      transpose(block);
+      transpose_square(block);
 #pragma GCC unroll 16
       for (int64_t k = 0; k < kLanes; ++k) {
         store(to + (c + k) * to_stride + x, block[k]);
@@ -162,12 +114,13 @@ struct ColumnBlock {
       const W sources = load<W>(row + first);
       return {permute(sources, i0), permute(sources, i1)};
     }
-    Taps<W> found = {};
+    W left = {};
+    W right = {};
     for (int l = 0; l < kLanes; ++l) {
-      found.left[l] = row[first + i0[l]];
-      found.right[l] = row[first + i1[l]];
+      left[l] = row[first + i0[l]];
+      right[l] = row[first + i1[l]];
     }
-    return found;
+    return {left, right};
   }
   PYDENSE_HD V interpolate(const T* row) const {
     const Taps<V> at = taps<V>(row);
@@ -185,19 +138,19 @@ class ColumnTile {
   ColumnTile(const AxisTable<T>& x, int64_t begin, int64_t end)
       : begin_(begin),
         end_(end),
-        first_(x.i0[static_cast<size_t>(begin)]),
-        sources_(x.i1[static_cast<size_t>(end - 1)] + 1 - first_),
+        first_(x.i0[begin]),
+        sources_(x.i1[end - 1] + 1 - first_),
         blocks_(buffer_of<Block>(static_cast<size_t>(count()))) {
     for (int64_t b = 0; b < count(); ++b) {
-      const auto at = static_cast<size_t>(begin + b * kLanes);
+      const int64_t at = begin + b * kLanes;
       Block& block = blocks_.template as<Block>()[b];
-      block.w0 = load<typename Block::V>(x.w0.data() + at);
-      block.w1 = load<typename Block::V>(x.w1.data() + at);
+      block.w0 = load<typename Block::V>(x.w0 + at);
+      block.w1 = load<typename Block::V>(x.w1 + at);
       block.first = x.i0[at] - first_;
       block.near = true;
       for (int l = 0; l < kLanes; ++l) {
         // Lanes past the end repeat its taps: what they compute is finite where the last output is.
-        const size_t k = std::min(at + static_cast<size_t>(l), static_cast<size_t>(end - 1));
+        const int64_t k = std::min<int64_t>(at + l, end - 1);
         block.i0[l] = x.i0[k] - first_ - block.first;
         block.i1[l] = x.i1[k] - first_ - block.first;
         block.near = block.near && block.i1[l] < kLanes;

@@ -6,9 +6,8 @@
 namespace pydense {
 namespace {
 
-// Beyond these, table entries and coordinates would not be exact.
-constexpr int64_t kMaxAxis = (int64_t{1} << 31) - 1;
-constexpr double kMaxOffset = 1e12;
+constexpr int64_t kMaxAxis = AxisTable<float>::kMaxSize;
+constexpr double kMaxOffset = 1e12;  // beyond it, coordinates would not be exact
 
 void check_axis(const char* op, const char* name, const AxisSpec& axis, int64_t out_size) {
   PYDENSE_CHECK(axis.in_size >= 1 && axis.in_size <= kMaxAxis, op, ": ", name,
@@ -53,7 +52,7 @@ void check_upsample_size(const char* op, int64_t height, int64_t width) {
                 ": size must be in [1, ", kMaxAxis, "], got (", height, ", ", width, ")");
 }
 
-void upsample_forward(const char* op, UpsampleDtype dtype, const UpsampleArgs& args,
+void upsample_forward(const char* op, FloatType dtype, const UpsampleArgs& args,
                       ParallelFor parallel_for) {
   check_shape(op, args.shape);
   check_inputs(op, args.shape, args.inputs, args.num_inputs);
@@ -62,7 +61,7 @@ void upsample_forward(const char* op, UpsampleDtype dtype, const UpsampleArgs& a
   }
 }
 
-void upsample_backward(const char* op, UpsampleDtype dtype, const UpsampleBackwardArgs& args,
+void upsample_backward(const char* op, FloatType dtype, const UpsampleBackwardArgs& args,
                        ParallelFor parallel_for) {
   check_shape(op, args.shape);
   check_inputs(op, args.shape, args.inputs, args.num_inputs);

@@ -12,22 +12,11 @@
 #include "common/cpu_isa.h"
 #include "common/half.h"
 #include "common/parallel.h"
-#include "upsample/upsample_math.h"
+#include "upsample/axis_table.h"
 
 namespace pydense {
 
 constexpr int kMaxUpsampleInputs = 16;
-
-// What an axis map is made of; see the functions of the same names in upsample_math.h.
-struct AxisSpec {
-  AxisGrid grid;
-  AxisBorder border;
-  int64_t in_size;
-  int64_t out_size;
-  double scale_factor;  // kHalfPixel, 0: none given
-  int64_t stride;       // kCrop
-  double offset;        // kCrop
-};
 
 // A picture in memory: rows of one channel (channels_last false), or of all channels, pixel by
 // pixel, are contiguous. Other strides are in elements, any sign.
@@ -73,17 +62,15 @@ struct UpsampleBackwardArgs {
   int num_inputs;
 };
 
-enum class UpsampleDtype : int32_t { kFloat, kDouble, kBFloat16, kHalf };
-
 // Before an output is allocated.
 void check_upsample_size(const char* op, int64_t height, int64_t width);
 
-void upsample_forward(const char* op, UpsampleDtype dtype, const UpsampleArgs& args,
+void upsample_forward(const char* op, FloatType dtype, const UpsampleArgs& args,
                       ParallelFor parallel_for);
-void upsample_backward(const char* op, UpsampleDtype dtype, const UpsampleBackwardArgs& args,
+void upsample_backward(const char* op, FloatType dtype, const UpsampleBackwardArgs& args,
                        ParallelFor parallel_for);
 
-// By UpsampleDtype.
+// By FloatType.
 struct UpsampleTable {
   void (*forward[4])(const UpsampleArgs&, ParallelFor);
   void (*backward[4])(const UpsampleBackwardArgs&, ParallelFor);

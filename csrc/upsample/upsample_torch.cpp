@@ -7,55 +7,18 @@
 #include <string>
 #include <vector>
 
-#include "common/buffer.h"
-#include "torch/tensor.h"
+#include "torch/picture.h"
 #include "upsample/upsample.h"
 
 namespace pydense {
 namespace {
 
 using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-
-UpsampleDtype dtype_of(const char* op, const char* name, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return UpsampleDtype::kFloat;
-    case ScalarType::Double:
-      return UpsampleDtype::kDouble;
-    case ScalarType::BFloat16:
-      return UpsampleDtype::kBFloat16;
-    case ScalarType::Half:
-      return UpsampleDtype::kHalf;
-    default:
-      throw_invalid_argument(op, ": ", name,
-                             " must be of dtype float32, float64, bfloat16 or float16, got ",
-                             torch::headeronly::toString(x.scalar_type()));
-  }
-}
 
 void check_picture(const char* op, const char* name, const Tensor& x) {
   PYDENSE_CHECK(x.dim() == 4, op, ": ", name,
                 " must have 4 dimensions (batch, channels, height, width), got ", x.dim());
   PYDENSE_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU, got another device");
-}
-
-// torch's suggest_memory_format: whether the strides are those of channels last, gaps allowed.
-bool is_channels_last(const Tensor& x) {
-  if (x.stride(1) == 0) {
-    return false;
-  }
-  int64_t least = 0;
-  for (const int64_t axis : {1, 3, 2, 0}) {
-    if (x.size(axis) == 0 || x.stride(axis) < least) {
-      return false;
-    }
-    if (axis == 0 && least == x.stride(1)) {  // N x 1 x 1 x 1
-      return false;
-    }
-    least = x.stride(axis) * (x.stride(axis) > 1 ? x.size(axis) : 1);
-  }
-  return true;
 }
 
 // A tensor whose rows the kernels can read: x itself, unless its strides are unusual.
@@ -83,8 +46,8 @@ PictureStrides dense_strides(const Tensor& x, bool channels_last) {
           channels_last ? columns * channels : columns};
 }
 
-Tensor new_picture(const char* op, const Tensor& like, int64_t height, int64_t width,
-                   bool channels_last) {
+Tensor checked_picture(const char* op, const Tensor& like, int64_t height, int64_t width,
+                       bool channels_last) {
   check_upsample_size(op, height, width);
   const std::array<int64_t, 4> size = {like.size(0), like.size(1), height, width};
   int64_t bytes_at_most = sizeof(double);
@@ -93,19 +56,7 @@ Tensor new_picture(const char* op, const Tensor& like, int64_t height, int64_t w
                   op, ": size must give a tensor of less than 2^63 bytes, got (", height, ", ",
                   width, ") for batch ", like.size(0), " and channels ", like.size(1));
   }
-  Tensor out =
-      torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  const size_t element = like.scalar_type() == ScalarType::Double  ? 8
-                         : like.scalar_type() == ScalarType::Float ? 4
-                                                                   : 2;
-  // Fresh 4 KB pages cost more than what is written to them.
-  constexpr size_t kLarge = size_t{4} << 20;
-  const size_t bytes = static_cast<size_t>(out.numel()) * element;
-  if (bytes >= kLarge) {
-    advise_huge_pages(out.mutable_data_ptr(), bytes);
-  }
-  return out;
+  return new_picture(like, height, width, like.scalar_type(), channels_last);
 }
 
 UpsampleShape shape_of(const Tensor& x, int64_t height, int64_t width, bool channels_last) {
@@ -156,10 +107,10 @@ UpsampleInput input_of(const Tensor& x, const PictureStrides& strides, Axes axes
 
 Tensor forward(const char* op, const Tensor& x, int64_t height, int64_t width, const Axes& axes) {
   check_picture(op, "x", x);
-  const UpsampleDtype dtype = dtype_of(op, "x", x);
+  const FloatType dtype = float_type(op, "x", x);
   const bool last = is_channels_last(x);
   const Picture picture(x, last);
-  Tensor out = new_picture(op, x, height, width, last);
+  Tensor out = checked_picture(op, x, height, width, last);
   const UpsampleInput input = input_of(picture.tensor, picture.strides(), axes, height, width);
   upsample_forward(op, dtype,
                    {shape_of(x, height, width, last), &input, 1, out.mutable_data_ptr(), false},
@@ -170,10 +121,10 @@ Tensor forward(const char* op, const Tensor& x, int64_t height, int64_t width, c
 Tensor backward(const char* op, const Tensor& grad, int64_t height, int64_t width,
                 const Axes& axes) {
   check_picture(op, "grad", grad);
-  const UpsampleDtype dtype = dtype_of(op, "grad", grad);
+  const FloatType dtype = float_type(op, "grad", grad);
   const bool last = is_channels_last(grad);
   const Picture picture(grad, last);
-  Tensor result = new_picture(op, grad, height, width, last);
+  Tensor result = checked_picture(op, grad, height, width, last);
   const UpsampleInput input =
       input_of(result, dense_strides(result, last), axes, grad.size(2), grad.size(3));
   upsample_backward(op, dtype,
@@ -218,7 +169,7 @@ Tensor fuse_op(const std::vector<Tensor>& xs, int64_t height, int64_t width,
   const Axes axes = fuse_axes(kOp, mode, align_corners);
   const Tensor& first = xs[0];
   check_picture(kOp, "inputs", first);
-  const UpsampleDtype dtype = dtype_of(kOp, "inputs", first);
+  const FloatType dtype = float_type(kOp, "inputs", first);
   const bool last = is_channels_last(first);
   std::vector<Picture> pictures;
   std::vector<UpsampleInput> inputs;
@@ -232,7 +183,7 @@ Tensor fuse_op(const std::vector<Tensor>& xs, int64_t height, int64_t width,
     inputs.push_back(input_of(picture.tensor, picture.strides(), axes, height, width));
     inputs.back().same_size = x.size(2) == height && x.size(3) == width;
   }
-  Tensor out = new_picture(kOp, first, height, width, last);
+  Tensor out = checked_picture(kOp, first, height, width, last);
   upsample_forward(kOp, dtype,
                    {shape_of(first, height, width, last), inputs.data(),
                     static_cast<int>(inputs.size()), out.mutable_data_ptr(), relu},
@@ -247,7 +198,7 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
                                      bool align_corners) {
   constexpr const char* kOp = "fuse_sum_upsample_backward";
   check_picture(kOp, "grad", grad);
-  const UpsampleDtype dtype = dtype_of(kOp, "grad", grad);
+  const FloatType dtype = float_type(kOp, "grad", grad);
   PYDENSE_CHECK(
       heights.size() == widths.size() && !heights.empty() && heights.size() <= kMaxUpsampleInputs,
       kOp, ": heights and widths must be 1 to ", kMaxUpsampleInputs, " each, got ", heights.size(),
@@ -272,7 +223,7 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
   bool same = false;
   for (size_t k = 0; k < heights.size(); ++k) {
     const Tensor& result =
-        results.emplace_back(new_picture(kOp, grad, heights[k], widths[k], last));
+        results.emplace_back(checked_picture(kOp, grad, heights[k], widths[k], last));
     inputs.push_back(
         input_of(result, dense_strides(result, last), axes, grad.size(2), grad.size(3)));
     inputs.back().same_size = heights[k] == grad.size(2) && widths[k] == grad.size(3);
@@ -292,7 +243,7 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
 }  // namespace
 }  // namespace pydense
 
-STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) {
+PYDENSE_TORCH_SCHEMAS(m) {
   m.def(
       "upsample_bilinear(Tensor x, SymInt height, SymInt width, bool align_corners, "
       "float scale_y, float scale_x) -> Tensor");
@@ -312,7 +263,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pydense, m) {
       "fuse_sum_upsample_backward(Tensor grad, Tensor? out, SymInt[] heights, SymInt[] widths, "
       "str mode, bool align_corners) -> Tensor[]");
 }
-STABLE_TORCH_LIBRARY_IMPL(pydense, CPU, m) {
+PYDENSE_TORCH_CPU(m) {
   m.impl("upsample_bilinear", TORCH_BOX(&pydense::bilinear_op));
   m.impl("upsample_bilinear_backward", TORCH_BOX(&pydense::bilinear_backward_op));
   m.impl("upsample_crop", TORCH_BOX(&pydense::crop_op));

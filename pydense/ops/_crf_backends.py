@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pydense import _library
 
-from ._crf_features import Model, lattices, memory_format
+from ._crf_features import Model, lattices
 from ._exact import ExactKernel, apply_compat
 from ._gradient import register_missing_gradient
 from ._lattice_cache import is_eager
+from ._memory_format import suggested
 
 _library.load()
 
@@ -57,7 +58,7 @@ def free_energy(model: Model, q: Tensor) -> Tensor:
 
 def _exact_mean_field(model: Model) -> MeanField:
     kernels = _exact_kernels(model)
-    layout = memory_format(model.unary)
+    layout = suggested(model.unary)
     logits = -model.unary if model.energies else model.unary
 
     def finish(z: Tensor, output: str) -> Tensor:
@@ -119,7 +120,7 @@ def _fake_mean_field(
     if output == "labels":
         batch, _, height, width = unary.shape
         return unary.new_empty((batch, height, width), dtype=torch.int64)
-    return torch.empty_like(unary, memory_format=memory_format(unary))
+    return torch.empty_like(unary, memory_format=suggested(unary))
 
 
 def _fake_free_energy(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import _crf_arguments as check
 from ._lattice_cache import LATTICES, is_eager
+from ._memory_format import suggested
 
 
 class Kernel(NamedTuple):
@@ -92,7 +93,7 @@ def make_model(
     if unary_type == "probabilities":
         wide = wide.log()
     if wide is not picture:  # new memory, which need not be in the order of the caller's
-        wide = wide.contiguous(memory_format=memory_format(picture))
+        wide = wide.contiguous(memory_format=suggested(picture))
     return Model(
         wide,
         unary_type == "energy",
@@ -122,12 +123,6 @@ def as_picture(x: Tensor) -> Tensor:
     if x.dim() == 3:
         return x.unsqueeze(2)
     return x if x.dim() == 4 else x.flatten(2, 3)
-
-
-def memory_format(picture: Tensor) -> torch.memory_format:
-    """What results for a (N, C, H, W) input have: channels_last is kept, all else contiguous."""
-    last = not picture.is_contiguous() and picture.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def lattices(model: Model) -> list[Tensor]:

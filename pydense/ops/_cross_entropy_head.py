@@ -15,6 +15,7 @@ from pydense import _library
 from . import _crf_arguments as check
 from . import _segmentation_arguments as arguments
 from ._gradient import missing_gradient
+from ._memory_format import empty_picture
 
 _library.load()
 
@@ -167,7 +168,7 @@ def _fake_cross_entropy(
     dtype = check.compute_dtype(logits.dtype)
     loss = logits.new_empty(target.shape if reduction == "none" else (), dtype=dtype)
     if gradient:
-        falls = arguments.empty_like_logits(logits, logits.shape[2], logits.shape[3], dtype)
+        falls = empty_picture(logits, logits.shape[2], logits.shape[3], dtype)
     else:
         falls = logits.new_empty((0,), dtype=dtype)
     scale = logits.new_empty((), dtype=torch.float64)

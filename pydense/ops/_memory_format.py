@@ -25,11 +25,16 @@ def suggested(x: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def empty_picture(like: Tensor, height: int | torch.SymInt, width: int | torch.SymInt) -> Tensor:
+def empty_picture(
+    like: Tensor,
+    height: int | torch.SymInt,
+    width: int | torch.SymInt,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """An uninitialised picture with the batch, channels, dtype and memory format of ``like``."""
     return torch.empty(
         (like.shape[0], like.shape[1], height, width),
-        dtype=like.dtype,
+        dtype=dtype or like.dtype,
         device=like.device,
         memory_format=suggested(like),
     )

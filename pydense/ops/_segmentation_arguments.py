@@ -112,13 +112,3 @@ def probability(op: str, name: str, value: Any) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{op}: {name} must be in [0, 1], got {value}")
     return float(value)
-
-
-def empty_like_logits(logits: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """What the kernels make: (N, C, height, width), channels last where the logits are that."""
-    shape = (*logits.shape[:2], height, width)
-    last = logits.is_contiguous(memory_format=torch.channels_last) and not logits.is_contiguous()
-    if not last:
-        return logits.new_empty(shape, dtype=dtype)
-    batch, classes = shape[:2]
-    return logits.new_empty((batch, height, width, classes), dtype=dtype).permute(0, 3, 1, 2)

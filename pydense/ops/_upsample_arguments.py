@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _crf_arguments as check
 
-MAX_SIZE = 2**31 - 1
+MAX_SIZE = 2**31 - 65
 MAX_INPUTS = 16
 _MAX_OFFSET = 10**12
 

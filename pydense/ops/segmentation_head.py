@@ -16,6 +16,7 @@ from pydense import _library
 from . import _crf_arguments as check
 from . import _segmentation_arguments as arguments
 from ._gradient import missing_gradient, register_missing_gradient
+from ._memory_format import empty_picture
 
 _library.load()
 
@@ -242,12 +243,12 @@ def _fake_argmax(
 
 
 def _fake_softmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
-    return arguments.empty_like_logits(logits, height, width, logits.dtype)
+    return empty_picture(logits, height, width, logits.dtype)
 
 
 def _fake_softmax_backward(gradient: Tensor, logits: Tensor, align_corners: bool) -> Tensor:
     dtype = check.compute_dtype(logits.dtype)
-    return arguments.empty_like_logits(logits, logits.shape[2], logits.shape[3], dtype)
+    return empty_picture(logits, logits.shape[2], logits.shape[3], dtype)
 
 
 def _fake_accumulate(

@@ -119,8 +119,8 @@ template <class T, class S>
 void test_argmax(FloatType type, bool channels_last) {
   for (const Case& c : kCases) {
     const Logits<S> logits(c, type, channels_last, 1);
-    const AxisTable<T> y(c.height, c.out_height, c.align_corners);
-    const AxisTable<T> x(c.width, c.out_width, c.align_corners);
+    const AxisTable<T> y(interpolation_axis(c.height, c.out_height, c.align_corners));
+    const AxisTable<T> x(interpolation_axis(c.width, c.out_width, c.align_corners));
     const auto pixels = static_cast<size_t>(c.images * c.out_height * c.out_width);
     std::vector<uint8_t> small(pixels);
     std::vector<int32_t> labels(pixels);
@@ -175,8 +175,8 @@ template <class T, class S>
 CrossEntropy<T> cross_entropy(const Logits<S>& logits, const Targets& targets, double smoothing,
                               bool channels_last, ParallelFor parallel_for) {
   const Case& c = logits.size;
-  const AxisTable<T> y(c.height, c.out_height, c.align_corners);
-  const AxisTable<T> x(c.width, c.out_width, c.align_corners);
+  const AxisTable<T> y(interpolation_axis(c.height, c.out_height, c.align_corners));
+  const AxisTable<T> x(interpolation_axis(c.width, c.out_width, c.align_corners));
   const std::vector<T> weight(targets.weight.begin(), targets.weight.end());
   const std::vector<T> factors(targets.pixel_weight.begin(), targets.pixel_weight.end());
   const int64_t area = c.out_height * c.out_width;
@@ -295,8 +295,8 @@ void test_softmax(bool channels_last) {
   const FloatType type = sizeof(T) == 8 ? FloatType::kFloat64 : FloatType::kFloat32;
   for (const Case& c : kCases) {
     const Logits<T> logits(c, type, channels_last, 6);
-    const AxisTable<T> y(c.height, c.out_height, c.align_corners);
-    const AxisTable<T> x(c.width, c.out_width, c.align_corners);
+    const AxisTable<T> y(interpolation_axis(c.height, c.out_height, c.align_corners));
+    const AxisTable<T> x(interpolation_axis(c.width, c.out_width, c.align_corners));
     const int64_t area = c.out_height * c.out_width;
     std::vector<T> out(static_cast<size_t>(c.images * c.classes * area));
     UpsampleSoftmaxArgs<T> args{
@@ -344,8 +344,8 @@ void test_softmax(bool channels_last) {
 void test_accumulate() {
   for (const Case& c : kCases) {
     const Logits<Half> logits(c, FloatType::kFloat16, false, 8);
-    const AxisTable<float> y(c.height, c.out_height, c.align_corners);
-    const AxisTable<float> x(c.width, c.out_width, c.align_corners);
+    const AxisTable<float> y(interpolation_axis(c.height, c.out_height, c.align_corners));
+    const AxisTable<float> x(interpolation_axis(c.width, c.out_width, c.align_corners));
     const int64_t area = c.out_height * c.out_width;
     std::vector<float> out(static_cast<size_t>(c.images * c.classes * area), 1.0F);
     const float weight = 0.5F;
@@ -373,13 +373,14 @@ void test_accumulate() {
 void test_errors() {
   const Case c = {1, 300, 2, 2, 4, 4, false};
   const Logits<float> logits(c, FloatType::kFloat32, false, 9);
-  const AxisTable<float> axis(2, 4, false);
+  const AxisTable<float> axis(interpolation_axis(2, 4, false));
   std::vector<uint8_t> labels(16);
   EXPECT_THROWS(
       upsample_argmax<float>(
           {logits.view, &axis, &axis, labels.data(), IntegerType::kUInt8, nullptr}, serial_for),
       "upsample_argmax: dtype must hold 300 classes, got uint8");
-  EXPECT_THROWS(AxisTable<float>(0, 4, false), "sizes must be from 1 to 2^31 - 65, got 0 to 4");
+  EXPECT_THROWS(AxisTable<float>(interpolation_axis(0, 4, false)),
+                "sizes must be in [1, 2147483583], got 0 to 4");
   Targets targets(c, 1);
   targets.labels[5] = 300;
   EXPECT_THROWS(cross_entropy<float>(logits, targets, 0, false, serial_for),

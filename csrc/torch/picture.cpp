@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "torch/picture.h"
+
+#include <array>
+#include <optional>
+
+#include "common/buffer.h"
+
+namespace pydense {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+FloatType float_type(const char* op, const char* name, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return FloatType::kFloat32;
+    case ScalarType::Double:
+      return FloatType::kFloat64;
+    case ScalarType::BFloat16:
+      return FloatType::kBFloat16;
+    case ScalarType::Half:
+      return FloatType::kFloat16;
+    default:
+      throw_invalid_argument(op, ": ", name,
+                             " must be of dtype Float, Double, BFloat16 or Half, got ",
+                             torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+bool is_channels_last(const Tensor& x) {
+  if (x.stride(1) == 0) {
+    return false;
+  }
+  int64_t least = 0;
+  for (const int64_t axis : {1, 3, 2, 0}) {
+    if (x.size(axis) == 0 || x.stride(axis) < least) {
+      return false;
+    }
+    if (axis == 0 && least == x.stride(1)) {  // N x 1 x 1 x 1
+      return false;
+    }
+    least = x.stride(axis) * (x.stride(axis) > 1 ? x.size(axis) : 1);
+  }
+  return true;
+}
+
+void on_huge_pages(const Tensor& fresh) {
+  // The pages of less are soon faulted in, and may be in use already.
+  constexpr size_t kLarge = size_t{4} << 20;
+  const size_t bytes =
+      static_cast<size_t>(fresh.numel()) * static_cast<size_t>(fresh.element_size());
+  if (bytes >= kLarge) {
+    advise_huge_pages(fresh.mutable_data_ptr(), bytes);
+  }
+}
+
+Tensor new_picture(const Tensor& like, int64_t height, int64_t width, ScalarType dtype,
+                   bool channels_last) {
+  const std::array<int64_t, 4> size = {like.size(0), like.size(1), height, width};
+  const Tensor out =
+      torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt,
+                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  on_huge_pages(out);
+  return out;
+}
+
+}  // namespace pydense
