@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Upsampling against a plain loop over the taps' definition, forward and backward, and against
-// itself over threads, instruction sets and memory layouts; the axis map and its inverse.
+// itself over threads, instruction sets and memory layouts.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,101 +10,16 @@
 #include <type_traits>
 #include <vector>
 
+#include "axis_weights.h"
 #include "common/thread_pool.h"
 #include "testing.h"
 #include "upsample/upsample.h"
 
 using namespace pydense;  // NOLINT(google-build-using-namespace)
 using testing::thread_for;
+using testing::weight_of;
 
 namespace {
-
-// What the source coordinate of an output is, in double and without a table.
-double source_of(const AxisSpec& axis, int64_t y) {
-  const auto at = static_cast<double>(y);
-  const auto in_size = static_cast<double>(axis.in_size);
-  const auto out_size = static_cast<double>(axis.out_size);
-  switch (axis.grid) {
-    case AxisGrid::kCrop:
-      return (at + axis.offset) / static_cast<double>(axis.stride);
-    case AxisGrid::kNearest:
-      return std::floor(at * in_size / out_size);
-    case AxisGrid::kAlignCorners:
-      return axis.out_size > 1 ? at * (in_size - 1) / (out_size - 1) : 0;
-    default:
-      if (axis.in_size == axis.out_size) {
-        return at;
-      }
-      return (at + 0.5) * (axis.scale_factor > 0 ? 1 / axis.scale_factor : in_size / out_size) -
-             0.5;
-  }
-}
-
-double weight_of(const AxisSpec& axis, int64_t y, int64_t i) {
-  double source = source_of(axis, y);
-  if (axis.grid != AxisGrid::kCrop || axis.border == AxisBorder::kClamp) {
-    source = std::min(std::max(source, 0.0), static_cast<double>(axis.in_size - 1));
-  }
-  return std::max(0.0, 1 - std::fabs(source - static_cast<double>(i)));
-}
-
-template <class T>
-void check_axis_map(const AxisMap<T>& map, const AxisSpec& spec) {
-  AxisTaps<T> before = {-1, -1, 0, 0};
-  for (int64_t y = 0; y < map.out_size; ++y) {
-    const AxisTaps<T> taps = portable::axis_taps(map, y);
-    EXPECT(taps.i0 >= before.i0 && taps.i1 >= before.i1);
-    EXPECT(taps.i1 == taps.i0 || taps.i1 == taps.i0 + 1);
-    before = taps;
-    const bool inside = portable::is_inside(map, taps);
-    EXPECT(inside == (taps.i1 >= 0 && taps.i1 < map.in_size));
-    for (int64_t i = 0; i < map.in_size; ++i) {
-      const double wanted = weight_of(spec, y, i);
-      const double got = inside ? static_cast<double>(portable::tap_weight(taps, i)) : 0;
-      EXPECT(std::fabs(got - wanted) < (sizeof(T) == 4 ? 2e-5 : 1e-12));
-    }
-  }
-  for (int64_t i = 0; i < map.in_size; ++i) {
-    const AxisRange range = portable::outputs_of_input(map, i);
-    for (int64_t y = 0; y < map.out_size; ++y) {
-      const AxisTaps<T> taps = portable::axis_taps(map, y);
-      EXPECT((taps.i0 == i || taps.i1 == i) == (y >= range.begin && y < range.end));
-    }
-  }
-}
-
-template <class T>
-void test_axis_maps() {
-  for (int64_t in = 1; in < 20; in += 3) {
-    for (int64_t out = 1; out < 70; out += 4) {
-      for (const bool corners : {false, true}) {
-        const AxisGrid grid = corners ? AxisGrid::kAlignCorners : AxisGrid::kHalfPixel;
-        check_axis_map(portable::interpolate_axis<T>(in, out, corners, 0),
-                       {grid, AxisBorder::kClamp, in, out, 0, 1, 0});
-      }
-      for (const double factor : {0.3, 1.1, 7.0}) {
-        check_axis_map(portable::interpolate_axis<T>(in, out, false, factor),
-                       {AxisGrid::kHalfPixel, AxisBorder::kClamp, in, out, factor, 1, 0});
-      }
-      for (const int64_t stride : {1, 2, 3, 8}) {
-        for (const double offset : {-100.0, -17.25, -2.5, -1.0, 0.0, 0.5, 3.0, 7.25, 300.0}) {
-          for (const AxisBorder border : {AxisBorder::kZeros, AxisBorder::kClamp}) {
-            check_axis_map(portable::crop_axis<T>(in, out, stride, offset, border),
-                           {AxisGrid::kCrop, border, in, out, 0, stride, offset});
-          }
-        }
-      }
-    }
-  }
-  // Nothing overflows on the way to the ends of the earth.
-  const AxisMap<T> tiny = portable::interpolate_axis<T>(7, 3, false, 1e-300);
-  EXPECT(portable::axis_taps(tiny, 2).i1 == 6);
-  const AxisMap<T> far = portable::crop_axis<T>(5, 9, 3, -1e12, AxisBorder::kZeros);
-  EXPECT(portable::axis_taps(far, 8).i0 == -1 && portable::outputs_of_input(far, 4).end == 9);
-  // A fraction that rounds to 1 is the next whole number.
-  const AxisMap<T> near = portable::crop_axis<T>(5, 9, 1, 2 - 1e-17, AxisBorder::kZeros);
-  EXPECT(near.start == 2 && near.fraction == 0);
-}
 
 // How a number of type S is written and read, and how far off a result may be.
 template <class S>
@@ -470,8 +385,6 @@ void test_sizes() {
 }  // namespace
 
 int main() {
-  test_axis_maps<float>();
-  test_axis_maps<double>();
   test_against_plain_loop<float>();
   test_against_plain_loop<double>();
   test_against_plain_loop<BFloat16>();
