@@ -15,14 +15,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks._harness import Rival, set_threads
+from benchmarks._harness import Case, Rival, set_threads
 
 PYDENSE, TORCH, LAST, MAX, COMPILED = (
     "pydense",
@@ -228,3 +228,20 @@ def moved_bytes(problem: Problem) -> dict[str, float]:
     if problem.task == "cross-entropy":
         return {"total": 2 * sources + 8 * pixels}
     return {"total": sources + pixels * (8 if problem.task == "argmax" else classes * element)}
+
+
+def case_of(problem: Problem) -> Case:
+    """The harness case of a problem."""
+    return Case(
+        name=problem.name,
+        setup=partial(rivals_of, problem),
+        params={
+            "shape": list(problem.shape),
+            "size": list(problem.size),
+            "dtype": problem.dtype,
+            "logits": problem.logits,
+        },
+        prime=prime,
+        check=partial(compare, problem),
+        moved=lambda: moved_bytes(problem),
+    )

@@ -62,7 +62,7 @@ def test_rivals_solve_the_same_problem(task, not_compiled):
 def test_small_run(not_compiled, tmp_path):
     output = tmp_path / "result.json"
     arguments = ["--quick", "--threads", "1", "--rounds", "1", "--no-memory"]
-    result = bench_segmentation_head.main([*arguments, "--output", str(output)])
+    result = bench_segmentation_head.BENCHMARK.main([*arguments, "--output", str(output)])
     names = [p.name for p in _head_cases.QUICK]
     assert [run["case"] for run in result["runs"]] == names
     assert [run["case"] for run in _result.load_result(output)["runs"]] == names

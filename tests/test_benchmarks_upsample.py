@@ -35,12 +35,14 @@ def test_the_cases_are_those_of_the_plan():
     with pytest.raises(ValueError, match="must be a case of this benchmark, got 'x'"):
         bench_upsample.make_case("x")
     with pytest.raises(SystemExit, match="no case has 'nothing' in its name"):
-        bench_upsample.chosen(bench_upsample.parse(["--case", "nothing"]))
+        bench_upsample.BENCHMARK.main(["--case", "nothing"])
 
 
 def test_quick_run_writes_a_valid_result(tmp_path):
     path = tmp_path / "upsample.json"
-    bench_upsample.main(["--quick", "--no-memory", "--threads", "1", "--output", str(path)])
+    bench_upsample.BENCHMARK.main(
+        ["--quick", "--no-memory", "--threads", "1", "--output", str(path)]
+    )
     result = _result.load_result(path)
     assert len(result["runs"]) == 2
     for run in result["runs"]:

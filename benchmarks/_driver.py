@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line that comparisons share: what to run, in which processes, and what to write."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+from benchmarks._harness import Case, run_cases
+from benchmarks._machine import available_cpus, commit, describe, measure_peaks
+from benchmarks._memory import peak_memory
+from benchmarks._result import load_result, make_result, write_result
+
+ATEN_NAMES = {"baseline": "default", "avx2": "avx2", "avx512": "avx512", "amx": "avx512"}
+
+Peaks = Mapping[int, Mapping[str, float]]
+
+
+def _nothing_missing(case: Case) -> str:
+    return ""
+
+
+def _nothing_to_add(run: dict[str, Any]) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A comparison of rivals on the CPU.
+
+    Attributes:
+        name: Of the result file, and of the module ``benchmarks.bench_<name>``, which has
+            ``make_case = BENCHMARK.make_case`` for the processes that measure memory.
+        title: Heading of the tables.
+        cases: The cases; given True, the small ones of ``--quick``.
+        packages: Whose versions are noted.
+        rounds: Measurements of each rival.
+        missing: Why a case cannot run on this machine, empty where it can.
+        complete: Adds to a finished run what only its end knows.
+        memoryless: Labels of rivals whose peak memory means nothing.
+    """
+
+    name: str
+    title: str
+    cases: Callable[[bool], Sequence[Case]]
+    packages: Sequence[str] = ("torch", "numpy")
+    rounds: int = 9
+    missing: Callable[[Case], str] = _nothing_missing
+    complete: Callable[[dict[str, Any]], None] = _nothing_to_add
+    memoryless: Collection[str] = ()
+
+    @property
+    def module(self) -> str:
+        """What ``python -m`` runs."""
+        return f"benchmarks.bench_{self.name}"
+
+    def make_case(self, name: str) -> Case:
+        """The case called ``name``.
+
+        Raises:
+            ValueError: There is none.
+        """
+        for case in (*self.cases(False), *self.cases(True)):
+            if case.name == name:
+                return case
+        raise ValueError(f"make_case: name must be a case of this benchmark, got {name!r}")
+
+    def chosen(self, options: argparse.Namespace) -> list[Case]:
+        """The cases that the command line asks for and that can run here."""
+        cases = [case for case in self.cases(options.quick) if options.case in case.name]
+        if not cases:
+            raise SystemExit(f"no case has {options.case!r} in its name")
+        reasons = {case.name: self.missing(case) for case in cases}
+        for name, reason in reasons.items():
+            if reason:
+                print(f"{name}: {reason}", file=sys.stderr)
+        there = [case for case in cases if not reasons[case.name]]
+        if not there:
+            raise SystemExit("no case can run on this machine")
+        return there
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The command line."""
+        parser = argparse.ArgumentParser(
+            prog=f"python -m {self.module}", description=f"{self.title}."
+        )
+        add = parser.add_argument
+        counts = sorted({1, available_cpus()})
+        add("--threads", type=int, nargs="+", default=counts, help="default: 1 and all")
+        add("--isa", nargs="+", default=[], metavar="NAME", help="to force, a process for each")
+        add("--rounds", type=int, help=f"of each rival (default {self.rounds}, quick 2)")
+        add("--order", choices=("alternate", "random", "fixed"), default="alternate")
+        add("--case", default="", help="only cases with this text in their name")
+        add("--quick", action="store_true", help="small cases, to see that it works")
+        add("--no-memory", action="store_true", help="skip the peak-memory processes")
+        add("--peaks", type=Path, help=argparse.SUPPRESS)
+        written = f"default results/{self.name}.json, none with --quick or --case"
+        add("--output", type=Path, help=written)
+        options = parser.parse_args(arguments)
+        options.rounds = options.rounds or (2 if options.quick else self.rounds)
+        return options
+
+    def measure(self, options: argparse.Namespace, peaks: Peaks) -> list[Any]:
+        """All runs of this process: its CPU capability, the chosen cases and thread counts."""
+        from pydense import _core
+
+        cases = self.chosen(options)
+        capability = _core.cpu_capability()
+        print(f"instruction set: {capability}", file=sys.stderr)
+        runs = run_cases(
+            cases,
+            rounds=options.rounds,
+            threads=options.threads,
+            peaks=peaks,
+            order=options.order,
+            progress=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+        for run in runs:
+            run["isa"] = capability
+            self.complete(run)
+            if not options.no_memory:
+                run["memory"] = {
+                    label: _peak(self.module, run["case"], label, rival["threads"])
+                    for label, rival in run["rivals"].items()
+                    if label not in self.memoryless
+                }
+        return runs
+
+    def measure_isa(self, arguments: Sequence[str], isa: str, peaks: Peaks) -> list[Any]:
+        """The runs of a process with one instruction set forced, on torch's kernels as well."""
+        with tempfile.TemporaryDirectory() as folder:
+            limits, output = Path(folder) / "peaks.json", Path(folder) / "result.json"
+            limits.write_text(json.dumps(peaks))
+            command = [sys.executable, "-m", self.module, *arguments]
+            command += ["--peaks", str(limits), "--output", str(output)]
+            environment = {**os.environ, "PYDENSE_CPU_CAPABILITY": isa}
+            # Code that torch.compile kept from another instruction set crashes.
+            environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")
+            if isa in ATEN_NAMES:
+                environment["ATEN_CPU_CAPABILITY"] = ATEN_NAMES[isa]
+            status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+            if not output.exists():
+                raise SystemExit(f"--isa {isa}: the process ended with status {status}")
+            runs: list[Any] = load_result(output)["runs"]
+        used = {run["isa"] for run in runs}
+        if used != {isa}:
+            raise SystemExit(f"--isa {isa}: this machine ran {', '.join(sorted(used))} instead")
+        return runs
+
+    def main(self, arguments: Sequence[str] | None = None) -> dict[str, Any]:
+        """Runs the benchmark and returns its result; writes it unless only a part was run."""
+        options = self.parse(sys.argv[1:] if arguments is None else arguments)
+        shared = _shared_arguments(options)
+        peaks = _peaks(options)
+        if options.isa:
+            runs = [run for isa in options.isa for run in self.measure_isa(shared, isa, peaks)]
+        else:
+            runs = self.measure(options, peaks)
+        isa = ["--isa", *options.isa] if options.isa else []
+        result = make_result(
+            self.name,
+            self.title,
+            runs=runs,
+            machine=_machine(self.packages),
+            peaks=peaks,
+            command=shlex.join(["python", "-m", self.module, *shared, *isa]),
+            commit=commit(),
+        )
+        if options.output or not (options.quick or options.case):
+            print(f"wrote {write_result(result, options.output).name}", file=sys.stderr)
+        return result
+
+
+@cache
+def _peak(module: str, case: str, label: str, threads: int) -> int:
+    """Peak memory of a rival; once, if it has the same number of threads in several runs."""
+    return peak_memory(module, case, label, threads)
+
+
+def _shared_arguments(options: argparse.Namespace) -> list[str]:
+    """What a process with one instruction set gets: all options but --isa and --output."""
+    arguments = ["--threads", *map(str, options.threads), "--rounds", str(options.rounds)]
+    arguments += ["--order", options.order]
+    if options.case:
+        arguments += ["--case", options.case]
+    return arguments + ["--quick"] * options.quick + ["--no-memory"] * options.no_memory
+
+
+def _machine(packages: Sequence[str]) -> dict[str, Any]:
+    """The machine, the packages, and how pydense was built."""
+    import pydense
+
+    text = describe(packages)
+    built = pydense.build_info()
+    text["packages"] = {"pydense": built["version"], **text["packages"]}
+    text["build"] = {key: built[key] for key in ("compiler", "build_type", "cpu_capabilities")}
+    return text
+
+
+def _peaks(options: argparse.Namespace) -> Peaks:
+    """The machine's limits by thread count: measured, or as the parent process measured them."""
+    if options.peaks:
+        read = json.loads(options.peaks.read_text())
+        return {int(count): peak for count, peak in read.items()}
+    peaks = {count: measure_peaks(count, quick=options.quick) for count in options.threads}
+    for count, peak in peaks.items():
+        rates = f"{peak['bandwidth'] / 1e9:.1f} GB/s, {peak['gemm'] / 1e9:.0f} GFLOP/s float32"
+        print(f"limits with {count} thread(s): {rates}", file=sys.stderr)
+    return peaks
