@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +128,10 @@ class Benchmark:
         for run in runs:
             run["isa"] = capability
             self.complete(run)
-            if not options.no_memory:
+            # Memory hardly depends on the threads, and each figure costs a process.
+            if not options.no_memory and run["threads"] == options.threads[0]:
                 run["memory"] = {
-                    label: _peak(self.module, run["case"], label, rival["threads"])
+                    label: peak_memory(self.module, run["case"], label, rival["threads"])
                     for label, rival in run["rivals"].items()
                     if label not in self.memoryless
                 }
@@ -180,12 +180,6 @@ class Benchmark:
         if options.output or not (options.quick or options.case):
             print(f"wrote {write_result(result, options.output).name}", file=sys.stderr)
         return result
-
-
-@cache
-def _peak(module: str, case: str, label: str, threads: int) -> int:
-    """Peak memory of a rival; once, if it has the same number of threads in several runs."""
-    return peak_memory(module, case, label, threads)
 
 
 def _shared_arguments(options: argparse.Namespace) -> list[str]:
