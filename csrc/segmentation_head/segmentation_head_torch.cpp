@@ -4,6 +4,7 @@
 #include <string>
 
 #include "segmentation_head/door.h"
+#include "segmentation_head/segmentation_head_cuda.h"
 
 namespace pydense {
 namespace {
@@ -63,11 +64,20 @@ std::tuple<Tensor, Tensor> upsample_argmax_op(const Tensor& logits, int64_t heig
   Tensor labels = new_array(logits, {view.images, height, width}, type);
   return with_arithmetic(view, [&]<class T>(T) {
     Tensor sure = new_array(logits, {confidence ? view.images : 0, height, width}, dtype_of<T>());
+    T* const confidences = confidence ? sure.mutable_data_ptr<T>() : nullptr;
+    const IntegerType label_type = integer_type(kOp, labels);
+#ifdef PYDENSE_WITH_CUDA
+    if (on_gpu(logits)) {
+      const int32_t device = logits.get_device_index();
+      upsample_argmax_cuda<T>({view, head_axes<T>(view, height, width, align_corners),
+                               labels.mutable_data_ptr(), label_type, confidences},
+                              device, current_cuda_stream(device));
+      return std::make_tuple(labels, sure);
+    }
+#endif
     const Axes<T> axes(view, height, width, align_corners);
-    upsample_argmax<T>(
-        {view, &axes.y, &axes.x, labels.mutable_data_ptr(), integer_type(kOp, labels),
-         confidence ? sure.mutable_data_ptr<T>() : nullptr},
-        torch_parallel_for);
+    upsample_argmax<T>({view, &axes.y, &axes.x, labels.mutable_data_ptr(), label_type, confidences},
+                       torch_parallel_for);
     return std::make_tuple(labels, sure);
   });
 }
@@ -166,3 +176,6 @@ PYDENSE_TORCH_CPU(m) {
   m.impl("upsample_softmax_backward", TORCH_BOX(&pydense::upsample_softmax_backward_op));
   m.impl("upsample_accumulate", TORCH_BOX(&pydense::upsample_accumulate_op));
 }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) { m.impl("upsample_argmax", TORCH_BOX(&pydense::upsample_argmax_op)); }
+#endif

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CUDA kernels of this room share. A block has kHeadColumns x kHeadRows outputs of one
+// image, a thread a column of them. Outputs of a column between the same two rows of logits make a
+// strip: the logits that the block's columns lie between in these two rows are brought into shared
+// memory, whatever their type and layout, and serve all outputs they reach. Of the interpolation,
+// the horizontal part is done once per strip and class.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cuda.cuh"
+#include "common/with_constant.h"
+#include "segmentation_head/segmentation_head.h"
+#include "upsample/upsample_math.h"
+
+namespace pydense {
+
+constexpr int kHeadColumns = 128;  // also the threads of a block
+constexpr int kHeadRows = 8;
+constexpr int kStripRows = 4;  // that a thread computes at a time, in registers
+// Columns of logits in shared memory: two for each thread where outputs skip some, else all from
+// the first to the last, of which there are no more.
+constexpr int kMostSlots = 2 * kHeadColumns;
+template <class T>
+constexpr int kTileValues = 32 * 1024 / static_cast<int>(sizeof(T));
+
+template <class T>
+struct HeadShared {
+  T values[kTileValues<T>];
+  T row_weights[2][kHeadRows];
+  int row_taps[2][kHeadRows];
+  int columns[kMostSlots];
+};
+
+struct HeadStrip {
+  int row;   // of the block
+  int rows;  // at most kStripRows
+  int top;   // rows of logits
+  int bottom;
+};
+
+inline __host__ __device__ int64_t head_blocks(int64_t size, int step) {
+  return (size + step - 1) / step;
+}
+
+// Calls fn(IntConstant<rows>{}).
+template <class Fn>
+__device__ __forceinline__ void with_strip_rows(int rows, const Fn& fn) {
+  static_assert(kStripRows == 4);
+  switch (rows) {
+    case 1:
+      return fn(portable::IntConstant<1>{});
+    case 2:
+      return fn(portable::IntConstant<2>{});
+    case 3:
+      return fn(portable::IntConstant<3>{});
+    default:
+      return fn(portable::IntConstant<4>{});
+  }
+}
+
+// Calls fn(i, o) for i in [0, inner), o in [0, outer), the block's threads side by side along i.
+template <class Fn>
+__device__ __forceinline__ void for_each_pair(int inner, int outer, const Fn& fn) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int step_inner = kHeadColumns % inner;
+  const int step_outer = kHeadColumns / inner;
+  int i = thread % inner;
+  for (int o = thread / inner; o < outer; o += step_outer) {
+    fn(i, o);
+    i += step_inner;
+    if (i >= inner) {
+      i -= inner;
+      ++o;
+    }
+  }
+}
+
+template <class S>
+class HeadTile {
+ public:
+  using T = Accumulate<S>;
+
+  // Classes [begin, end) of block number `block`, in [0, images * row blocks * column blocks).
+  __device__ HeadTile(const LogitsView& logits, const HeadAxes<T>& axes, int64_t block, int begin,
+                      int end, HeadShared<T>& shared)
+      : shared_(shared), class_begin_(begin), class_end_(end) {
+    const int64_t across = head_blocks(axes.x.out_size, kHeadColumns);
+    const int64_t down = head_blocks(axes.y.out_size, kHeadRows);
+    image_ = block / across / down;
+    first_row_ = static_cast<int>(block / across % down) * kHeadRows;
+    first_column_ = static_cast<int>(block % across) * kHeadColumns;
+    rows_ = static_cast<int>(min(int64_t{kHeadRows}, axes.y.out_size - first_row_));
+    columns_ = static_cast<int>(min(int64_t{kHeadColumns}, axes.x.out_size - first_column_));
+    data_ = static_cast<const S*>(logits.data) + image_ * logits.strides[0];
+    class_stride_ = logits.strides[1];
+    row_stride_ = logits.strides[2];
+    column_stride_ = logits.strides[3];
+
+    const int thread = static_cast<int>(threadIdx.x);
+    const int64_t last_column = first_column_ + columns_ - 1;
+    const AxisTaps<T> x =
+        portable::axis_taps(axes.x, min(int64_t{first_column_} + thread, last_column));
+    first_tap_ = static_cast<int>(portable::axis_taps(axes.x, int64_t{first_column_}).i0);
+    const int64_t span = portable::axis_taps(axes.x, last_column).i1 + 1 - first_tap_;
+    dense_ = span <= kMostSlots;
+    slots_ = dense_ ? static_cast<int>(span) : kMostSlots;
+    left_ = dense_ ? static_cast<int>(x.i0) - first_tap_ : 2 * thread;
+    right_ = dense_ ? static_cast<int>(x.i1) - first_tap_ : 2 * thread + 1;
+    left_weight_ = x.w0;
+    right_weight_ = x.w1;
+    // Odd, so that neither threads at different slots nor at different classes meet in a bank.
+    pitch_ = min(end - begin, kTileValues<T> / (2 * slots_)) | 1;
+    pitch_ -= 2 * slots_ * pitch_ > kTileValues<T> ? 2 : 0;
+
+    __syncthreads();  // until the block before, if any, has been read
+    if (!dense_) {
+      shared.columns[2 * thread] = static_cast<int>(x.i0);
+      shared.columns[2 * thread + 1] = static_cast<int>(x.i1);
+    }
+    if (thread < rows_) {
+      const AxisTaps<T> y = portable::axis_taps(axes.y, int64_t{first_row_} + thread);
+      shared.row_taps[0][thread] = static_cast<int>(y.i0);
+      shared.row_taps[1][thread] = static_cast<int>(y.i1);
+      shared.row_weights[0][thread] = y.w0;
+      shared.row_weights[1][thread] = y.w1;
+    }
+    __syncthreads();
+  }
+
+  __device__ int64_t image() const { return image_; }
+  __device__ int first_row() const { return first_row_; }
+  __device__ int first_column() const { return first_column_; }
+  __device__ int columns() const { return columns_; }
+  __device__ int slots() const { return slots_; }
+  __device__ int left() const { return left_; }
+  __device__ int right() const { return right_; }
+
+  // Calls fn(HeadStrip), by all threads together.
+  template <class Fn>
+  __device__ __forceinline__ void for_each_strip(const Fn& fn) {
+    for (int row = 0; row < rows_;) {
+      HeadStrip strip = {row, 1, shared_.row_taps[0][row], shared_.row_taps[1][row]};
+      while (strip.rows < kStripRows && row + strip.rows < rows_ &&
+             shared_.row_taps[0][row + strip.rows] == strip.top) {
+        ++strip.rows;
+      }
+      fn(strip);
+      row += strip.rows;
+    }
+  }
+
+  template <int Rows>
+  __device__ __forceinline__ void row_weights(const HeadStrip& strip, T (&upper)[Rows],
+                                              T (&lower)[Rows]) const {
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      upper[r] = shared_.row_weights[0][strip.row + r];
+      lower[r] = shared_.row_weights[1][strip.row + r];
+    }
+  }
+
+  // Calls fn(first class, classes) for each part of the classes that shared memory holds, by all
+  // threads together.
+  template <class Fn>
+  __device__ __forceinline__ void for_each_part(const HeadStrip& strip, const Fn& fn) {
+    const int step = min(pitch_, class_end_ - class_begin_);
+    for (int first = class_begin_; first < class_end_; first += step) {
+      const int count = min(step, class_end_ - first);
+      load(strip, first, count);
+      fn(first, count);
+    }
+  }
+
+  // Calls fn(class, top, bottom) where needed, with the two rows of logits at this thread's column.
+  template <class Fn>
+  __device__ __forceinline__ void for_each_class(const HeadStrip& strip, bool needed,
+                                                 const Fn& fn) {
+    for_each_part(strip, [&](int first, int count) {
+      if (needed) {
+        const T* const left = at(left_);
+        const T* const right = at(right_);
+        const int below = slots_ * pitch_;
+        for (int c = 0; c < count; ++c) {
+          fn(first + c, fma(right_weight_, right[c], left_weight_ * left[c]),
+             fma(right_weight_, right[below + c], left_weight_ * left[below + c]));
+        }
+      }
+    });
+  }
+
+  // The classes that shared memory holds, of a column of logits in the upper row, or, from slots()
+  // on, in the lower one.
+  __device__ const T* at(int place) const { return shared_.values + place * pitch_; }
+
+ private:
+  __device__ __forceinline__ void load(const HeadStrip& strip, int first, int count) {
+    if (held_row_ == strip.top && held_class_ == first) {
+      return;
+    }
+    held_row_ = strip.top;
+    held_class_ = first;
+    __syncthreads();  // until what it held has been read
+    const S* const top = data_ + strip.top * row_stride_ + first * class_stride_;
+    const S* const bottom = data_ + strip.bottom * row_stride_ + first * class_stride_;
+    const auto move = [&](int place, int c) {
+      const int slot = place < slots_ ? place : place - slots_;
+      const int column = dense_ ? first_tap_ + slot : shared_.columns[slot];
+      const S* const row = place < slots_ ? top : bottom;
+      shared_.values[place * pitch_ + c] =
+          to_accumulate(__ldg(row + column * column_stride_ + c * class_stride_));
+    };
+    if (class_stride_ == 1) {
+      for_each_pair(count, 2 * slots_, [&](int c, int place) { move(place, c); });
+    } else {
+      for_each_pair(2 * slots_, count, move);
+    }
+    __syncthreads();
+  }
+
+  HeadShared<T>& shared_;
+  const S* data_;
+  int64_t class_stride_;
+  int64_t row_stride_;
+  int64_t column_stride_;
+  int64_t image_;
+  int class_begin_;
+  int class_end_;
+  int first_row_;
+  int first_column_;
+  int rows_;
+  int columns_;
+  bool dense_;
+  int first_tap_;
+  int slots_;
+  int pitch_;
+  int left_;
+  int right_;
+  T left_weight_;
+  T right_weight_;
+  int held_row_ = -1;
+  int held_class_ = -1;
+};
+
+}  // namespace pydense
