@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The floating-point numbers that an array may hold; for CUDA units too, which cannot include
-// common/half.h.
+// What an array of floating-point numbers holds, for the doors of rooms: nvcc reads this file too.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +7,7 @@
 
 namespace pydense {
 
+// 16-bit numbers as they lie in memory; half.h has their arithmetic.
 struct Half {
   uint16_t bits;
 };
@@ -15,7 +15,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// What an array holds: float, double, BFloat16, Half.
+// float, double, BFloat16, Half.
 enum class FloatType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 // The type that a kernel computes in for numbers stored as S.

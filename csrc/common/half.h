@@ -3,6 +3,9 @@
 // compute in float: load_as and store_as convert whole vectors, rounding to nearest even.
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
 #include "common/float_type.h"
 #include "common/simd.h"
 
