@@ -151,6 +151,7 @@ class HeadTile {
 
   __device__ const HeadOutputs& outputs() const { return outputs_; }
   __device__ bool is_inside() const { return static_cast<int>(threadIdx.x) < outputs_.columns; }
+  __device__ int first_tap() const { return first_tap_; }
   __device__ int slots() const { return slots_; }
   __device__ int left() const { return left_; }
   __device__ int right() const { return right_; }
@@ -221,16 +222,22 @@ class HeadTile {
   __device__ __forceinline__ void for_each_class(const HeadStrip& strip, bool needed,
                                                  const Fn& fn) {
     for_each_part(strip, [&](int first, int count) {
-      if (needed) {
-        const T* const left = at(left_);
-        const T* const right = at(right_);
-        const int below = slots_ * pitch_;
-        for (int c = 0; c < count; ++c) {
-          fn(first + c, fma(right_weight_, right[c], left_weight_ * left[c]),
-             fma(right_weight_, right[below + c], left_weight_ * left[below + c]));
-        }
+      for (int c = 0; needed && c < count; ++c) {
+        T top;
+        T bottom;
+        rows_at(c, top, bottom);
+        fn(first + c, top, bottom);
       }
     });
+  }
+
+  // The two rows of logits at this thread's column, in class c of those that shared memory holds.
+  __device__ __forceinline__ void rows_at(int c, T& top, T& bottom) const {
+    const T* const left = at(left_) + c;
+    const T* const right = at(right_) + c;
+    const int below = slots_ * pitch_;
+    top = fma(right_weight_, right[0], left_weight_ * left[0]);
+    bottom = fma(right_weight_, right[below], left_weight_ * left[below]);
   }
 
   // The classes that shared memory holds, of a column of logits in the upper row, or, from slots()

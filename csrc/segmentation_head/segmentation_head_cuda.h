@@ -29,6 +29,22 @@ template <class T>
 void upsample_softmax_cuda(const UpsampleSoftmaxCudaArgs<T>& args, int device, void* stream);
 
 template <class T>
+struct UpsampleSoftmaxBackwardCudaArgs {
+  LogitsView logits;
+  HeadAxes<T> axes;
+  const void* full_gradient;
+  int64_t strides[4];  // of full_gradient
+  T* gradient;
+  bool gradient_channels_last;
+  T* parts;  // softmax_backward_parts() numbers
+};
+template <class T>
+int64_t softmax_backward_parts(const LogitsView& logits, const HeadAxes<T>& axes);
+template <class T>
+void upsample_softmax_backward_cuda(const UpsampleSoftmaxBackwardCudaArgs<T>& args, int device,
+                                    void* stream);
+
+template <class T>
 struct UpsampleAccumulateCudaArgs {
   LogitsView logits;
   HeadAxes<T> axes;

@@ -120,6 +120,23 @@ Tensor upsample_softmax_backward_op(const Tensor& gradient, const Tensor& logits
               {view.images, view.classes, gradient.size(2), gradient.size(3)});
   return with_arithmetic(view, [&]<class T>(T) {
     Tensor out = new_in_format_of(logits, view.height, view.width, dtype_of<T>());
+#ifdef PYDENSE_WITH_CUDA
+    if (on_gpu(logits)) {
+      const auto axes = head_axes<T>(view, gradient.size(2), gradient.size(3), align_corners);
+      Tensor parts = new_array(logits, {softmax_backward_parts(view, axes)}, dtype_of<T>());
+      UpsampleSoftmaxBackwardCudaArgs<T> args{view,
+                                              axes,
+                                              gradient.const_data_ptr(),
+                                              {},
+                                              out.mutable_data_ptr<T>(),
+                                              is_channels_last(logits),
+                                              parts.mutable_data_ptr<T>()};
+      copy_strides(gradient, args.strides);
+      const int32_t device = logits.get_device_index();
+      upsample_softmax_backward_cuda(args, device, current_cuda_stream(device));
+      return out;
+    }
+#endif
     const Axes<T> axes(view, gradient.size(2), gradient.size(3), align_corners);
     UpsampleSoftmaxArgs<T> args{view,
                                 &axes.y,
@@ -204,6 +221,7 @@ PYDENSE_TORCH_CPU(m) {
 PYDENSE_TORCH_CUDA(m) {
   m.impl("upsample_argmax", TORCH_BOX(&pydense::upsample_argmax_op));
   m.impl("upsample_softmax", TORCH_BOX(&pydense::upsample_softmax_op));
+  m.impl("upsample_softmax_backward", TORCH_BOX(&pydense::upsample_softmax_backward_op));
   m.impl("upsample_accumulate", TORCH_BOX(&pydense::upsample_accumulate_op));
 }
 #endif

@@ -17,28 +17,20 @@ struct PixelShared {
   T second[kStripRows][kHeadColumns];
 };
 
-// The largest class and the sum of the exponentials relative to it, of a thread's column of a
-// strip. A class that is NaN makes the sum NaN.
+// The largest class of a thread's column of a strip; a NaN is passed over.
 template <int Rows, class S, class T>
-__device__ __forceinline__ void largest_and_sum(HeadTile<S>& tile, const HeadStrip& strip,
-                                                const T (&upper)[Rows], const T (&lower)[Rows],
-                                                T (&largest)[Rows], T (&sum)[Rows]) {
+__device__ __forceinline__ void find_largest(HeadTile<S>& tile, const HeadStrip& strip,
+                                             const T (&upper)[Rows], const T (&lower)[Rows],
+                                             T (&largest)[Rows]) {
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
     largest[r] = -INFINITY;
-    sum[r] = 0;
   }
   tile.for_each_class(strip, true, [&](int /*c*/, T top, T bottom) {
 #pragma unroll
     for (int r = 0; r < Rows; ++r) {
       const T value = fma(lower[r], bottom, upper[r] * top);
       largest[r] = value > largest[r] ? value : largest[r];
-    }
-  });
-  tile.for_each_class(strip, true, [&](int /*c*/, T top, T bottom) {
-#pragma unroll
-    for (int r = 0; r < Rows; ++r) {
-      sum[r] += exp(fma(lower[r], bottom, upper[r] * top) - largest[r]);
     }
   });
 }
@@ -52,8 +44,14 @@ __device__ __forceinline__ void softmax_of_strip(const UpsampleSoftmaxCudaArgs<A
   T lower[Rows];
   tile.row_weights(strip, upper, lower);
   T largest[Rows];
-  T scale[Rows];
-  largest_and_sum(tile, strip, upper, lower, largest, scale);
+  find_largest(tile, strip, upper, lower, largest);
+  T scale[Rows] = {};  // the sum at first; NaN where a class is
+  tile.for_each_class(strip, true, [&](int /*c*/, T top, T bottom) {
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      scale[r] += exp(fma(lower[r], bottom, upper[r] * top) - largest[r]);
+    }
+  });
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
     scale[r] = T{1} / scale[r];

@@ -266,6 +266,95 @@ void softmax_of_extremes() {
   softmax_of(logits, Layout::kChannelsLast);
 }
 
+template <class T>
+std::vector<double> gradient_of(const HeadCase& c, const std::vector<std::vector<double>>& falls) {
+  const pydense::HeadAxes<T> axes = simt::axes_of<T>(c);
+  std::vector<double> sums(static_cast<size_t>(c.images * c.classes * c.height * c.width));
+  size_t output = 0;
+  simt::for_each_output(c, [&](int64_t n, int64_t y, int64_t x) {
+    const auto row = pydense::portable::axis_taps(axes.y, y);
+    const auto column = pydense::portable::axis_taps(axes.x, x);
+    for (int64_t k = 0; k < c.classes; ++k) {
+      const double fall = falls[output][static_cast<size_t>(k)];
+      const auto add = [&](int64_t i, int64_t j, T weight_y, T weight_x) {
+        sums[static_cast<size_t>(((n * c.classes + k) * c.height + i) * c.width + j)] +=
+            static_cast<double>(weight_y) * static_cast<double>(weight_x) * fall;
+      };
+      add(row.i0, column.i0, row.w0, column.w0);
+      add(row.i0, column.i1, row.w0, column.w1);
+      add(row.i1, column.i0, row.w1, column.w0);
+      add(row.i1, column.i1, row.w1, column.w1);
+    }
+    ++output;
+  });
+  return sums;
+}
+
+template <class S>
+void softmax_backward_of(const HeadCase& c, Layout upstream_layout, double upstream_scale = 2) {
+  using T = Accumulate<S>;
+  simt::Logits<S> logits(c);
+  simt::Array<S> upstream(c.images, c.classes, c.out_height, c.out_width, upstream_layout,
+                          "upstream");
+  upstream.fill(12, upstream_scale);
+  const Layout layout =
+      c.layout == Layout::kChannelsLast ? Layout::kChannelsLast : Layout::kContiguous;
+  simt::Array<T> got(c.images, c.classes, c.height, c.width, layout, "gradient");
+  const pydense::HeadAxes<T> axes = simt::axes_of<T>(c);
+  simt::Buffer<T> parts(static_cast<size_t>(pydense::softmax_backward_parts(logits.view(), axes)),
+                        "parts");
+  pydense::UpsampleSoftmaxBackwardCudaArgs<T> args = {
+      logits.view(), axes, upstream.data(), {}, got.data(), layout == Layout::kChannelsLast,
+      parts.data()};
+  std::copy_n(upstream.strides().begin(), 4, args.strides);
+  upsample_softmax_backward_cuda(args, 0, nullptr);
+  std::vector<std::vector<double>> falls;
+  simt::for_each_output(c, [&](int64_t n, int64_t y, int64_t x) {
+    std::vector<double> p = simt::softmax(logits.upsampled(n, y, x));
+    double mean = 0;
+    for (size_t k = 0; k < p.size(); ++k) {
+      mean += p[k] * upstream.value(n, static_cast<int64_t>(k), y, x);
+    }
+    for (size_t k = 0; k < p.size(); ++k) {
+      p[k] *= upstream.value(n, static_cast<int64_t>(k), y, x) - mean;
+    }
+    falls.push_back(std::move(p));
+  });
+  const std::vector<double> expected = gradient_of<T>(c, falls);
+  const double tolerance = sizeof(T) == 8 ? 1e-12 : 2e-5;
+  const double outputs = std::max(1.0, static_cast<double>(c.out_height * c.out_width) /
+                                           static_cast<double>(c.height * c.width));
+  size_t i = 0;
+  for (int64_t n = 0; n < c.images; ++n) {
+    for (int64_t k = 0; k < c.classes; ++k) {
+      for (int64_t y = 0; y < c.height; ++y) {
+        for (int64_t x = 0; x < c.width; ++x) {
+          simt::expect_close_at(__FILE__, __LINE__, got.value(n, k, y, x), expected[i], tolerance,
+                                tolerance * outputs, i);
+          ++i;
+        }
+      }
+    }
+  }
+}
+
+// Several tiles along x, and cells of more outputs than a block has rows or columns.
+template <class S>
+void softmax_backward() {
+  softmax_backward_of<S>({1, 1, 1, 1, 1, 1, false, Layout::kContiguous}, Layout::kContiguous);
+  softmax_backward_of<S>({2, 6, 4, 5, 17, 23, false, Layout::kChannelsLast}, Layout::kContiguous);
+  softmax_backward_of<S>({1, 5, 3, 21, 7, 170, true, Layout::kContiguous}, Layout::kChannelsLast);
+  softmax_backward_of<S>({1, 3, 2, 2, 21, 300, false, Layout::kGaps}, Layout::kContiguous);
+  softmax_backward_of<S>({1, 5, 20, 30, 7, 11, false, Layout::kGaps}, Layout::kGaps);
+  softmax_backward_of<S>({1, 3, 2, 300, 2, 100, false, Layout::kContiguous}, Layout::kContiguous);
+  softmax_backward_of<S>({1, 2, 3, 130, 3, 130, true, Layout::kContiguous}, Layout::kContiguous);
+}
+// More classes than shared memory holds.
+void softmax_backward_in_parts() {
+  softmax_backward_of<float>({1, 210, 2, 24, 5, 130, false, Layout::kChannelsLast},
+                             Layout::kContiguous);
+}
+
 // ---- the sum over sliding windows ----
 
 template <class S>
@@ -340,6 +429,42 @@ void counters_of_softmax() {
   count_softmax(Layout::kChannelsLast, "1x19x256x512 to 1024x2048, channels last");
 }
 
+void count_softmax_backward(Layout layout, const char* shape) {
+  HeadCase c = kCounted;
+  c.layout = layout;
+  simt::Logits<float> logits(c);
+  simt::Array<float> upstream(1, c.classes, c.out_height, c.out_width, layout, "upstream");
+  upstream.fill(9, 2);
+  simt::Array<float> got(1, c.classes, c.height, c.width, layout, "gradient");
+  const pydense::HeadAxes<float> axes = simt::axes_of<float>(c);
+  const int64_t numbers = pydense::softmax_backward_parts(logits.view(), axes);
+  simt::Buffer<float> parts(static_cast<size_t>(numbers), "parts");
+  pydense::UpsampleSoftmaxBackwardCudaArgs<float> args = {
+      logits.view(), axes, upstream.data(), {}, got.data(), layout == Layout::kChannelsLast,
+      parts.data()};
+  std::copy_n(upstream.strides().begin(), 4, args.strides);
+  const auto part_bytes = 4.0 * static_cast<double>(numbers);
+  const double low_bytes = 4.0 * 19 * 8 * 64;
+  simt::Limits limits =
+      limits_of("upsample_softmax_backward_kernel",
+                4.0 * 19 * 32 * 256 + low_bytes + part_bytes, shape, kCountedScale);
+  limits.wavefronts = 1.7;
+  limits.reason = "columns that fall onto neighbours are a scale apart in shared memory";
+  if (layout == Layout::kChannelsLast) {
+    limits.sectors = 6.3;
+    limits.reason =
+        "threads lie along columns: the other classes of a sector come from the first-level cache";
+  }
+  // Two parts at least for every logit.
+  simt::counted({limits, limits_of("softmax_backward_sum_kernel", 3 * low_bytes, shape,
+                                   kCountedScale)},
+                [&] { upsample_softmax_backward_cuda(args, 0, nullptr); });
+}
+void counters_of_softmax_backward() {
+  count_softmax_backward(Layout::kContiguous, "1x19x256x512 from 1024x2048");
+  count_softmax_backward(Layout::kChannelsLast, "1x19x256x512 from 1024x2048, channels last");
+}
+
 void count_accumulate(Layout layout, const char* shape) {
   HeadCase c = kCounted;
   c.layout = layout;
@@ -382,12 +507,18 @@ int main(int argc, char** argv) {
           {"softmax, half", softmax<__half>},
           {"softmax, bfloat16", softmax<__nv_bfloat16>},
           {"softmax of extremes", softmax_of_extremes},
+          {"softmax backward, float", softmax_backward<float>},
+          {"softmax backward, double", softmax_backward<double>},
+          {"softmax backward, half", softmax_backward<__half>},
+          {"softmax backward, bfloat16", softmax_backward<__nv_bfloat16>},
+          {"softmax backward in parts", softmax_backward_in_parts},
           {"accumulate, float", accumulate<float>},
           {"accumulate, double", accumulate<double>},
           {"accumulate, half", accumulate<__half>},
           {"accumulate, bfloat16", accumulate<__nv_bfloat16>},
           {"counters, argmax", counters_of_argmax},
           {"counters, softmax", counters_of_softmax},
+          {"counters, softmax backward", counters_of_softmax_backward},
           {"counters, accumulate", counters_of_accumulate},
       });
 }
