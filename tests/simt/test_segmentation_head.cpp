@@ -445,20 +445,19 @@ void count_softmax_backward(Layout layout, const char* shape) {
   std::copy_n(upstream.strides().begin(), 4, args.strides);
   const auto part_bytes = 4.0 * static_cast<double>(numbers);
   const double low_bytes = 4.0 * 19 * 8 * 64;
-  simt::Limits limits =
-      limits_of("upsample_softmax_backward_kernel",
-                4.0 * 19 * 32 * 256 + low_bytes + part_bytes, shape, kCountedScale);
-  limits.wavefronts = 1.7;
-  limits.reason = "columns that fall onto neighbours are a scale apart in shared memory";
-  if (layout == Layout::kChannelsLast) {
-    limits.sectors = 6.3;
-    limits.reason =
-        "threads lie along columns: the other classes of a sector come from the first-level cache";
-  }
+  simt::Limits main = limits_of("upsample_softmax_backward_kernel",
+                                4.0 * 19 * 32 * 256 + low_bytes + part_bytes, shape, kCountedScale);
+  main.wavefronts = 1.7;
+  main.reason = "columns that fall onto neighbours are a scale apart in shared memory";
   // Two parts at least for every logit.
-  simt::counted({limits, limits_of("softmax_backward_sum_kernel", 3 * low_bytes, shape,
-                                   kCountedScale)},
-                [&] { upsample_softmax_backward_cuda(args, 0, nullptr); });
+  simt::Limits sum = limits_of("softmax_backward_sum_kernel", 3 * low_bytes, shape, kCountedScale);
+  if (layout == Layout::kChannelsLast) {
+    main.sectors = 6.3;
+    main.reason = "threads lie along columns: other classes of a sector come from the L1 cache";
+    sum.sectors = 3.9;
+    sum.reason = "parts lie along columns: neighbours in a sector are for other threads of a block";
+  }
+  simt::counted({main, sum}, [&] { upsample_softmax_backward_cuda(args, 0, nullptr); });
 }
 void counters_of_softmax_backward() {
   count_softmax_backward(Layout::kContiguous, "1x19x256x512 from 1024x2048");
