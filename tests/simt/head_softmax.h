@@ -253,7 +253,7 @@ void count_softmax_backward(Layout layout, const char* shape) {
   simt::Limits sum =
       simt::limits_of("softmax_backward_sum_kernel", 3 * low_bytes, shape, simt::kCountedScale);
   if (layout == Layout::kChannelsLast) {
-    main.sectors = 6.3;
+    main.sectors = 6.6;
     main.reason = "threads lie along columns: other classes of a sector come from the L1 cache";
     sum.sectors = 3.9;
     sum.reason = "parts lie along columns: neighbours in a sector are for other threads of a block";
