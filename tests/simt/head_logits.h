@@ -160,11 +160,8 @@ struct ManyImages {
   ManyImages() { std::fill_n(memory.as<float>() + (size.images - 1) * 12 + 6, 6, 1.0F); }
 };
 
-// A warp that brings logits into shared memory goes on at the next class in banks already in use.
 inline Limits limits_of(const char* kernel, double minimum_bytes, const char* shape, double scale) {
   Limits limits{.kernel = kernel, .minimum_bytes = minimum_bytes};
-  limits.wavefronts = 1.1;
-  limits.reason = "bank conflicts where logits are brought in";
   limits.shape = shape;
   limits.scale = scale;
   return limits;
