@@ -11,7 +11,7 @@
 #include <cstdint>
 
 #include "common/cpu_isa.h"
-#include "common/half.h"
+#include "common/float_type.h"
 #include "common/parallel.h"
 #include "upsample/axis_table.h"
 
@@ -28,6 +28,13 @@ struct LogitsView {
   int64_t height;
   int64_t width;
   int64_t strides[4];
+};
+
+// The axes as CUDA kernels take them, by value: each thread works out the taps it needs.
+template <class T>
+struct HeadAxes {
+  AxisMap<T> y;
+  AxisMap<T> x;
 };
 
 constexpr int64_t kGroupRows = 4;  // source rows of a task

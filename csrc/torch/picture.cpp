@@ -50,7 +50,7 @@ void on_huge_pages(const Tensor& fresh) {
   constexpr size_t kLarge = size_t{4} << 20;
   const size_t bytes =
       static_cast<size_t>(fresh.numel()) * static_cast<size_t>(fresh.element_size());
-  if (bytes >= kLarge) {
+  if (fresh.is_cpu() && bytes >= kLarge) {
     advise_huge_pages(fresh.mutable_data_ptr(), bytes);
   }
 }

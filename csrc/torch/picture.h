@@ -2,7 +2,7 @@
 // Tensors (N, C, H, W), for *_torch.cpp files alone.
 #pragma once
 
-#include "common/half.h"
+#include "common/float_type.h"
 #include "torch/tensor.h"
 
 namespace pydense {

@@ -6,7 +6,6 @@
 #include "common/check.h"
 
 namespace pydense {
-namespace {
 
 template <class T>
 AxisMap<T> axis_map(const AxisSpec& spec) {
@@ -21,8 +20,8 @@ AxisMap<T> axis_map(const AxisSpec& spec) {
                                            spec.grid == AxisGrid::kAlignCorners, spec.scale_factor);
   }
 }
-
-}  // namespace
+template AxisMap<float> axis_map<float>(const AxisSpec&);
+template AxisMap<double> axis_map<double>(const AxisSpec&);
 
 AxisSpec interpolation_axis(int64_t in_size, int64_t out_size, bool align_corners) {
   const AxisGrid grid = align_corners ? AxisGrid::kAlignCorners : AxisGrid::kHalfPixel;

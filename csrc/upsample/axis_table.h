@@ -24,6 +24,9 @@ struct AxisSpec {
 // F.interpolate's axis between two sizes.
 AxisSpec interpolation_axis(int64_t in_size, int64_t out_size, bool align_corners);
 
+template <class T>
+AxisMap<T> axis_map(const AxisSpec& spec);
+
 // Nothing here is inline on purpose: units compiled for different instruction sets share it.
 template <class T>
 struct AxisTable {

@@ -22,25 +22,6 @@ void check_axis(const char* op, const char* name, const AxisSpec& axis, int64_t 
   }
 }
 
-void check_shape(const char* op, const UpsampleShape& shape) {
-  PYDENSE_CHECK(shape.batches >= 0 && shape.channels >= 0, op,
-                ": batch and channels must not be negative, got ", shape.batches, " and ",
-                shape.channels);
-  check_upsample_size(op, shape.height, shape.width);
-}
-
-void check_inputs(const char* op, const UpsampleShape& shape, const UpsampleInput* inputs,
-                  int count) {
-  PYDENSE_CHECK(count >= 1 && count <= kMaxUpsampleInputs, op, ": inputs must be 1 to ",
-                kMaxUpsampleInputs, ", got ", count);
-  for (int k = 0; k < count; ++k) {
-    if (!inputs[k].same_size) {
-      check_axis(op, "height", inputs[k].y, shape.height);
-      check_axis(op, "width", inputs[k].x, shape.width);
-    }
-  }
-}
-
 const UpsampleTable& table() {
   return select_cpu_table<UpsampleTable>(PYDENSE_CPU_TABLES(kUpsampleTable));
 }
@@ -52,10 +33,25 @@ void check_upsample_size(const char* op, int64_t height, int64_t width) {
                 ": size must be in [1, ", kMaxAxis, "], got (", height, ", ", width, ")");
 }
 
+void check_upsample(const char* op, const UpsampleShape& shape, const UpsampleInput* inputs,
+                    int num_inputs) {
+  PYDENSE_CHECK(shape.batches >= 0 && shape.channels >= 0, op,
+                ": batch and channels must not be negative, got ", shape.batches, " and ",
+                shape.channels);
+  check_upsample_size(op, shape.height, shape.width);
+  PYDENSE_CHECK(num_inputs >= 1 && num_inputs <= kMaxUpsampleInputs, op, ": inputs must be 1 to ",
+                kMaxUpsampleInputs, ", got ", num_inputs);
+  for (int k = 0; k < num_inputs; ++k) {
+    if (!inputs[k].same_size) {
+      check_axis(op, "height", inputs[k].y, shape.height);
+      check_axis(op, "width", inputs[k].x, shape.width);
+    }
+  }
+}
+
 void upsample_forward(const char* op, FloatType dtype, const UpsampleArgs& args,
                       ParallelFor parallel_for) {
-  check_shape(op, args.shape);
-  check_inputs(op, args.shape, args.inputs, args.num_inputs);
+  check_upsample(op, args.shape, args.inputs, args.num_inputs);
   if (args.shape.batches > 0 && args.shape.channels > 0) {
     table().forward[static_cast<int>(dtype)](args, parallel_for);
   }
@@ -63,8 +59,7 @@ void upsample_forward(const char* op, FloatType dtype, const UpsampleArgs& args,
 
 void upsample_backward(const char* op, FloatType dtype, const UpsampleBackwardArgs& args,
                        ParallelFor parallel_for) {
-  check_shape(op, args.shape);
-  check_inputs(op, args.shape, args.inputs, args.num_inputs);
+  check_upsample(op, args.shape, args.inputs, args.num_inputs);
   if (args.shape.batches > 0 && args.shape.channels > 0) {
     table().backward[static_cast<int>(dtype)](args, parallel_for);
   }

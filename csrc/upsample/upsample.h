@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "common/cpu_isa.h"
-#include "common/half.h"
+#include "common/float_type.h"
 #include "common/parallel.h"
 #include "upsample/axis_table.h"
 
@@ -64,11 +64,21 @@ struct UpsampleBackwardArgs {
 
 // Before an output is allocated.
 void check_upsample_size(const char* op, int64_t height, int64_t width);
+void check_upsample(const char* op, const UpsampleShape& shape, const UpsampleInput* inputs,
+                    int num_inputs);
 
 void upsample_forward(const char* op, FloatType dtype, const UpsampleArgs& args,
                       ParallelFor parallel_for);
 void upsample_backward(const char* op, FloatType dtype, const UpsampleBackwardArgs& args,
                        ParallelFor parallel_for);
+
+// The same on a GPU, in order on a stream; nothing is allocated and nobody waits. The forward pass
+// has the bits of the CPU kernels with fused multiply-add; the backward pass has those of their
+// contiguous form, in both memory formats.
+void upsample_forward_cuda(const char* op, FloatType dtype, const UpsampleArgs& args, int device,
+                           void* stream);
+void upsample_backward_cuda(const char* op, FloatType dtype, const UpsampleBackwardArgs& args,
+                            int device, void* stream);
 
 // By FloatType.
 struct UpsampleTable {

@@ -14,6 +14,7 @@ from . import _crf_arguments as check
 
 # Of an ignored label. The largest int64 stands for labels that int64 does not hold.
 MAX_INDEX = 2**63 - 2
+DEVICES = ("cpu", "cuda")
 REDUCTIONS = ("none", "sum", "mean", "mean_all")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
@@ -21,7 +22,7 @@ _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: to
 
 def logits(op: str, value: object) -> Tensor:
     """A floating-point tensor (N, C, h, w) with at least one class and one pixel."""
-    tensor = check.floating(op, "logits", value, (4,))
+    tensor = check.floating(op, "logits", value, (4,), DEVICES)
     if tensor.shape[2] < 1 or tensor.shape[3] < 1:
         raise ValueError(
             f"{op}: logits must have at least one pixel, got shape {check.shape(tensor)}"
@@ -93,7 +94,8 @@ def differs(labels: Tensor, label: int) -> Tensor:
 
 def constant(op: str, name: str, value: object, shape: Sequence[int], like: Tensor) -> Tensor:
     """A tensor of this shape, in the dtype of the computation, that needs no gradient."""
-    tensor = check.real(op, name, value)
+    tensor = check.real(op, name, value, DEVICES)
+    same_device(op, name, tensor, like)
     if tensor.dim() != len(shape) or any(
         tensor.shape[axis] != length for axis, length in enumerate(shape)
     ):
@@ -103,6 +105,14 @@ def constant(op: str, name: str, value: object, shape: Sequence[int], like: Tens
             f"{op}: {name} must not require grad: its gradient is not implemented"
         )
     return tensor.to(check.compute_dtype(like.dtype))
+
+
+def same_device(op: str, name: str, tensor: Tensor, scores: Tensor) -> None:
+    """Check that a tensor is where the logits are."""
+    if tensor.device != scores.device:
+        raise ValueError(
+            f"{op}: {name} must be on {scores.device} as the logits, got {tensor.device}"
+        )
 
 
 def probability(op: str, name: str, value: Any) -> float:

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <optional>
+#include <string>
+
+#include "segmentation_head/door.h"
+
+namespace pydense {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+enum class Reduction { kNone, kSum, kMean, kMeanAll };
+
+Reduction parse_reduction(const std::string& name) {
+  PYDENSE_CHECK(name == "none" || name == "sum" || name == "mean" || name == "mean_all",
+                "upsample_cross_entropy: reduction must be none, sum, mean or mean_all, got '",
+                name, "'");
+  return name == "none"   ? Reduction::kNone
+         : name == "sum"  ? Reduction::kSum
+         : name == "mean" ? Reduction::kMean
+                          : Reduction::kMeanAll;
+}
+
+template <class T>
+const T* optional_data(const std::optional<Tensor>& x) {
+  return x.has_value() ? x->const_data_ptr<T>() : nullptr;
+}
+
+// loss: (N, H, W) or (); gradient of the sum over the pixels, empty where it is not asked for; what
+// the sum is multiplied with, in double, 0 where that would be 1 / 0; counts: (correct, valid).
+std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& pixel_weight, bool align_corners, int64_t ignore_index,
+    double label_smoothing, const std::string& reduction_name, bool gradient, bool count_correct) {
+  constexpr const char* kOp = "upsample_cross_entropy";
+  const LogitsView view = view_logits(kOp, logits);
+  const Reduction reduction = parse_reduction(reduction_name);
+  PYDENSE_CHECK(target.dim() == 3 && target.size(0) == view.images, kOp,
+                ": target must have 3 dimensions and ", view.images, " images, got ", target.dim(),
+                " dimensions and ", target.dim() > 0 ? target.size(0) : 0, " images");
+  require_device_of(kOp, "target", target, logits);
+  const int64_t height = target.size(1);
+  const int64_t width = target.size(2);
+  check_size(kOp, "target", view, height, width);
+  const IntegerType target_type = integer_type(kOp, target);
+  return with_arithmetic(view, [&]<class T>(T) {
+    Tensor classes;
+    if (weight.has_value()) {
+      require_dtype(kOp, "weight", *weight, dtype_of<T>());
+      check_shape(kOp, "weight", *weight, {view.classes});
+      classes = as_contiguous(*weight);
+    }
+    if (pixel_weight.has_value()) {
+      require_dtype(kOp, "pixel_weight", *pixel_weight, dtype_of<T>());
+      check_shape(kOp, "pixel_weight", *pixel_weight, {view.images, height, width});
+    }
+    const bool per_pixel = reduction == Reduction::kNone;
+    Tensor loss = per_pixel ? new_array(logits, {view.images, height, width}, dtype_of<T>())
+                            : torch::stable::new_empty(logits, {}, dtype_of<T>());
+    Tensor falls = gradient ? new_in_format_of(logits, view.height, view.width, dtype_of<T>())
+                            : torch::stable::new_empty(logits, {0}, dtype_of<T>());
+    Tensor scale = torch::stable::new_empty(logits, {}, ScalarType::Double);
+    Tensor counts = torch::stable::new_empty(logits, {2}, ScalarType::Long);
+    const Axes<T> axes(view, height, width, align_corners);
+    UpsampleCrossEntropyArgs<T> args{view,
+                                     &axes.y,
+                                     &axes.x,
+                                     target.const_data_ptr(),
+                                     target_type,
+                                     {target.stride(0), target.stride(1), target.stride(2)},
+                                     ignore_index,
+                                     weight.has_value() ? classes.const_data_ptr<T>() : nullptr,
+                                     optional_data<T>(pixel_weight),
+                                     {},
+                                     label_smoothing,
+                                     per_pixel ? loss.mutable_data_ptr<T>() : nullptr,
+                                     gradient ? falls.mutable_data_ptr<T>() : nullptr,
+                                     is_channels_last(logits),
+                                     count_correct};
+    if (pixel_weight.has_value()) {
+      copy_strides(*pixel_weight, args.pixel_weight_strides);
+    }
+    const CrossEntropySums sums = upsample_cross_entropy(args, torch_parallel_for);
+    const double by = reduction == Reduction::kMean ? sums.weight
+                      : reduction == Reduction::kMeanAll
+                          ? static_cast<double>(view.images * height * width)
+                          : 1.0;
+    *scale.mutable_data_ptr<double>() = by == 0 ? 0.0 : 1 / by;
+    if (!per_pixel) {
+      *loss.mutable_data_ptr<T>() = static_cast<T>(sums.loss / by);
+    }
+    counts.mutable_data_ptr<int64_t>()[0] = sums.correct;
+    counts.mutable_data_ptr<int64_t>()[1] = sums.valid;
+    return std::make_tuple(loss, falls, scale, counts);
+  });
+}
+
+}  // namespace
+}  // namespace pydense
+
+PYDENSE_TORCH_SCHEMAS(m) {
+  m.def(
+      "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, "
+      "bool align_corners, int ignore_index, float label_smoothing, str reduction, bool gradient, "
+      "bool count_correct) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+PYDENSE_TORCH_CPU(m) {
+  m.impl("upsample_cross_entropy", TORCH_BOX(&pydense::upsample_cross_entropy_op));
+}
