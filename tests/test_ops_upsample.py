@@ -207,7 +207,9 @@ class TestCrop:
         last=st.booleans(),
         border=st.sampled_from(["zeros", "clamp"]),
     )
-    def test_any_crop(self, backend, stride, odd, padding, offset, shape, size, channels, last, border):
+    def test_any_crop(
+        self, backend, stride, odd, padding, offset, shape, size, channels, last, border
+    ):
         options = {
             "stride": stride,
             "kernel_size": tuple(2 * s - odd for s in stride),

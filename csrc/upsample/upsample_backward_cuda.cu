@@ -78,14 +78,17 @@ void launch_backward(BackwardParams<T> p, int device, void* stream) {
   while (tile < std::min(p.x.in_size, kMaxTileColumns) && fits(tile + 1)) {
     ++tile;
   }
-  p.tiles_x = ceil_div(p.x.in_size, tile);
-  p.tile_columns = static_cast<int32_t>(ceil_div(p.x.in_size, p.tiles_x));
+  const int64_t tiles_x = ceil_div(p.x.in_size, tile);
+  p.tile_columns = static_cast<int32_t>(ceil_div(p.x.in_size, tiles_x));
   const int64_t groups = std::min(ceil_div(p.planes, y), kMaxGridY);
-  p.bands = std::clamp<int64_t>(kWantedBlocks / (p.tiles_x * parts * groups), 1, p.y.in_size);
-  const int64_t blocks = p.tiles_x * parts * p.bands;
+  const int64_t bands =
+      std::clamp<int64_t>(kWantedBlocks / (tiles_x * parts * groups), 1, p.y.in_size);
+  const int64_t blocks = tiles_x * parts * bands;
   PYDENSE_CHECK(blocks <= INT32_MAX, "upsampling: a picture must have less than 2^31 tiles, got ",
                 blocks);
-  const int64_t rows = std::min({groups, std::max<int64_t>(kEnoughBlocks / blocks, 1)});
+  p.tiles_x = static_cast<uint32_t>(tiles_x);
+  p.bands = static_cast<uint32_t>(bands);
+  const int64_t rows = std::min(groups, std::max<int64_t>(kEnoughBlocks / blocks, 1));
   const int64_t bytes = BackwardTile<A>::bytes(y, elements, columns, p.tile_columns,
                                                int64_t{p.tile_columns} * p.part_channels);
   const LaunchConfig config = {dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)),
@@ -95,13 +98,15 @@ void launch_backward(BackwardParams<T> p, int device, void* stream) {
 }
 
 template <class T, int kVector, bool kChannelsLast>
-void launch_mask(const BackwardParams<T>& p, int device, void* stream) {
+void launch_mask(BackwardParams<T> p, int device, void* stream) {
   const int64_t vectors = ceil_div(p.width * (kChannelsLast ? p.channels : 1), kVector);
   const unsigned x = std::max(covering_power(vectors, kBackwardThreads), 32U);
   const unsigned y = covering_power(ceil_div(p.height, kRowsAhead), kBackwardThreads / x);
-  const int64_t tiles = ceil_div(vectors, int64_t{x}) * ceil_div(p.height, int64_t{y} * kRowsAhead);
+  const int64_t tiles_x = ceil_div(vectors, int64_t{x});
+  const int64_t tiles = tiles_x * ceil_div(p.height, int64_t{y} * kRowsAhead);
   PYDENSE_CHECK(tiles <= INT32_MAX, "upsampling: a picture must have less than 2^31 tiles, got ",
                 tiles);
+  p.tiles_x = static_cast<uint32_t>(tiles_x);
   const LaunchConfig config = {
       dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(std::min(p.planes, kMaxGridY))),
       dim3(x, y), 0, device, stream};

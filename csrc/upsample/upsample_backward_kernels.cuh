@@ -29,8 +29,8 @@ struct BackwardParams {
   int64_t channels;  // planes of an image, or elements of a pixel
   int64_t height;    // of the output
   int64_t width;
-  int64_t bands;
-  int64_t tiles_x;
+  uint32_t bands;
+  uint32_t tiles_x;
   int32_t tile_columns;   // of the input, in a block
   int32_t part_channels;  // of a pixel, in a block
   const T* grad;
@@ -84,39 +84,38 @@ struct BackwardTile {
         own_begin(begin + tile_columns + 1) {}
 
   // The outputs [first, first + count) for the columns [j0, j1) of the input.
-  __device__ __forceinline__ void set_columns(const AxisMap<A>& map, int64_t first, int count,
-                                              int64_t j0, int64_t j1, int thread,
-                                              int threads) const {
+  __device__ __forceinline__ void set_columns(const AxisMap<A>& map, int first, int count, int j0,
+                                              int j1, int thread, int threads) const {
     for (int n = thread; n <= count; n += threads) {
       // Each bound is the first output past some column: found where the tap steps over it.
-      int64_t left = j1;
-      int64_t right = j1;
+      int left = j1;
+      int right = j1;
       if (n < count) {
-        const AxisTaps<A> taps = portable::axis_taps(map, first + n);
+        const AxisTaps<A> taps = portable::axis_taps(map, int64_t{first} + n);
         own[spaced<A>(n)] = taps.i0 == taps.i1 ? taps.w0 + taps.w1 : taps.w0;
         next[spaced<A>(n)] = taps.w1;
-        left = min(taps.i0, j1);
-        right = min(taps.i1, j1);
+        left = min(static_cast<int>(taps.i0), j1);
+        right = min(static_cast<int>(taps.i1), j1);
       }
-      int64_t left_before = j0 - 1;
-      int64_t right_before = j0 - 1;
+      int left_before = j0 - 1;
+      int right_before = j0 - 1;
       if (n > 0) {
-        const AxisTaps<A> before = portable::axis_taps(map, first + n - 1);
-        left_before = max(before.i0, j0 - 1);
-        right_before = max(before.i1, j0 - 1);
+        const AxisTaps<A> before = portable::axis_taps(map, int64_t{first} + n - 1);
+        left_before = max(static_cast<int>(before.i0), j0 - 1);
+        right_before = max(static_cast<int>(before.i1), j0 - 1);
       }
-      for (int64_t j = left_before + 1; j <= left; ++j) {
+      for (int j = left_before + 1; j <= left; ++j) {
         own_begin[j - j0] = n;
       }
-      for (int64_t j = right_before + 1; j <= right; ++j) {
+      for (int j = right_before + 1; j <= right; ++j) {
         begin[j - j0] = n;
       }
     }
   }
 
   // The rows of the output from y on, before `end`.
-  __device__ __forceinline__ void set_rows(const AxisMap<A>& map, int64_t y, int64_t end,
-                                           int thread, int threads) const {
+  __device__ __forceinline__ void set_rows(const AxisMap<A>& map, int y, int end, int thread,
+                                           int threads) const {
     for (int n = thread; n < kTapRows; n += threads) {
       const AxisTaps<A> taps = portable::axis_taps(map, y + n < end ? y + n : end - 1);
       const bool one = taps.i0 == taps.i1;
@@ -142,13 +141,13 @@ struct BackwardTile {
 };
 
 template <class T, int kVector, bool kChannelsLast>
-__global__ __launch_bounds__(kBackwardThreads) void upsample_backward_kernel(
+__global__ __launch_bounds__(kBackwardThreads, 2) void upsample_backward_kernel(
     const __grid_constant__ BackwardParams<T> p) {
   using A = Accumulate<T>;
   constexpr int kElements = kBackwardElements<T>;
   constexpr int kItems = kElements / kVector;
   PYDENSE_DYNAMIC_SHARED(A, shared);
-  __shared__ int64_t bounds[4];
+  __shared__ int bounds[4];
 
   const int width = static_cast<int>(blockDim.x);
   const int tx = static_cast<int>(threadIdx.x);
@@ -164,21 +163,24 @@ __global__ __launch_bounds__(kBackwardThreads) void upsample_backward_kernel(
   A* const sums = tile.sums + ty * 2 * (spaced<A>(elements) + 1);
   A* const carry = tile.carry + ty * carried;
 
-  const int64_t j0 = blockIdx.x % p.tiles_x * p.tile_columns;
-  const int64_t j1 = min(j0 + p.tile_columns, p.x.in_size);
+  // Rows and columns are counted in 32 bits.
+  const auto in_height = static_cast<int>(p.y.in_size);
+  const auto in_width = static_cast<int>(p.x.in_size);
+  const int j0 = static_cast<int>(blockIdx.x % p.tiles_x) * p.tile_columns;
+  const int j1 = min(j0 + p.tile_columns, in_width);
   const int64_t band = blockIdx.x / p.tiles_x % p.bands;
-  const int64_t first_row = p.y.in_size * band / p.bands;
-  const int64_t end_row = p.y.in_size * (band + 1) / p.bands;
-  const int64_t first_channel = blockIdx.x / p.tiles_x / p.bands * part_channels;
+  const auto first_row = static_cast<int>(in_height * band / p.bands);
+  const auto end_row = static_cast<int>(in_height * (band + 1) / p.bands);
+  const int64_t first_channel = int64_t{blockIdx.x / p.tiles_x / p.bands} * part_channels;
   const int64_t unit = kChannelsLast ? p.channels : 1;
 
   if (thread < 2) {
     const AxisRange range = portable::outputs_of_input(p.x, thread == 0 ? j0 : j1 - 1);
-    bounds[thread] = thread == 0 ? range.begin : range.end;
+    bounds[thread] = static_cast<int>(thread == 0 ? range.begin : range.end);
   }
   __syncthreads();
-  const int64_t first_column = kChannelsLast ? bounds[0] : bounds[0] / kVector * kVector;
-  const int64_t end_column = bounds[1];
+  const int first_column = kChannelsLast ? bounds[0] : bounds[0] / kVector * kVector;
+  const int end_column = bounds[1];
   const bool in_one_go = end_column - first_column <= columns;
   bool ready = false;
   int parity = 0;
@@ -190,23 +192,23 @@ __global__ __launch_bounds__(kBackwardThreads) void upsample_backward_kernel(
     const int64_t channel = kChannelsLast ? 0 : plane - batch * p.channels;
     const T* const grad = p.grad + batch * p.grad_strides.batch + channel * p.grad_strides.channel;
     // In several goes, each row of the input is finished before the next one begins.
-    for (int64_t top = first_row; top < end_row; top = in_one_go ? end_row : top + 1) {
-      const int64_t bottom = in_one_go ? end_row : top + 1;
-      for (int64_t go = first_column; go == first_column || go < end_column; go += columns) {
-        const int count = static_cast<int>(min(end_column - go, int64_t{columns}));
-        const bool last_go = go + columns >= end_column;
+    for (int top = first_row; top < end_row; top = in_one_go ? end_row : top + 1) {
+      const int bottom = in_one_go ? end_row : top + 1;
+      for (int go = first_column; go == first_column || go < end_column; go += columns) {
+        const int count = min(end_column - go, columns);
+        const bool last_go = end_column - go <= columns;
         if (!ready) {
           ready = in_one_go;
           __syncthreads();
           if (thread < 2) {
             const AxisRange range = portable::outputs_of_input(p.y, thread == 0 ? top : bottom - 1);
-            bounds[2 + thread] = thread == 0 ? range.begin : range.end;
+            bounds[2 + thread] = static_cast<int>(thread == 0 ? range.begin : range.end);
           }
           tile.set_columns(p.x, go, count, j0, j1, thread, threads);
           __syncthreads();
         }
-        const int64_t y_begin = bounds[2];
-        const int64_t y_end = bounds[3];
+        const int y_begin = bounds[2];
+        const int y_end = bounds[3];
 
         int64_t offset[kItems];  // in a row of the output; -1: not of this block
 #pragma unroll
@@ -216,7 +218,7 @@ __global__ __launch_bounds__(kBackwardThreads) void upsample_backward_kernel(
           const int64_t c = first_channel + (element - column * part_channels);
           const bool live =
               plane < p.planes && column < count && (!kChannelsLast || c < p.channels);
-          offset[m] = live ? (go + column) * unit + (kChannelsLast ? c : 0) : -1;
+          offset[m] = live ? int64_t{go + column} * unit + (kChannelsLast ? c : 0) : -1;
         }
         A own_sum[kElements];  // of the gradients of row `row` of the input
         A next_sum[kElements];
@@ -224,7 +226,7 @@ __global__ __launch_bounds__(kBackwardThreads) void upsample_backward_kernel(
         for (int e = 0; e < kElements; ++e) {
           own_sum[e] = next_sum[e] = A{};
         }
-        int64_t row = top;
+        int row = top;
         const auto next_row = [&] {
           if (row >= top) {
             A* const to = sums + parity * (spaced<A>(elements) + 1);
@@ -236,14 +238,14 @@ __global__ __launch_bounds__(kBackwardThreads) void upsample_backward_kernel(
             __syncthreads();
             int j = tx / part_channels;
             int c = tx - j * part_channels;
-            for (int s = tx; s < static_cast<int>(j1 - j0) * part_channels; s += width) {
+            for (int s = tx; s < (j1 - j0) * part_channels; s += width) {
               const A sum =
                   tile.collapse(to, j, c, part_channels, go == first_column ? A{} : carry[s]);
               if (!last_go) {
                 carry[s] = sum;
               } else if (plane < p.planes && (!kChannelsLast || first_channel + c < p.channels)) {
-                p.to[((plane * p.y.in_size + row) * p.x.in_size + j0 + j) * unit + first_channel +
-                     c] = from_accumulate<T>(sum);
+                p.to[((plane * in_height + row) * in_width + j0 + j) * unit + first_channel + c] =
+                    from_accumulate<T>(sum);
               }
               j += width / part_channels;
               c += width % part_channels;
@@ -260,8 +262,8 @@ __global__ __launch_bounds__(kBackwardThreads) void upsample_backward_kernel(
             next_sum[e] = A{};
           }
         };
-        for (int64_t y = y_begin; y < y_end; y += kRowsAhead) {
-          const int at = static_cast<int>((y - y_begin) % kTapRows);
+        for (int y = y_begin; y < y_end; y += kRowsAhead) {
+          const int at = (y - y_begin) % kTapRows;
           if (at == 0) {
             __syncthreads();
             tile.set_rows(p.y, y, y_end, thread, threads);
@@ -328,10 +330,8 @@ template <class T, int kVector, bool kChannelsLast>
 __global__ __launch_bounds__(kBackwardThreads) void upsample_mask_kernel(
     const __grid_constant__ BackwardParams<T> p) {
   const int64_t row = p.width * (kChannelsLast ? p.channels : 1);
-  const int64_t vectors = (row + kVector - 1) / kVector;
-  const int64_t tiles = (vectors + blockDim.x - 1) / blockDim.x;
-  const int64_t e = (blockIdx.x % tiles * blockDim.x + threadIdx.x) * kVector;
-  const int64_t y0 = (blockIdx.x / tiles * blockDim.y + threadIdx.y) * kRowsAhead;
+  const int64_t e = (int64_t{blockIdx.x % p.tiles_x} * blockDim.x + threadIdx.x) * kVector;
+  const int64_t y0 = (int64_t{blockIdx.x / p.tiles_x} * blockDim.y + threadIdx.y) * kRowsAhead;
   for (int64_t plane = blockIdx.y; plane < p.planes; plane += gridDim.y) {
     const int64_t batch = kChannelsLast ? plane : plane / p.channels;
     const int64_t channel = kChannelsLast ? 0 : plane - batch * p.channels;

@@ -53,10 +53,10 @@ bool can_move_vectors(const UpsampleArgs& args, size_t element, int vector) {
 // Rows of an input that so many neighbouring rows of the output need, at most.
 template <class T>
 int64_t rows_needed(const AxisMap<T>& map, int64_t rows) {
-  constexpr int64_t kExact = 1 << 20;  // of coordinates in float, to a fraction of a row
+  constexpr int64_t kExact = 1 << 20;  // coordinates in float are off by less than 1/2
   const double step = map.grid == AxisGrid::kCrop ? 1.0 / static_cast<double>(map.stride)
                                                   : static_cast<double>(map.step);
-  const double span = step * static_cast<double>(rows - 1);
+  const double span = step * static_cast<double>(rows - 1) + 0.5;
   return map.in_size <= kExact && span < static_cast<double>(2 * rows - 3)
              ? std::min(static_cast<int64_t>(span) + 3, 2 * rows)
              : 2 * rows;
@@ -72,10 +72,11 @@ void launch_forward(const UpsampleArgs& args, int device, void* stream) {
   const unsigned z = covering_power(p.planes, std::min(kForwardThreads / (x * y), 64U));
   const int64_t length = int64_t{x} * kElements;
   const int64_t rows = int64_t{y} * kForwardRows;
-  p.tiles_x = ceil_div(p.row, length);
-  const int64_t tiles = p.tiles_x * ceil_div(p.height, rows);
+  const int64_t tiles_x = ceil_div(p.row, length);
+  const int64_t tiles = tiles_x * ceil_div(p.height, rows);
   PYDENSE_CHECK(tiles <= INT32_MAX, "upsampling: a picture must have less than 2^31 tiles, got ",
                 tiles);
+  p.tiles_x = static_cast<uint32_t>(tiles_x);
   for (int k = p.num_same; k < p.num_inputs; ++k) {
     p.staged_rows =
         static_cast<int32_t>(std::max<int64_t>(p.staged_rows, rows_needed(p.inputs[k].y, rows)));

@@ -36,7 +36,7 @@ struct ForwardParams {
   int64_t channels;  // planes of an image, or elements of a pixel
   int64_t height;
   int64_t row;  // elements
-  int64_t tiles_x;
+  uint32_t tiles_x;
   int32_t staged_rows;  // of an input, that a tile needs at most
   int32_t num_same;
   int32_t num_inputs;
@@ -121,7 +121,7 @@ struct ForwardTable {
 };
 
 template <class T, int kVector, bool kChannelsLast>
-__global__ __launch_bounds__(kForwardThreads) void upsample_forward_kernel(
+__global__ __launch_bounds__(kForwardThreads, kVector > 1 ? 3 : 2) void upsample_forward_kernel(
     const __grid_constant__ ForwardParams<T> p) {
   using A = Accumulate<T>;
   // Columns are counted in 32 bits, elements of all channels are not.
@@ -140,8 +140,8 @@ __global__ __launch_bounds__(kForwardThreads) void upsample_forward_kernel(
   const int tx = static_cast<int>(threadIdx.x);
   const int ty = static_cast<int>(threadIdx.y);
   const int tz = static_cast<int>(threadIdx.z);
-  const int64_t first = blockIdx.x % p.tiles_x * length;
-  const int64_t first_row = blockIdx.x / p.tiles_x * rows;
+  const int64_t first = int64_t{blockIdx.x % p.tiles_x} * length;
+  const int64_t first_row = int64_t{blockIdx.x / p.tiles_x} * rows;
   const int threads = width * static_cast<int>(blockDim.y);  // that share a plane
   const int thread = tx + width * ty;
   auto* const staged = reinterpret_cast<A*>(shared) + tz * p.staged_rows * length;
@@ -164,7 +164,11 @@ __global__ __launch_bounds__(kForwardThreads) void upsample_forward_kernel(
   }
   __syncthreads();
 
+  // What of the tile lies in the picture, from the thread's first row and element on.
   const int64_t y0 = first_row + int64_t{ty} * kForwardRows;
+  const int64_t element0 = first + tx * kVector;
+  const auto rows_left = static_cast<int>(min(p.height - y0, int64_t{kForwardRows}));
+  const auto elements_left = static_cast<int>(min(p.row - element0, int64_t{length}));
   for (int64_t begin = int64_t{blockIdx.y} * blockDim.z; begin < p.planes;
        begin += int64_t{gridDim.y} * blockDim.z) {
     const int64_t plane = begin + tz;
@@ -186,9 +190,9 @@ __global__ __launch_bounds__(kForwardThreads) void upsample_forward_kernel(
       for (int r = 0; r < kForwardRows; ++r) {
 #pragma unroll
         for (int e = 0; e < kElements; e += kVector) {
-          const int64_t element = first + (tx * kVector + e * width);
-          if (plane < p.planes && y0 + r < p.height && element < p.row) {
-            const auto own = load_vector<kVector>(from + (y0 + r) * input.strides.row + element);
+          if (plane < p.planes && r < rows_left && e * width < elements_left) {
+            const auto own =
+                load_vector<kVector>(from + (y0 + r) * input.strides.row + element0 + e * width);
 #pragma unroll
             for (int v = 0; v < kVector; ++v) {
               sum[r][e + v] += to_accumulate(own[v]);
@@ -265,15 +269,14 @@ __global__ __launch_bounds__(kForwardThreads) void upsample_forward_kernel(
     for (int r = 0; r < kForwardRows; ++r) {
 #pragma unroll
       for (int e = 0; e < kElements; e += kVector) {
-        const int64_t element = first + (tx * kVector + e * width);
-        if (plane < p.planes && y0 + r < p.height && element < p.row) {
+        if (plane < p.planes && r < rows_left && e * width < elements_left) {
           Vector<T, kVector> result;
 #pragma unroll
           for (int v = 0; v < kVector; ++v) {
             const A value = sum[r][e + v];
             result[v] = from_accumulate<T>(p.relu && value < A{} ? A{} : value);  // NaN stays
           }
-          store_vector(p.out + (plane * p.height + y0 + r) * p.row + element, result);
+          store_vector(p.out + (plane * p.height + y0 + r) * p.row + element0 + e * width, result);
         }
       }
     }

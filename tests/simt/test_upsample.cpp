@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <numeric>
+
 #include "upsample_checks.h"
 
 namespace {
@@ -162,6 +164,102 @@ void beyond_32_bits() {
   SIMT_EXPECT(std::fabs(total - kSide * kSide) <= 2);
 }
 
+// ---- what is asked of memory -------------------------------------------------------------------
+// One plane, or image, is counted and stands for all of the shape.
+
+simt::Limits limits_of(const char* kernel, const char* shape, int64_t bytes, int64_t times) {
+  simt::Limits limits{.kernel = kernel, .minimum_bytes = static_cast<double>(bytes)};
+  limits.shape = shape;
+  limits.scale = static_cast<double>(times);
+  return limits;
+}
+
+template <class T>
+void count_forward(const simt::Limits& limits, int64_t channels, bool last, Size size,
+                   const std::vector<Map>& maps, bool relu = false) {
+  const Layout out = {1, channels, size.height, size.width, last, 0};
+  simt::Buffer<T> result(out.elements(), "out");
+  std::vector<std::unique_ptr<simt::Buffer<T>>> buffers;
+  std::vector<UpsampleInput> inputs;
+  for (const Map& map : maps) {
+    const Layout in = {1, channels, map.size.height, map.size.width, last, 0};
+    buffers.push_back(std::make_unique<simt::Buffer<T>>(in.elements(), "input"));
+    fill(*buffers.back(), in, 1);
+    inputs.push_back({buffers.back()->data(), in.strides(), axis(map, in.height, out.height),
+                      axis(map, in.width, out.width), map.same});
+  }
+  simt::counted(limits, [&] {
+    pydense::upsample_forward_cuda(kOp, TypeOf<T>::kType,
+                                   {{1, channels, out.height, out.width, last},
+                                    inputs.data(),
+                                    static_cast<int>(inputs.size()),
+                                    result.data(),
+                                    relu},
+                                   0, nullptr);
+  });
+}
+
+// The blocks of the first plane, or image, out of as many as the shape has: how pictures are cut
+// into bands depends on it. All lie in the same memory.
+template <class T>
+void count_backward(const simt::Limits& limits, int64_t batches, int64_t channels, bool last,
+                    Size size, const Map& map, uint64_t blocks) {
+  const Layout out = {1, last ? channels : 1, size.height, size.width, last, 0};
+  const Layout in = {batches, channels, map.size.height, map.size.width, last, 0};
+  simt::Buffer<T> grad(out.elements(), "grad");
+  simt::Buffer<T> result(in.elements(), "gradient");
+  fill(grad, out, 1);
+  const UpsampleInput input = {result.data(), in.strides(), axis(map, in.height, out.height),
+                               axis(map, in.width, out.width), map.same};
+  simt::config().only_blocks.resize(blocks);
+  std::iota(simt::config().only_blocks.begin(), simt::config().only_blocks.end(), uint64_t{0});
+  simt::counted(limits, [&] {
+    pydense::upsample_backward_cuda(kOp, TypeOf<T>::kType,
+                                    {{batches, channels, out.height, out.width, last},
+                                     grad.data(),
+                                     {0, last ? 1 : 0, out.strides().row},
+                                     nullptr,
+                                     &input,
+                                     1},
+                                    0, nullptr);
+  });
+  simt::config().only_blocks.clear();
+}
+
+void counters() {
+  if (simt::config().order != simt::Order::kForward) {
+    return;  // nothing is counted then
+  }
+  constexpr const char* kForward = "upsample_forward_kernel";
+  constexpr const char* kBackward = "upsample_backward_kernel";
+  count_forward<float>(limits_of(kForward, "16 x 21 x 65 x 65 to 513 x 513, float32",
+                                 4 * (65 * 65 + 513 * 513), int64_t{16} * 21),
+                       1, false, {513, 513}, {{{65, 65}}});
+  count_forward<__nv_bfloat16>(limits_of(kForward, "8 x 150 x 128 x 128 to 512 x 512, bfloat16",
+                                         2 * (128 * 128 + 512 * 512), int64_t{8} * 150),
+                               1, false, {512, 512}, {{{128, 128}}});
+  count_forward<__nv_bfloat16>(
+      limits_of(kForward, "128 x 64 x 32 x 32 to 64 x 64, bfloat16, channels_last",
+                int64_t{2} * 64 * (32 * 32 + 64 * 64), 128),
+      64, true, {64, 64}, {{{32, 32}}});
+  count_forward<float>(
+      limits_of(kForward, "12 x 48 x 128 x 256 of 4 maps, float32, ReLU",
+                int64_t{4} * (2 * 128 * 256 + 64 * 128 + 32 * 64 + 16 * 32), int64_t{12} * 48),
+      1, false, {128, 256}, {same({128, 256}), {{64, 128}}, {{32, 64}}, {{16, 32}}}, true);
+  simt::Limits uneven = limits_of(kBackward, "16 x 21 x 513 x 513 to 65 x 65, float32",
+                                  4 * (65 * 65 + 513 * 513), int64_t{16} * 21);
+  uneven.wavefronts = 1.4;
+  uneven.reason = "sums of source columns 7.9 apart share banks; shared memory is not what limits";
+  count_backward<float>(uneven, 16, 21, false, {513, 513}, {{65, 65}}, 3);
+  count_backward<__nv_bfloat16>(
+      limits_of(kBackward, "128 x 64 x 64 x 64 to 32 x 32, bfloat16, channels_last",
+                int64_t{2} * 64 * (32 * 32 + 64 * 64), 128),
+      128, 64, true, {64, 64}, {{32, 32}}, 8);
+  count_backward<float>(limits_of("upsample_mask_kernel", "12 x 48 x 128 x 256, float32",
+                                  4 * 2 * 128 * 256, int64_t{12} * 48),
+                        1, 1, false, {128, 256}, same({128, 256}), 8);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -179,5 +277,6 @@ int main(int argc, char** argv) {
           {"empty batch", nothing},
           {"random shapes", random_shapes, simt::kRelease},
           {"2^31 + 16384 elements", beyond_32_bits, simt::kRelease | simt::kAsan},
+          {"counters", counters, simt::kTrace},
       });
 }
