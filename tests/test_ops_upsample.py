@@ -92,6 +92,7 @@ class TestBilinear:
         out = upsample_bilinear(x, (height, width), align_corners=align_corners)
         assert out.stride() == torchs(x, (height, width), align_corners=align_corners).stride()
 
+    @pytest.mark.small
     @pytest.mark.parametrize("align_corners", [False, True])
     @pytest.mark.parametrize("sizes", SIZES)
     def test_against_the_reference(self, backend, sizes, align_corners):
@@ -284,6 +285,7 @@ def every_function(x):
 
 
 class TestEverything:
+    @pytest.mark.small
     def test_layouts(self, backend):
         x = random(2, 5, 6, 7, device=backend.device)
         expected = dict(every_function(x))

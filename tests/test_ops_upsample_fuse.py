@@ -74,6 +74,7 @@ class TestFuse:
             assert own_error <= 2 * torch_error + floor
         assert results["own"][0].is_contiguous(memory_format=form)
 
+    @pytest.mark.small
     @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
     def test_against_the_reference(self, backend, mode):
         on = {"dtype": torch.float64, "device": backend.device}
