@@ -140,7 +140,7 @@ def measure(path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_kernels")
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--count", type=Path, metavar="BUILD", help="a build with PYDENSE_SIMT=ON")
     what.add_argument("--verify", type=Path, metavar="BUILD", help="compare the counts with it")
     what.add_argument("--adopt", type=Path, metavar="FILE", help="kernels.json of verify_gpu.sh")

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from pydense import _library
-from pydense.ops import upsample_accumulate, upsample_argmax, upsample_softmax
+from pydense.ops import (
+    fuse_sum_upsample,
+    upsample_accumulate,
+    upsample_argmax,
+    upsample_bilinear,
+    upsample_crop,
+    upsample_softmax,
+)
 
 _library.load()
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -97,6 +104,36 @@ def accumulated(logits: Tensor) -> Tensor:
     return upsample_accumulate(dst, logits, 3, 2, (33, 41), weight=0.5)
 
 
+def large_upsampling(run: Callable[[Tensor], Tensor]) -> Callable[[torch.device], None]:
+    """``run`` makes pictures of 1024 x 2048 from 8 x 16: the last one, and its gradient."""
+
+    def check(device: torch.device) -> None:
+        planes = 2**31 // (1024 * 2048) + 1
+        x = normal(1, planes, 8, 16).to(device, torch.float16).requires_grad_()
+        out = run(x)
+        assert out.numel() > 2**31
+        (grad,) = torch.autograd.grad(out, x, out.detach())
+        one = x[:, -1:].detach().requires_grad_()
+        expected = run(one)
+        assert torch.equal(out[:, -1:], expected)
+        assert torch.equal(grad[:, -1:], torch.autograd.grad(expected, one, expected.detach())[0])
+
+    return check
+
+
+def bilinear(x: Tensor) -> Tensor:
+    return upsample_bilinear(x, (x.shape[2] * 5 // 2, 3 * x.shape[3] + 1))
+
+
+def crop(x: Tensor) -> Tensor:
+    size = (7 * x.shape[2], 8 * x.shape[3])
+    return upsample_crop(x, stride=8, kernel_size=16, offset=2.5, size=size)
+
+
+def fused(*maps: Tensor) -> Tensor:
+    return fuse_sum_upsample(maps, relu=True)
+
+
 CALLS: dict[str, Call] = {
     "upsample_argmax": Call(
         run=lambda x: upsample_argmax(x, (33, 41)),
@@ -129,5 +166,24 @@ CALLS: dict[str, Call] = {
         dtypes=(torch.float32,),
         gradient=False,
         large=large_selftest,
+    ),
+    "upsample_bilinear": Call(
+        run=bilinear,
+        inputs=lambda: (normal(2, 3, 7, 9),),
+        large=large_upsampling(lambda x: upsample_bilinear(x, (1024, 2048))),
+    ),
+    "upsample_crop": Call(
+        run=crop,
+        inputs=lambda: (normal(2, 8, 5, 6),),
+        large=large_upsampling(
+            lambda x: upsample_crop(x, stride=128, kernel_size=256, offset=64, size=(1024, 2048))
+        ),
+    ),
+    "fuse_sum_upsample": Call(
+        run=fused,
+        inputs=lambda: tuple(
+            normal(2, 3, *shape, seed=i) for i, shape in enumerate([(12, 16), (6, 8), (3, 4)])
+        ),
+        large=large_upsampling(lambda x: fuse_sum_upsample([x], (1024, 2048), relu=True)),
     ),
 }

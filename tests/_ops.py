@@ -13,10 +13,15 @@ from torch import Tensor
 NORMALIZATIONS = ("symmetric", "before", "after", None)
 
 
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal numbers; those of float32 and float64 are the same numbers."""
+def random(
+    *shape: int,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Normal numbers; those of float32 and float64, and of all devices, are the same numbers."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator).to(dtype)
+    return torch.randn(*shape, generator=generator).to(device, dtype)
 
 
 def picture(*shape: int, seed: int = 0) -> Tensor:
@@ -67,9 +72,11 @@ def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "half of a wider one", wide[..., : x.shape[-1]]
 
 
-def one_number(shape: tuple[int, ...], value: float = 0.5) -> Tensor:
+def one_number(
+    shape: tuple[int, ...], value: float = 0.5, device: torch.device | str = "cpu"
+) -> Tensor:
     """A tensor of one number in memory, all strides 0."""
-    return torch.tensor(value).expand(shape)
+    return torch.tensor(value, device=device).expand(shape)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -35,7 +35,7 @@ def result(call: Call, inputs, seed: int = 1):
     out = call.run(*leaves)
     generator = torch.Generator().manual_seed(seed)
     grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
-    return [out, *torch.autograd.grad(out, leaves, grad.to(out))]
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out))]
 
 
 @pytest.fixture(params=["simt", pytest.param("cuda", marks=cuda)])

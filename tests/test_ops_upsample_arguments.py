@@ -53,7 +53,11 @@ CROP = {"stride": 2, "kernel_size": 4, "size": 5}
         ),
         (lambda: upsample_bilinear(X, scale_factor="2"), TypeError, "must hold real numbers"),
         (lambda: upsample_bilinear(X, 3, align_corners=1), TypeError, "must be a bool, got int"),
-        (lambda: upsample_bilinear(X.to("meta"), 3), NotImplementedError, "must be on the CPU"),
+        (
+            lambda: upsample_bilinear(X.to("meta"), 3),
+            NotImplementedError,
+            "must be on the CPU or a GPU",
+        ),
         (lambda: upsample_crop(X, **{**CROP, "kernel_size": 5}), ValueError, "must be 2 * stride"),
         (lambda: upsample_crop(X, **{**CROP, "stride": 0}), ValueError, "stride must be in [1, "),
         (lambda: upsample_crop(X, **{**CROP, "stride": 1.5}), TypeError, "must be an integer"),

@@ -31,9 +31,11 @@ class TestFuse:
     @pytest.mark.parametrize("relu", [False, True])
     @pytest.mark.parametrize("mode", ["bilinear", "corners", "nearest"])
     @pytest.mark.parametrize("shapes", SHAPES)
-    def test_against_torch(self, shapes, mode, relu, dtype, form):
+    def test_against_torch(self, backend, shapes, mode, relu, dtype, form):
         maps = [
-            random(2, 18, *shape, seed=i).to(dtype).contiguous(memory_format=form)
+            random(2, 18, *shape, seed=i, device=backend.device)
+            .to(dtype)
+            .contiguous(memory_format=form)
             for i, shape in enumerate(shapes)
         ]
         size, corners = shapes[0], mode == "corners"
@@ -50,7 +52,8 @@ class TestFuse:
                 total = total + (x if same else interpolate(x, size, mode=kind, **options))
             return total.relu() if relu else total
 
-        grad = random(2, 18, *size, seed=9).to(dtype).contiguous(memory_format=form)
+        grad = random(2, 18, *size, seed=9, device=backend.device).to(dtype)
+        grad = grad.contiguous(memory_format=form)
         results = {}
         for name, run, kind_of in (
             ("exact", torchs, torch.float64),
@@ -71,28 +74,30 @@ class TestFuse:
             assert own_error <= 2 * torch_error + floor
         assert results["own"][0].is_contiguous(memory_format=form)
 
+    @pytest.mark.small
     @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-    def test_against_the_reference(self, mode):
-        maps = [random(1, 3, *shape, dtype=torch.float64) for shape in SHAPES[4]]
+    def test_against_the_reference(self, backend, mode):
+        on = {"dtype": torch.float64, "device": backend.device}
+        maps = [random(1, 3, *shape, **on) for shape in SHAPES[4]]
         for relu in (False, True):
             out = fuse_sum_upsample(maps, 20, relu, mode=mode)
             expected = reference.fuse_sum_upsample(maps, 20, relu, mode=mode)
             assert (out - expected).abs().max() < 1e-12
 
-    def test_nearest_is_torchs(self):
+    def test_nearest_is_torchs(self, backend):
         """The same index everywhere, also where the product of step and index is rounded."""
         for dtype in DTYPES:  # all in float32, float64 too: 14 -> 46 is one that tells
             for n in range(1, 70):
                 x = torch.arange(n, dtype=dtype).view(1, 1, 1, n)
                 for out in range(1, 70):
-                    own = fuse_sum_upsample([x], (1, out), mode="nearest")
+                    own = fuse_sum_upsample([x.to(backend.device)], (1, out), mode="nearest").cpu()
                     assert torch.equal(own, interpolate(x, size=(1, out), mode="nearest"))
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("relu", [False, True])
-    def test_gradcheck(self, relu, form):
+    def test_gradcheck(self, backend, relu, form):
         maps = [
-            random(1, 2, *shape, seed=i, dtype=torch.float64)
+            random(1, 2, *shape, seed=i, dtype=torch.float64, device=backend.device)
             .contiguous(memory_format=form)
             .requires_grad_()
             for i, shape in enumerate([(6, 5), (3, 3), (6, 5), (2, 5)])
@@ -103,15 +108,15 @@ class TestFuse:
 
         assert gradcheck(run, maps) and gradgradcheck(run, maps)
 
-    def test_gradients_that_nobody_wants(self):
-        maps = [random(1, 2, 4, 4), random(1, 2, 2, 2), random(1, 2, 4, 4)]
+    def test_gradients_that_nobody_wants(self, backend):
+        maps = [random(1, 2, n, n, device=backend.device) for n in (4, 2, 4)]
         for wanted in ([0], [1], [2], [0, 2], [1, 2]):
             for relu in (False, True):
                 leaves = [x.clone().requires_grad_(i in wanted) for i, x in enumerate(maps)]
                 fuse_sum_upsample(leaves, relu=relu).sum().backward()
                 assert [x.grad is not None for x in leaves] == [i in wanted for i in range(3)]
 
-    def test_nan_passes_the_relu(self):
-        x = torch.tensor([[[[NAN, -1.0, 2.0, INF]]]]).expand(1, 3, 1, 4)
-        out = fuse_sum_upsample([x, torch.zeros(1, 3, 1, 2)], relu=True)
+    def test_nan_passes_the_relu(self, backend):
+        x = torch.tensor([[[[NAN, -1.0, 2.0, INF]]]], device=backend.device).expand(1, 3, 1, 4)
+        out = fuse_sum_upsample([x, x.new_zeros(1, 3, 1, 2)], relu=True).cpu()
         assert torch.equal(out.nan_to_num(9.0, INF), torch.tensor([9.0, 0, 2, INF]).expand_as(out))

@@ -29,8 +29,9 @@ OPS = torch.ops.pydense
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
-def leaf(*shape, seed=0, dtype=torch.float32, form=torch.contiguous_format):
-    return random(*shape, seed=seed).to(dtype).contiguous(memory_format=form).requires_grad_()
+def leaf(*shape, seed=0, dtype=torch.float32, form=torch.contiguous_format, device="cpu"):
+    x = random(*shape, seed=seed, device=device).to(dtype)
+    return x.contiguous(memory_format=form).requires_grad_()
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -38,22 +39,23 @@ def leaf(*shape, seed=0, dtype=torch.float32, form=torch.contiguous_format):
 class TestOpcheck:
     """Schema, fake tensors with dynamic sizes, autograd registration, AOT dispatch."""
 
-    def test_bilinear(self, dtype, form):
-        x = leaf(2, 3, 5, 6, dtype=dtype, form=form)
+    def test_bilinear(self, backend, dtype, form):
+        x = leaf(2, 3, 5, 6, dtype=dtype, form=form, device=backend.device)
         for options in ((False, 0.0, 0.0), (True, 0.0, 0.0), (False, 1.4, 1.5)):
             opcheck(OPS.upsample_bilinear.default, (x, 7, 9, *options))
             opcheck(OPS.upsample_bilinear_backward.default, (x, 3, 2, *options))
 
-    def test_crop(self, dtype, form):
-        x = leaf(2, 3, 5, 6, dtype=dtype, form=form)
+    def test_crop(self, backend, dtype, form):
+        x = leaf(2, 3, 5, 6, dtype=dtype, form=form, device=backend.device)
         for border in ("zeros", "clamp"):
             options = (2, 3, -0.5, 1.25, border)
             opcheck(OPS.upsample_crop.default, (x, 7, 9, *options))
             opcheck(OPS.upsample_crop_backward.default, (x, 3, 2, *options))
 
     @pytest.mark.parametrize("relu", [False, True])
-    def test_fuse(self, dtype, form, relu):
-        maps = [leaf(2, 3, n, n + 1, dtype=dtype, form=form) for n in (8, 4, 8, 2)]
+    def test_fuse(self, backend, dtype, form, relu):
+        options = {"dtype": dtype, "form": form, "device": backend.device}
+        maps = [leaf(2, 3, n, n + 1, **options) for n in (8, 4, 8, 2)]
         options = ("bilinear", False)
         opcheck(OPS.fuse_sum_upsample.default, (maps, 8, 9, *options, relu))
         out = maps[2].detach() if relu else None
@@ -74,39 +76,42 @@ def gradients(outputs, inputs):
 
 
 class TestCompile:
-    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-    def test_forward_and_backward_in_one_graph(self, backend):
+    @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+    def test_forward_and_backward_in_one_graph(self, backend, compiler):
         torch._dynamo.reset()
-        function = torch.compile(everything, fullgraph=True, backend=backend)
+        function = torch.compile(everything, fullgraph=True, backend=compiler)
         for form in FORMATS:
-            inputs = leaf(2, 17, 6, 7, form=form), leaf(2, 17, 3, 4, seed=1, form=form)
+            options = {"form": form, "device": backend.device}
+            inputs = leaf(2, 17, 6, 7, **options), leaf(2, 17, 3, 4, seed=1, **options)
             expected, out = everything(*inputs), function(*inputs)
             assert all(map(same_bits, out, expected))
             assert [o.stride() for o in out] == [o.stride() for o in expected]
             pairs = zip(gradients(out, inputs), gradients(expected, inputs), strict=True)
             assert all((a - b).abs().max() < 1e-4 for a, b in pairs)
 
-    def test_sizes_stay_dynamic(self):
+    def test_sizes_stay_dynamic(self, backend):
         count = CompileCounterWithBackend("aot_eager")
         torch._dynamo.reset()
         function = torch.compile(everything, fullgraph=True, backend=count, dynamic=True)
         compilations = []
         for batch, height, width in ((2, 12, 16), (3, 20, 28), (7, 31, 30)):
-            inputs = random(batch, 5, height, width), random(batch, 5, height // 2, width // 2)
+            inputs = [
+                random(batch, 5, height // n, width // n, device=backend.device) for n in (1, 2)
+            ]
             assert all(map(same_bits, function(*inputs), everything(*inputs)))
             compilations.append(count.frame_count)
         assert compilations[0] == compilations[-1]
 
-    def test_strides(self):
+    def test_strides(self, backend):
         torch._dynamo.reset()
         function = torch.compile(lambda x: upsample_bilinear(x, 9), backend="aot_eager")
-        for name, x in layouts(random(2, 4, 5, 6)):
+        for name, x in layouts(random(2, 4, 5, 6, device=backend.device)):
             assert function(x).stride() == upsample_bilinear(x, 9).stride(), name
 
 
 class TestExport:
     @pytest.mark.parametrize("strict", [False, True])
-    def test_dynamic_sizes(self, strict, tmp_path):
+    def test_dynamic_sizes(self, backend, strict, tmp_path):
         class Model(torch.nn.Module):
             def __init__(self):
                 super().__init__()
@@ -115,7 +120,8 @@ class TestExport:
             def forward(self, x, image):
                 return self.crop(x, image), upsample_bilinear(x, image.shape[2:])
 
-        x, image = random(2, 3, 8, 9), random(2, 3, 20, 22)
+        on = {"device": backend.device}
+        x, image = random(2, 3, 8, 9, **on), random(2, 3, 20, 22, **on)
         shapes = (
             {0: Dim("n"), 2: Dim("h", min=2), 3: Dim("w", min=2)},
             {0: Dim("n"), 2: Dim("height", min=2), 3: Dim("width", min=2)},
@@ -124,21 +130,21 @@ class TestExport:
         torch.export.save(program, tmp_path / "model.pt2")
         loaded = torch.export.load(tmp_path / "model.pt2").module()
         for batch, small, large in ((2, (8, 9), (20, 22)), (3, (5, 11), (33, 40))):
-            inputs = random(batch, 3, *small), random(batch, 3, *large)
+            inputs = random(batch, 3, *small, **on), random(batch, 3, *large, **on)
             assert all(map(same_bits, loaded(*inputs), Model()(*inputs)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_autocast_keeps_the_dtype(dtype):
-    x, y = random(1, 4, 8, 9).to(dtype), random(1, 4, 4, 5).to(dtype)
+def test_autocast_keeps_the_dtype(backend, dtype):
+    x, y = (random(1, 4, *shape, device=backend.device).to(dtype) for shape in ((8, 9), (4, 5)))
     expected = everything(x, y)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(backend.device.type, torch.bfloat16):
         out = everything(x, y)
     assert all(map(same_bits, out, expected)) and all(o.dtype == dtype for o in out)
 
 
-def test_vmap_folds_into_the_batch():
-    x = random(5, 2, 3, 6, 7)
+def test_vmap_folds_into_the_batch(backend):
+    x = random(5, 2, 3, 6, 7, device=backend.device)
     for function in (
         lambda x: upsample_bilinear(x, (9, 4)),
         lambda x: upsample_crop(x, stride=2, kernel_size=4, size=(9, 4)),
@@ -149,8 +155,9 @@ def test_vmap_folds_into_the_batch():
         assert torch.equal(torch.vmap(function, in_dims=2)(moved), expected)
 
 
-def test_vmap_of_maps():
-    x, y = random(5, 2, 3, 6, 7), random(2, 3, 3, 2, seed=1)
+def test_vmap_of_maps(backend):
+    on = {"device": backend.device}
+    x, y = random(5, 2, 3, 6, 7, **on), random(2, 3, 3, 2, seed=1, **on)
     expected = torch.stack([fuse_sum_upsample([one, y], relu=True) for one in x])
     function = torch.vmap(lambda a, b: fuse_sum_upsample([a, b], relu=True), in_dims=(2, None))
     assert same_bits(function(x.movedim(0, 2), y), expected)
@@ -230,9 +237,9 @@ def test_what_is_saved_for_backward():
     assert len(saved) == 1 and same_bits(saved[0], out)
 
 
-def test_gradients_of_maps_of_one_size_are_not_one_tensor_written_twice():
+def test_gradients_of_maps_of_one_size_are_not_one_tensor_written_twice(backend):
     """They share memory until somebody writes; accumulating must not reach the other."""
-    a, b = leaf(1, 2, 4, 4), leaf(1, 2, 4, 4, seed=1)
+    a, b = (leaf(1, 2, 4, 4, seed=seed, device=backend.device) for seed in (0, 1))
     for _ in range(2):
         fuse_sum_upsample([a, b, b], relu=False).sum().backward()
     assert torch.equal(a.grad, torch.full_like(a, 2)) and torch.equal(b.grad, torch.full_like(b, 4))

@@ -18,7 +18,39 @@ using torch::headeronly::MemoryFormat;
 void check_picture(const char* op, const char* name, const Tensor& x) {
   PYDENSE_CHECK(x.dim() == 4, op, ": ", name,
                 " must have 4 dimensions (batch, channels, height, width), got ", x.dim());
-  PYDENSE_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU, got another device");
+  PYDENSE_CHECK(x.is_cpu() || on_gpu(x), op, ": ", name,
+                " must be on the CPU or a CUDA device, got another one");
+}
+
+void require_same_device(const char* op, const char* name, const Tensor& x, const Tensor& first) {
+  PYDENSE_CHECK(x.is_cpu() == first.is_cpu() && x.get_device_index() == first.get_device_index(),
+                op, ": ", name, " must be on one device");
+}
+
+// `like` says where.
+void run_forward(const char* op, FloatType dtype, const UpsampleArgs& args, const Tensor& like) {
+#ifdef PYDENSE_WITH_CUDA
+  if (on_gpu(like)) {
+    const int32_t device = like.get_device_index();
+    return upsample_forward_cuda(op, dtype, args, device, current_cuda_stream(device));
+  }
+#else
+  static_cast<void>(like);
+#endif
+  upsample_forward(op, dtype, args, torch_parallel_for);
+}
+
+void run_backward(const char* op, FloatType dtype, const UpsampleBackwardArgs& args,
+                  const Tensor& like) {
+#ifdef PYDENSE_WITH_CUDA
+  if (on_gpu(like)) {
+    const int32_t device = like.get_device_index();
+    return upsample_backward_cuda(op, dtype, args, device, current_cuda_stream(device));
+  }
+#else
+  static_cast<void>(like);
+#endif
+  upsample_backward(op, dtype, args, torch_parallel_for);
 }
 
 // A tensor whose rows the kernels can read: x itself, unless its strides are unusual.
@@ -112,9 +144,8 @@ Tensor forward(const char* op, const Tensor& x, int64_t height, int64_t width, c
   const Picture picture(x, last);
   Tensor out = checked_picture(op, x, height, width, last);
   const UpsampleInput input = input_of(picture.tensor, picture.strides(), axes, height, width);
-  upsample_forward(op, dtype,
-                   {shape_of(x, height, width, last), &input, 1, out.mutable_data_ptr(), false},
-                   torch_parallel_for);
+  run_forward(op, dtype,
+              {shape_of(x, height, width, last), &input, 1, out.mutable_data_ptr(), false}, x);
   return out;
 }
 
@@ -127,10 +158,10 @@ Tensor backward(const char* op, const Tensor& grad, int64_t height, int64_t widt
   Tensor result = checked_picture(op, grad, height, width, last);
   const UpsampleInput input =
       input_of(result, dense_strides(result, last), axes, grad.size(2), grad.size(3));
-  upsample_backward(op, dtype,
-                    {shape_of(grad, grad.size(2), grad.size(3), last),
-                     picture.tensor.const_data_ptr(), picture.strides(), nullptr, &input, 1},
-                    torch_parallel_for);
+  run_backward(op, dtype,
+               {shape_of(grad, grad.size(2), grad.size(3), last), picture.tensor.const_data_ptr(),
+                picture.strides(), nullptr, &input, 1},
+               grad);
   return result;
 }
 
@@ -175,6 +206,7 @@ Tensor fuse_op(const std::vector<Tensor>& xs, int64_t height, int64_t width,
   std::vector<UpsampleInput> inputs;
   for (const Tensor& x : xs) {
     check_picture(kOp, "inputs", x);
+    require_same_device(kOp, "inputs", x, first);
     require_dtype(kOp, "inputs", x, first.scalar_type());
     PYDENSE_CHECK(x.size(0) == first.size(0) && x.size(1) == first.size(1), kOp,
                   ": inputs must have batch ", first.size(0), " and channels ", first.size(1),
@@ -184,10 +216,10 @@ Tensor fuse_op(const std::vector<Tensor>& xs, int64_t height, int64_t width,
     inputs.back().same_size = x.size(2) == height && x.size(3) == width;
   }
   Tensor out = checked_picture(kOp, first, height, width, last);
-  upsample_forward(kOp, dtype,
-                   {shape_of(first, height, width, last), inputs.data(),
-                    static_cast<int>(inputs.size()), out.mutable_data_ptr(), relu},
-                   torch_parallel_for);
+  run_forward(kOp, dtype,
+              {shape_of(first, height, width, last), inputs.data(), static_cast<int>(inputs.size()),
+               out.mutable_data_ptr(), relu},
+              first);
   return out;
 }
 
@@ -209,6 +241,7 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
   std::optional<Tensor> mask;
   if (out.has_value()) {
     check_picture(kOp, "out", *out);
+    require_same_device(kOp, "out", *out, grad);
     require_dtype(kOp, "out", *out, grad.scalar_type());
     for (int64_t axis = 0; axis < 4; ++axis) {
       PYDENSE_CHECK(out->size(axis) == grad.size(axis), kOp,
@@ -231,12 +264,11 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
                   ": at most one gradient may have the size of grad");
     same = same || inputs.back().same_size;
   }
-  upsample_backward(
-      kOp, dtype,
-      {shape_of(grad, grad.size(2), grad.size(3), last), picture.tensor.const_data_ptr(),
-       picture.strides(), mask.has_value() ? mask->const_data_ptr() : nullptr, inputs.data(),
-       static_cast<int>(inputs.size())},
-      torch_parallel_for);
+  run_backward(kOp, dtype,
+               {shape_of(grad, grad.size(2), grad.size(3), last), picture.tensor.const_data_ptr(),
+                picture.strides(), mask.has_value() ? mask->const_data_ptr() : nullptr,
+                inputs.data(), static_cast<int>(inputs.size())},
+               grad);
   return results;
 }
 
@@ -263,11 +295,16 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "fuse_sum_upsample_backward(Tensor grad, Tensor? out, SymInt[] heights, SymInt[] widths, "
       "str mode, bool align_corners) -> Tensor[]");
 }
-PYDENSE_TORCH_CPU(m) {
-  m.impl("upsample_bilinear", TORCH_BOX(&pydense::bilinear_op));
-  m.impl("upsample_bilinear_backward", TORCH_BOX(&pydense::bilinear_backward_op));
-  m.impl("upsample_crop", TORCH_BOX(&pydense::crop_op));
-  m.impl("upsample_crop_backward", TORCH_BOX(&pydense::crop_backward_op));
-  m.impl("fuse_sum_upsample", TORCH_BOX(&pydense::fuse_op));
-  m.impl("fuse_sum_upsample_backward", TORCH_BOX(&pydense::fuse_backward_op));
-}
+// Each serves both devices.
+#define PYDENSE_UPSAMPLE_IMPLS(m)                                                  \
+  m.impl("upsample_bilinear", TORCH_BOX(&pydense::bilinear_op));                   \
+  m.impl("upsample_bilinear_backward", TORCH_BOX(&pydense::bilinear_backward_op)); \
+  m.impl("upsample_crop", TORCH_BOX(&pydense::crop_op));                           \
+  m.impl("upsample_crop_backward", TORCH_BOX(&pydense::crop_backward_op));         \
+  m.impl("fuse_sum_upsample", TORCH_BOX(&pydense::fuse_op));                       \
+  m.impl("fuse_sum_upsample_backward", TORCH_BOX(&pydense::fuse_backward_op))
+PYDENSE_TORCH_CPU(m) { PYDENSE_UPSAMPLE_IMPLS(m); }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) { PYDENSE_UPSAMPLE_IMPLS(m); }
+#endif
+#undef PYDENSE_UPSAMPLE_IMPLS

@@ -21,15 +21,15 @@ _MAX_OFFSET = 10**12
 
 
 def picture(op: str, name: str, value: object) -> Tensor:
-    """A floating-point tensor (N, C, H, W) on the CPU with C, H and W at least 1."""
-    tensor = check.floating(op, name, value, (4,))
+    """A floating-point tensor (N, C, H, W) with C, H and W at least 1."""
+    tensor = check.floating(op, name, value, (4,), ("cpu", "cuda"))
     if tensor.shape[2] < 1 or tensor.shape[3] < 1:
         raise ValueError(f"{op}: {name} must have H and W >= 1, got {check.shape(tensor)}")
     return tensor
 
 
 def pictures(op: str, value: object) -> list[Tensor]:
-    """Up to 16 of them, alike in dtype, batch and channels."""
+    """Up to 16 of them, alike in dtype, device, batch and channels."""
     row = check.sequence(op, "inputs", value, "tensors")
     if not 1 <= len(row) <= MAX_INPUTS:
         raise ValueError(f"{op}: inputs must be 1 to {MAX_INPUTS} tensors, got {len(row)}")
@@ -40,6 +40,10 @@ def pictures(op: str, value: object) -> list[Tensor]:
             raise TypeError(
                 f"{op}: inputs[{index}] must be of dtype {first.dtype} as the first, "
                 f"got {tensor.dtype}"
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{op}: inputs[{index}] must be on {first.device} as the first, got {tensor.device}"
             )
         if tensor.shape[0] != first.shape[0] or tensor.shape[1] != first.shape[1]:
             raise ValueError(

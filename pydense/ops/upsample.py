@@ -41,7 +41,8 @@ def upsample_bilinear(
     only in the last bits of the sums. Up and down scaling, the latter without antialiasing filter.
 
     Args:
-        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
+        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU or a GPU
+            (cuda); N may be 0.
         size: Output (height, width), or one number for both.
         scale_factor: Instead of ``size``: the output has floor(H * scale) rows, and the given
             factor enters the formula, also where H * scale is no integer. A number or (y, x).
@@ -50,21 +51,24 @@ def upsample_bilinear(
     Returns:
         (N, C, height, width) of the dtype of ``x`` (under autocast too), channels_last where torch
         takes ``x`` as such, contiguous otherwise. 16-bit input is summed in float32 and rounded
-        once. Bitwise the same from run to run and for any number of threads
-        (``torch.set_num_threads``). NaN and infinities do what w0 a + w1 b does with them; in
-        backward too, but where both taps of an output are one input, their weights are added first.
+        once. Bitwise the same from run to run, for any number of threads
+        (``torch.set_num_threads``), and on a GPU as on CPUs with fused multiply-add; the gradient
+        too where memory is contiguous (for channels_last it is summed in another order on the CPU,
+        and on a GPU in the contiguous one). NaN and infinities do what w0 a + w1 b does with them;
+        in backward too, but where both taps of an output are one input, their weights are added
+        first.
 
     Raises:
         ValueError: A shape, size or scale factor out of range; both or neither of ``size`` and
             ``scale_factor``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; a tangent: there is no forward-mode
+        NotImplementedError: Tensors on other devices; a tangent: there is no forward-mode
             derivative (``torch.func.jvp``).
 
-    Memory: the result, and the taps of every row and column; a contiguous copy of a tensor (in
-    backward of the gradient) whose pixels do not lie side by side, as of an expanded one. Nothing
-    is saved for backward but sizes; backward gathers, without atomics, and has its own backward, to
-    any order. (``torch.func.grad`` and ``jacrev`` refuse operators of torch.library.)
+    Memory: the result and, on the CPU, the taps of every row and column; a contiguous copy of a
+    tensor (in backward of the gradient) whose pixels do not lie side by side, as of an expanded
+    one. Nothing is saved for backward but sizes; it gathers, without atomics, and has its own
+    backward, to any order. (``torch.func.grad`` and ``jacrev`` refuse operators of torch.library.)
 
     Source: ATen's ``upsample_bilinear2d``.
 
@@ -120,7 +124,8 @@ def upsample_crop(
     with x = 0 beyond the picture. The deconvolution's full output never exists.
 
     Args:
-        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
+        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU or a GPU
+            (cuda); N may be 0.
         stride: Of the deconvolution, s; a number or (y, x), as are the next three.
         kernel_size: Of the deconvolution, 2 s or 2 s - 1. With other sizes the filter's shifted
             copies do not add up to 1, and this is no interpolation: use ``F.conv_transpose2d``.
@@ -140,7 +145,7 @@ def upsample_crop(
     Raises:
         ValueError: A shape or number out of range; a kernel size that does not fit the stride.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; a tangent.
+        NotImplementedError: Tensors on other devices; a tangent.
 
     Memory: as ``upsample_bilinear``.
 
@@ -183,7 +188,7 @@ def fuse_sum_upsample(
 
     Args:
         inputs: 1 to 16 tensors (N, C, H_k, W_k) of one dtype (float32, float64, bfloat16, float16),
-            batch and channels, any strides, in any order.
+            device (the CPU or a GPU), batch and channels, any strides, in any order.
         size: Output (height, width) or a number for both; the size of the first map if left out.
         relu: Clamp the sum at 0. NaN stays NaN.
         align_corners: As in ``upsample_bilinear``; must be False for ``"nearest"``.
@@ -195,15 +200,17 @@ def fuse_sum_upsample(
         their order; 16-bit maps are summed in float32 and rounded once.
 
     Raises:
-        ValueError: A shape, size or word out of range; maps that differ in batch or channels.
+        ValueError: A shape, size or word out of range; maps that differ in batch, channels or
+            device.
         TypeError: An argument of the wrong type or dtype; maps that differ in dtype.
-        NotImplementedError: Tensors that are not on the CPU; a tangent.
+        NotImplementedError: Tensors on other devices; a tangent.
 
-    Memory: the result, a few rows per thread, and copies as ``upsample_bilinear``, here also of
-    maps in another memory format than the first one's (in backward: the result in another one than
-    the gradient's). Saved for backward: with ``relu`` the result,
-    else only sizes. Backward makes the gradients of all maps in one pass over the result's
-    gradient; maps of the output's size share one gradient.
+    Memory: the result, on the CPU a few rows per thread, and copies as ``upsample_bilinear``, here
+    also of maps in another memory format than the first one's (in backward: the result in another
+    one than the gradient's). Saved for backward: with ``relu`` the result,
+    else only sizes. Maps of the output's size share one gradient. On the CPU, backward makes the
+    gradients of all maps in one pass over the result's gradient, on a GPU in one pass for each map
+    of another size.
 
     Source: K. Sun et al., *Deep High-Resolution Representation Learning for Visual Recognition*,
     2019 (code: HRNet-Semantic-Segmentation); G. Lin et al., *RefineNet*, CVPR 2017.

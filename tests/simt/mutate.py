@@ -169,7 +169,8 @@ class Harness:
         tests = self.build / "tests" / "simt" / "CMakeFiles"
         shim = sorted((tests / f"simt_shim_{build}.dir").glob("*.o"))
         driver = sorted((tests / f"simt_{self.room}_{build}.dir").glob("*.o"))
-        words = ["g++", *shim, *driver, *objects, "-o", program]
+        core = self.build / "libpydense_core.a"
+        words = ["g++", *shim, *driver, *objects, core, "-o", program]
         words += ["-fsanitize=address,undefined"] if build == "asan" else []
         subprocess.run([str(word) for word in words], check=True)
         return program
