@@ -1,0 +1,472 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pools a tile of a picture, row by row: rows are reduced along x into a ring as long as the window
+// is high, and an output row is the maximum of the ring. First along x, then along y: so ties fall
+// as they do in row-major order.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "chained_residual_pool/max_pool.h"
+#include "common/buffer.h"
+#include "common/bytes.h"
+#include "common/partial.h"
+
+namespace pydense::PYDENSE_ISA {
+
+// The channels of one image that are pooled together: `unit` of them lie side by side in a pixel.
+template <class S>
+struct PoolPicture {
+  const S* from;  // first of the channels, at row 0 and column 0
+  int64_t row_stride;
+  int64_t pixel_stride;
+  int64_t height;
+  int64_t width;
+  int64_t unit;
+};
+
+struct PoolTile {
+  int64_t top;
+  int64_t bottom;
+  int64_t left;
+  int64_t right;
+};
+
+// Where a row of results goes: in segments of `length` elements, of which the first one has begun
+// `phase` elements ago.
+template <class Out>
+struct PoolSink {
+  Out* out;
+  uint8_t* offsets;
+  int64_t length;
+  int64_t phase;
+  int64_t out_stride;  // from segment to segment
+  int64_t offset_stride;
+};
+
+// A later number takes the place of the best one so far.
+template <bool kNan, bool kOffsets, class V, class I>
+PYDENSE_HD void take(const V& v, const I& code, V& best, I& best_code) {
+  if constexpr (kNan) {
+    const I wins = (v > best) | (v != v);
+    best = wins ? v : best;
+    if constexpr (kOffsets) {
+      best_code = wins ? code : best_code;
+    }
+  } else {
+    if constexpr (kOffsets) {
+      best_code = v > best ? code : best_code;
+    }
+    best = max(v, best);
+  }
+}
+
+// Whether vectors at neighbouring columns are better shifted out of two aligned ones than loaded:
+// where every second access would cross a cache line.
+template <class T>
+constexpr bool kShifts = kNativeLanesOf<T> * sizeof(T) == 64;
+
+// Calls fn(j, rows[e + j unit]) for j in [0, k), `a` being rows[e]. Shifted: unit is 1.
+template <int K, bool kShifted, class V, class Fn>
+PYDENSE_HD void for_columns(const LaneOf<V>* rows, int64_t unit, int k, const Fn& fn) {
+  if constexpr (kShifted && K > 0) {
+    const V a = load<V>(rows);
+    const V b = load<V>(rows + kLanesIn<V>);
+    [&]<int... J>(std::integer_sequence<int, J...>) {
+      (fn(J, lanes_from<J>(a, b)), ...);
+    }(std::make_integer_sequence<int, K>{});
+  } else {
+#pragma GCC unroll 5
+    for (int j = 0; j < (K > 0 ? K : k); ++j) {
+      fn(j, load<V>(rows + j * unit));
+    }
+  }
+}
+
+// best[e] is the maximum of padded[e + j unit], code[e] the first j that it is found at. K is the
+// size of the window, or 0 where only `size` says it. Runs on to the end of the last vector.
+template <class T, int K, bool kNan, bool kOffsets, bool kShifted>
+[[gnu::noinline]] void pool_along_x(int size, const T* padded, int64_t unit, int64_t count, T* best,
+                                    IntOf<T>* code) {
+  constexpr int kLanes = kNativeLanesOf<T>;
+  using V = Vec<T, kLanes>;
+  using I = Vec<IntOf<T>, kLanes>;
+  for (int64_t e = 0; e < count; e += kLanes) {
+    V b{};
+    I c{};
+    for_columns<K, kShifted, V>(padded + e, unit, size, [&](int j, const V& v) {
+      if (j == 0) {
+        b = v;
+      } else {
+        take<kNan, kOffsets>(v, I{} + j, b, c);
+      }
+    });
+    store(best + e, b);
+    if constexpr (kOffsets) {
+      store(code + e, c);
+    }
+  }
+}
+
+// Asks for pixels of the next row while this one is at work: they are too far apart for the CPU to
+// foresee.
+template <class S>
+PYDENSE_HD void prefetch(const S* from, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(S);
+  for (int64_t i = 0; i < count; i += kLine) {
+    __builtin_prefetch(from + i);
+  }
+}
+
+template <class I>
+PYDENSE_HD bool any_lane(const I& mask) {
+  if constexpr (kLanesIn<I> <= 2) {
+    return (mask[0] | mask[kLanesIn<I> - 1]) != 0;
+  } else {
+    using Half = Vec<LaneOf<I>, kLanesIn<I> / 2>;
+    const auto* const p = reinterpret_cast<const char*>(&mask);
+    return any_lane(load<Half>(p) | load<Half>(p + sizeof(Half)));
+  }
+}
+
+// Rows of the ring that are in a window, from the first one in the picture on.
+template <class T>
+struct PoolWindow {
+  const T* best[kMaxPoolSize + 1];
+  const IntOf<T>* code[kMaxPoolSize + 1];
+  int rows;
+  int first;  // its row in the window
+};
+
+// Walks through the segments of a sink.
+template <class Out>
+class Segments {
+ public:
+  PYDENSE_HD explicit Segments(const PoolSink<Out>& sink) : sink_(sink) {}
+
+  // Goes to the next segment; how many of the `left` elements lie in it.
+  PYDENSE_HD int64_t next(int64_t left) {
+    if (begun_) {
+      sink_.out += sink_.out_stride - sink_.phase;
+      sink_.offsets += sink_.offset_stride - sink_.phase;
+      sink_.phase = 0;
+    }
+    begun_ = true;
+    return smaller(sink_.length - sink_.phase, left);
+  }
+
+  template <bool kOffsets, class V, class I>
+  PYDENSE_HD void write(int64_t i, int64_t part, const V& v, const I& code) const {
+    using Bytes = Vec<uint8_t, kLanesIn<V>>;
+    const bool whole = i + kLanesIn<V> <= part;
+    if (whole) {
+      store_as(sink_.out + i, v);
+    } else {
+      store_part(sink_.out + i, v, part - i);
+    }
+    if constexpr (kOffsets) {
+      const Bytes bytes = __builtin_convertvector(code, Bytes);
+      if (whole) {
+        store(sink_.offsets + i, bytes);
+      } else {
+        std::memcpy(sink_.offsets + i, &bytes, static_cast<size_t>(part - i));
+      }
+    }
+  }
+
+ private:
+  PoolSink<Out> sink_;
+  bool begun_ = false;
+};
+
+template <class T, class Out, int K, bool kNan, bool kOffsets>
+[[gnu::noinline]] void pool_along_y(const PoolWindow<T>& window, int64_t count,
+                                    const PoolSink<Out>& sink) {
+  constexpr int kLanes = kNativeLanesOf<T>;
+  using V = Vec<T, kLanes>;
+  using I = Vec<IntOf<T>, kLanes>;
+  const int rows = K > 0 ? K : window.rows;
+  const int first = K > 0 ? 0 : window.first;
+  const T* best[K > 0 ? K : kMaxPoolSize];
+  const IntOf<T>* code[K > 0 ? K : kMaxPoolSize];
+  for (int j = 0; j < rows; ++j) {
+    best[j] = window.best[j];
+    code[j] = window.code[j];
+  }
+  Segments<Out> segments(sink);
+  for (int64_t begin = 0; begin < count;) {
+    const int64_t part = segments.next(count - begin);
+    for (int64_t i = 0; i < part; i += kLanes) {
+      const int64_t e = begin + i;
+      V b = load<V>(best[0] + e);
+      I c{};
+      if constexpr (kOffsets) {
+        c = load<I>(code[0] + e) + (first << 4);
+      }
+#pragma GCC unroll 4
+      for (int j = 1; j < rows; ++j) {
+        I own{};
+        if constexpr (kOffsets) {
+          own = load<I>(code[j] + e) + ((first + j) << 4);
+        }
+        take<kNan, kOffsets>(load<V>(best[j] + e), own, b, c);
+      }
+      segments.template write<kOffsets>(i, part, b, c);
+    }
+    begin += part;
+  }
+}
+
+// Two output rows at once, K + 1 rows of the ring: what their windows share is reduced once. Both
+// windows lie in the picture.
+template <class T, class Out, int K, bool kNan, bool kOffsets>
+[[gnu::noinline]] void pool_along_y_twice(const PoolWindow<T>& window, int64_t count,
+                                          const PoolSink<Out>& upper, const PoolSink<Out>& lower) {
+  constexpr int kLanes = kNativeLanesOf<T>;
+  using V = Vec<T, kLanes>;
+  using I = Vec<IntOf<T>, kLanes>;
+  const T* best[K + 1];
+  const IntOf<T>* code[K + 1];
+  for (int j = 0; j <= K; ++j) {
+    best[j] = window.best[j];
+    code[j] = window.code[j];
+  }
+  const auto code_at = [&](int j, int row, int64_t e) {
+    I own{};
+    if constexpr (kOffsets) {
+      own = load<I>(code[j] + e) + (row << 4);
+    }
+    return own;
+  };
+  Segments<Out> above(upper);
+  Segments<Out> below(lower);
+  for (int64_t begin = 0; begin < count;) {
+    const int64_t part = above.next(count - begin);
+    below.next(count - begin);
+    for (int64_t i = 0; i < part; i += kLanes) {
+      const int64_t e = begin + i;
+      V b = load<V>(best[1] + e);
+      I c = code_at(1, 0, e);
+#pragma GCC unroll 4
+      for (int j = 2; j < K; ++j) {
+        take<kNan, kOffsets>(load<V>(best[j] + e), code_at(j, j - 1, e), b, c);
+      }
+      V first = load<V>(best[0] + e);
+      I first_code = code_at(0, 0, e);
+      take<kNan, kOffsets>(b, c + 16, first, first_code);
+      above.template write<kOffsets>(i, part, first, first_code);
+      take<kNan, kOffsets>(load<V>(best[K] + e), code_at(K, K - 1, e), b, c);
+      below.template write<kOffsets>(i, part, b, c);
+    }
+    begin += part;
+  }
+}
+
+// Pools tiles of at most `columns` columns and `unit` channels with one set of rows.
+template <class S, class Out>
+class TilePool {
+  using T = ComputeOf<S>;
+  static constexpr int kLanes = kNativeLanesOf<T>;
+  using V = Vec<T, kLanes>;
+  using Int = IntOf<T>;
+  using I = Vec<Int, kLanes>;
+  static constexpr int kMaxSlots = 16;
+
+ public:
+  TilePool(int size, bool offsets, int64_t columns, int64_t unit)
+      : size_(size),
+        reach_(size / 2),
+        offsets_(offsets),
+        padded_size_((columns + 2 * reach_) * unit + 2 * kLanes) {
+    while (slots_ < size + 1) {  // a power of 2, and one more row for pairs
+      slots_ *= 2;
+    }
+    const int64_t row = (columns * unit + 2 * kLanes - 1) / kLanes * kLanes;
+    buffer_ = buffer_of<T>(static_cast<size_t>(padded_size_ + slots_ * row * (offsets ? 2 : 1)));
+    padded_ = buffer_.as<T>();
+    for (int j = 0; j < slots_; ++j) {
+      best_[j] = padded_ + padded_size_ + j * row;
+      code_[j] = offsets ? reinterpret_cast<Int*>(best_[j] + slots_ * row) : nullptr;
+    }
+  }
+
+  // sink_of(y) says where row y of the tile goes.
+  template <class SinkOf>
+  void run(const PoolPicture<S>& picture, const PoolTile& tile, const SinkOf& sink_of) {
+    picture_ = &picture;
+    tile_ = tile;
+    count_ = (tile.right - tile.left) * picture.unit;
+    first_ = larger(0, tile.left - reach_);
+    end_ = smaller(picture.width, tile.right + reach_);
+    pad(0, (first_ - (tile.left - reach_)) * picture.unit);
+    pad((end_ - (tile.left - reach_)) * picture.unit, (tile.right + reach_ - end_) * picture.unit);
+    int64_t next = larger(0, tile.top - reach_);
+    const auto reduce_until = [&](int64_t end) {
+      for (; next < smaller(picture.height, end); ++next) {
+        reduce_row(next);
+      }
+    };
+    for (int64_t y = tile.top; y < tile.bottom;) {
+      const bool pair = (size_ == 5 || size_ == 3) && y >= reach_ && y + 1 < tile.bottom &&
+                        y + 1 + reach_ < picture.height;
+      reduce_until(y + reach_ + (pair ? 2 : 1));
+      if (pair) {
+        emit_pair(y, sink_of(y), sink_of(y + 1));
+      } else {
+        emit(y, sink_of(y));
+      }
+      y += pair ? 2 : 1;
+    }
+  }
+
+ private:
+  int slot_of(int64_t y) const { return static_cast<int>(y & (slots_ - 1)); }
+
+  void reduce_row(int64_t y) {
+    const int slot = slot_of(y);
+    const int64_t unit = picture_->unit;
+    nan_[slot] = stage(picture_->from + y * picture_->row_stride);
+    visit(size_, nan_[slot], [&](auto k, auto nan, auto offsets) {
+      constexpr int kSize = decltype(k)::value;
+      constexpr bool kNan = decltype(nan)::value;
+      constexpr bool kOffsets = decltype(offsets)::value;
+      if (kShifts<T> && kSize > 0 && unit == 1) {
+        pool_along_x<T, kSize, kNan, kOffsets, kShifts<T>>(size_, padded_, unit, count_,
+                                                           best_[slot], code_[slot]);
+      } else {
+        pool_along_x<T, kSize, kNan, kOffsets, false>(size_, padded_, unit, count_, best_[slot],
+                                                      code_[slot]);
+      }
+    });
+    // Padding won only where all is -inf: there the first column in the picture is meant.
+    for (int64_t x = tile_.left; offsets_ && x < smaller(reach_, tile_.right); ++x) {
+      Int* const code = code_[slot] + (x - tile_.left) * unit;
+      const Int least = static_cast<Int>(reach_ - x);
+      for (int64_t e = 0; e < unit; ++e) {
+        code[e] = code[e] < least ? least : code[e];
+      }
+    }
+  }
+
+  // The ring's rows in [begin, end), both in the picture. Returns whether one holds a NaN.
+  bool open(int64_t begin, int64_t end, PoolWindow<T>& window) const {
+    window.rows = static_cast<int>(end - begin);
+    bool nan = false;
+    for (int j = 0; j < window.rows; ++j) {
+      const int slot = slot_of(begin + j);
+      window.best[j] = best_[slot];
+      window.code[j] = code_[slot];
+      nan = nan || nan_[slot];
+    }
+    return nan;
+  }
+
+  void emit(int64_t y, const PoolSink<Out>& sink) {
+    const int64_t begin = larger(0, y - reach_);
+    PoolWindow<T> window;
+    const bool nan = open(begin, smaller(picture_->height, y + reach_ + 1), window);
+    window.first = static_cast<int>(begin - (y - reach_));
+    visit(window.rows == size_ ? size_ : 0, nan, [&](auto k, auto with_nan, auto offsets) {
+      pool_along_y<T, Out, decltype(k)::value, decltype(with_nan)::value, decltype(offsets)::value>(
+          window, count_, sink);
+    });
+  }
+
+  void emit_pair(int64_t y, const PoolSink<Out>& upper, const PoolSink<Out>& lower) {
+    PoolWindow<T> window;
+    const bool nan = open(y - reach_, y + reach_ + 2, window);
+    window.first = 0;
+    visit(size_, nan, [&](auto k, auto with_nan, auto offsets) {
+      if constexpr (decltype(k)::value > 0) {
+        pool_along_y_twice<T, Out, decltype(k)::value, decltype(with_nan)::value,
+                           decltype(offsets)::value>(window, count_, upper, lower);
+      }
+    });
+  }
+
+  // Calls fn with constants: the usual sizes of the window or 0, NaN or none, offsets or none.
+  template <class Fn>
+  void visit(int size, bool nan, const Fn& fn) {
+    const auto with_size = [&](auto with_nan, auto offsets) {
+      if (size == 5) {
+        fn(std::integral_constant<int, 5>{}, with_nan, offsets);
+      } else if (size == 3) {
+        fn(std::integral_constant<int, 3>{}, with_nan, offsets);
+      } else {
+        fn(std::integral_constant<int, 0>{}, with_nan, offsets);
+      }
+    };
+    const auto with_nan = [&](auto offsets) {
+      if (nan) {
+        with_size(std::true_type{}, offsets);
+      } else {
+        with_size(std::false_type{}, offsets);
+      }
+    };
+    if (offsets_) {
+      with_nan(std::true_type{});
+    } else {
+      with_nan(std::false_type{});
+    }
+  }
+
+  // The columns of the tile and those around it into padded_. Returns whether one is NaN.
+  bool stage(const S* row) {
+    const int64_t unit = picture_->unit;
+    const int64_t pixel = picture_->pixel_stride;
+    T* const to = padded_ + (first_ - (tile_.left - reach_)) * unit;
+    const S* const from = row + first_ * pixel;
+    I nan{};
+    if (unit == pixel) {
+      nan = copy(from, (end_ - first_) * unit, to);
+    } else {
+      for (int64_t x = 0; x < end_ - first_; ++x) {
+        prefetch(from + x * pixel + picture_->row_stride, unit);
+        nan |= copy(from + x * pixel, unit, to + x * unit);
+      }
+    }
+    return any_lane(nan);
+  }
+
+  void pad(int64_t at, int64_t count) {
+    for (int64_t i = at; i < at + count; ++i) {
+      padded_[i] = -std::numeric_limits<T>::infinity();
+    }
+  }
+
+  // Returns in which lanes there was a NaN.
+  static I copy(const S* from, int64_t count, T* to) {
+    I nan{};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const V v = load_as<V>(from + i);
+      nan |= v != v;
+      store(to + i, v);
+    }
+    if (i < count) {  // nothing beyond: there is padding
+      const V v = load_part<V>(from + i, count - i);
+      nan |= v != v;
+      store_part(to + i, v, count - i);
+    }
+    return nan;
+  }
+
+  int size_;
+  int64_t reach_;
+  bool offsets_;
+  int slots_ = 4;
+  int64_t padded_size_;
+  Buffer buffer_;
+  T* padded_;
+  T* best_[kMaxSlots];
+  Int* code_[kMaxSlots];
+  bool nan_[kMaxSlots];
+  // Of the tile at work: its elements in a row, and the columns that its windows reach.
+  const PoolPicture<S>* picture_ = nullptr;
+  PoolTile tile_ = {};
+  int64_t count_ = 0;
+  int64_t first_ = 0;
+  int64_t end_ = 0;
+};
+
+}  // namespace pydense::PYDENSE_ISA
