@@ -218,7 +218,7 @@ template <class T, class Out, int K, bool kNan, bool kOffsets>
 }
 
 // Two output rows at once, K + 1 rows of the ring: what their windows share is reduced once. Both
-// windows lie in the picture.
+// windows lie in the picture, and the segments of both sinks begin at the same elements.
 template <class T, class Out, int K, bool kNan, bool kOffsets>
 [[gnu::noinline]] void pool_along_y_twice(const PoolWindow<T>& window, int64_t count,
                                           const PoolSink<Out>& upper, const PoolSink<Out>& lower) {
@@ -309,13 +309,16 @@ class TilePool {
     for (int64_t y = tile.top; y < tile.bottom;) {
       const bool pair = (size_ == 5 || size_ == 3) && y >= reach_ && y + 1 < tile.bottom &&
                         y + 1 + reach_ < picture.height;
-      reduce_until(y + reach_ + (pair ? 2 : 1));
-      if (pair) {
-        emit_pair(y, sink_of(y), sink_of(y + 1));
+      const PoolSink<Out> sink = sink_of(y);
+      if (pair && sink_of(y + 1).phase == sink.phase) {
+        reduce_until(y + reach_ + 2);
+        emit_pair(y, sink, sink_of(y + 1));
+        y += 2;
       } else {
-        emit(y, sink_of(y));
+        reduce_until(y + reach_ + 1);
+        emit(y, sink);
+        y += 1;
       }
-      y += pair ? 2 : 1;
     }
   }
 

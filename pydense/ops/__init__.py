@@ -9,7 +9,7 @@ from ._crf_energy import FreeEnergy, dense_crf_energy, dense_crf_free_energy
 from ._cross_entropy_head import CrossEntropy, upsample_cross_entropy
 from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
-from .chained_residual_pool import max_pool2d_same
+from .chained_residual_pool import chained_residual_pool, max_pool2d_same
 from .coord_map import coordinate_map, crop_offset
 from .dense_crf import dense_crf, dense_crf_steps
 from .permutohedral import permutohedral_filter
@@ -26,6 +26,7 @@ __all__ = [
     "FreeEnergy",
     "Prediction",
     "bilinear_filler",
+    "chained_residual_pool",
     "clear_lattice_cache",
     "coordinate_map",
     "crop_offset",
