@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Max pooling against a plain loop over the window, forward and backward, over types, layouts,
-// threads and instruction sets. Memory ends with the last number, so that AddressSanitizer sees
+// Max pooling against a plain loop over the window, forward and backward, and stages of chained
+// residual pooling against a plain sum of products, over types, layouts, threads and instruction
+// sets. Memory ends with the last number, so that AddressSanitizer sees
 // what reads or writes on.
 #include <cmath>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "chained_residual_pool/max_pool.h"
+#include "chained_residual_pool/residual_stage.h"
 #include "common/partial.h"
 #include "testing.h"
 
@@ -156,6 +158,74 @@ void check_all() {
   }
 }
 
+// Whole numbers, whose sums are exact in every type.
+template <class S>
+void check_stage(const PoolShape& shape, bool whole) {
+  const Layout own{shape, 3};
+  const Layout dense{shape, 0};
+  const auto channels = static_cast<size_t>(shape.channels);
+  const std::vector<S> x = numbers<S>(own.count(), 1, false);
+  const std::vector<S> addend = numbers<S>(own.count(), 2, false);
+  const std::vector<S> weight = numbers<S>(channels * channels, 3, false);
+  const std::vector<S> bias = numbers<S>(channels, 4, false);
+  const auto source = [&](const std::vector<S>& data) {
+    return PoolSource{data.data(), own.batch(), own.channel(), own.row()};
+  };
+  const std::vector<PoolSource> addends = {source(addend), source(x)};
+  std::vector<S> out(dense.count());
+  std::vector<S> pooled(dense.count());
+  std::vector<uint8_t> offsets(dense.count());
+  residual_stage("op", kDtype<S>,
+                 {shape, source(x), weight.data(), whole ? bias.data() : nullptr, addends.data(),
+                  whole ? 2 : 0, out.data(), whole ? pooled.data() : nullptr,
+                  whole ? offsets.data() : nullptr},
+                 thread_for);
+  std::vector<S> wanted_pooled(dense.count());
+  std::vector<uint8_t> wanted_offsets(dense.count());
+  if (shape.size > 1) {
+    max_pool_forward("op", kDtype<S>,
+                     {shape, source(x), wanted_pooled.data(), wanted_offsets.data()}, serial_for);
+  } else {
+    for_pixels(shape, [&](int64_t n, int64_t c, int64_t y, int64_t x0) {
+      wanted_pooled[dense.at(n, c, y, x0)] = x[own.at(n, c, y, x0)];
+    });
+  }
+  if (whole) {
+    EXPECT(std::memcmp(pooled.data(), wanted_pooled.data(), pooled.size() * sizeof(S)) == 0);
+    EXPECT(offsets == wanted_offsets);
+  }
+  for_pixels(shape, [&](int64_t n, int64_t c, int64_t y, int64_t x0) {
+    double sum = whole ? read(bias[static_cast<size_t>(c)]) + read(addend[own.at(n, c, y, x0)]) +
+                             read(x[own.at(n, c, y, x0)])
+                       : 0;
+    for (int64_t k = 0; k < shape.channels; ++k) {
+      sum += read(weight[static_cast<size_t>(c) * channels + static_cast<size_t>(k)]) *
+             read(wanted_pooled[dense.at(n, k, y, x0)]);
+    }
+    EXPECT(read(out[dense.at(n, c, y, x0)]) == sum);
+  });
+  if (whole) {
+    residual_sum(kDtype<S>, {shape, addends.data(), 2, out.data()}, thread_for);
+    for_pixels(shape, [&](int64_t n, int64_t c, int64_t y, int64_t x0) {
+      EXPECT(read(out[dense.at(n, c, y, x0)]) ==
+             read(addend[own.at(n, c, y, x0)]) + read(x[own.at(n, c, y, x0)]));
+    });
+  }
+}
+
+template <class S>
+void check_stages() {
+  for (const bool last : {false, true}) {
+    for (const int size : {1, 3, 5, 9}) {
+      check_stage<S>({2, 3, 9, 18, last, size}, true);
+      check_stage<S>({1, 30, 11, 13, last, size}, false);
+    }
+    check_stage<S>({1, 1, 1, 1, last, 5}, true);
+    check_stage<S>({1, 13, 3, 1, last, 3}, true);
+    check_stage<S>({1, 18, 40, 270, last, 5}, true);  // several tiles both ways
+  }
+}
+
 void check_refusals() {
   const float x = 0;
   float out = 0;
@@ -178,6 +248,10 @@ int main() {
     check_all<double>();
     check_all<BFloat16>();
     check_all<Half>();
+    check_stages<float>();
+    check_stages<double>();
+    check_stages<BFloat16>();
+    check_stages<Half>();
   }
   check_refusals();
   return testing::report("chained_residual_pool");
