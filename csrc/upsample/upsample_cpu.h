@@ -2,9 +2,8 @@
 // Small helpers that the CPU kernels of both directions share.
 #pragma once
 
-#include <cstring>
-
 #include "common/half.h"
+#include "common/partial.h"
 #include "common/simd_lanes.h"
 #include "common/with_constant.h"
 #include "upsample/upsample.h"
@@ -15,22 +14,5 @@ template <class S>
 void upsample_forward_cpu(const UpsampleArgs& args, ParallelFor parallel_for);
 template <class S>
 void upsample_backward_cpu(const UpsampleBackwardArgs& args, ParallelFor parallel_for);
-
-PYDENSE_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-PYDENSE_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// The first `count` lanes from memory, 0 in the others.
-template <class V, class S>
-PYDENSE_HD V load_part(const S* from, int64_t count) {
-  S lanes[kLanesIn<V>] = {};
-  std::memcpy(lanes, from, static_cast<size_t>(count) * sizeof(S));
-  return load_as<V>(lanes);
-}
-template <class V, class S>
-PYDENSE_HD void store_part(S* to, const V& v, int64_t count) {
-  S lanes[kLanesIn<V>];
-  store_as(lanes, v);
-  std::memcpy(to, lanes, static_cast<size_t>(count) * sizeof(S));
-}
 
 }  // namespace pydense::PYDENSE_ISA

@@ -9,6 +9,7 @@ from ._crf_energy import FreeEnergy, dense_crf_energy, dense_crf_free_energy
 from ._cross_entropy_head import CrossEntropy, upsample_cross_entropy
 from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
+from .chained_residual_pool import chained_residual_pool, max_pool2d_same
 from .coord_map import coordinate_map, crop_offset
 from .dense_crf import dense_crf, dense_crf_steps
 from .permutohedral import permutohedral_filter
@@ -25,6 +26,7 @@ __all__ = [
     "FreeEnergy",
     "Prediction",
     "bilinear_filler",
+    "chained_residual_pool",
     "clear_lattice_cache",
     "coordinate_map",
     "crop_offset",
@@ -34,6 +36,7 @@ __all__ = [
     "dense_crf_steps",
     "exact_gaussian_filter",
     "fuse_sum_upsample",
+    "max_pool2d_same",
     "permutohedral_filter",
     "upsample_accumulate",
     "upsample_argmax",

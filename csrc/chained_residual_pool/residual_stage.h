@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// One stage of chained residual pooling with 1x1 convolutions: pool, convolve, add residuals.
+//
+//   out = addends[0] + addends[1] + ... + (weight pool(x) + bias)
+//
+// The pooled tile goes from the pool straight into the matrix product and never to memory, unless
+// it is asked for. Results have the same bits for any number of threads, in both memory formats and
+// on all instruction sets with fused multiply-add.
+#pragma once
+
+#include "chained_residual_pool/max_pool.h"
+
+namespace pydense {
+
+constexpr int kMaxResidualStages = 64;
+
+// S, the type in memory, is float, double, BFloat16 or Half. shape.size 1: nothing is pooled.
+struct ResidualStageArgs {
+  PoolShape shape;
+  PoolSource x;
+  const void* weight;  // S [C, C], output by input
+  const void* bias;    // S [C], or null
+  const PoolSource* addends;
+  int num_addends;   // at most kMaxResidualStages
+  void* out;         // S, dense
+  void* pooled;      // S, dense: pool(x); or null
+  uint8_t* offsets;  // of the pool, dense; or null
+};
+
+struct ResidualSumArgs {
+  PoolShape shape;
+  const PoolSource* addends;
+  int num_addends;
+  void* out;  // S, dense
+};
+
+void residual_stage(const char* op, FloatType dtype, const ResidualStageArgs& args,
+                    ParallelFor parallel_for);
+
+// Sums from the first addend to the last, in float for 16-bit numbers, rounded once.
+void residual_sum(FloatType dtype, const ResidualSumArgs& args, ParallelFor parallel_for);
+
+// By FloatType.
+struct ResidualStageTable {
+  void (*stage[4])(const ResidualStageArgs&, ParallelFor);
+  void (*sum[4])(const ResidualSumArgs&, ParallelFor);
+};
+PYDENSE_DECLARE_CPU_TABLES(ResidualStageTable, kResidualStageTable)
+
+}  // namespace pydense

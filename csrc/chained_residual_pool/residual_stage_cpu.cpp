@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+// A task is a tile of pixels with all channels. Contiguous: the pool writes panels of pixels, and
+// the weights are the rows that pass over them. channels_last: the pool writes pixels, which pass
+// over panels of weights. The tile and the weights fit the second-level cache together.
+#include "chained_residual_pool/max_pool_tile.h"
+#include "chained_residual_pool/residual_stage.h"
+#include "common/gemm/gemm.h"
+
+namespace pydense::PYDENSE_ISA {
+namespace {
+
+constexpr int64_t kTileBytes = 512 << 10;  // of pooled pixels
+constexpr int64_t kMinTilePixels = 64;
+// Of a tile. Contiguous rows are long, for the sake of what is read once; pixels are not.
+constexpr int64_t kTileColumns = 128;
+constexpr int64_t kTileColumnsLast = 64;
+constexpr int64_t kUnit = 64;  // channels that are pooled together, channels_last
+
+// out[e] = addends[0][e] + ... + (sum[e] + bias) for e in [0, count); sum may be null.
+template <class S, class T>
+void finish(const T* sum, const T* bias, T one_bias, const S* const* addends, int num_addends,
+            int64_t count, S* out) {
+  constexpr int kLanes = kNativeLanesOf<T>;
+  using V = Vec<T, kLanes>;
+  for (int64_t e = 0; e < count; e += kLanes) {
+    const int64_t part = count - e;
+    const bool whole = part >= kLanes;
+    const auto read = [&](const auto* from) {
+      return whole ? load_as<V>(from + e) : load_part<V>(from + e, part);
+    };
+    V own{};
+    if (sum != nullptr) {
+      own = read(sum);
+      own = bias != nullptr ? own + read(bias) : own + broadcast<V>(one_bias);
+    }
+    if (num_addends > 0) {
+      V total = read(addends[0]);
+      for (int k = 1; k < num_addends; ++k) {
+        total += read(addends[k]);
+      }
+      own = sum != nullptr ? total + own : total;
+    }
+    if (whole) {
+      store_as(out + e, own);
+    } else {
+      store_part(out + e, own, part);
+    }
+  }
+}
+
+template <class S>
+class Stage {
+  using T = ComputeOf<S>;
+  static constexpr int64_t kColumns = kGemmColumns<T>;
+
+ public:
+  explicit Stage(const ResidualStageArgs& args)
+      : args_(args), channels_(args.shape.channels), last_(args.shape.channels_last) {
+    const PoolShape& shape = args.shape;
+    const int64_t pixels =
+        larger(kMinTilePixels, kTileBytes / (channels_ * static_cast<int64_t>(sizeof(T))));
+    columns_ =
+        ceil_div(shape.width,
+                 ceil_div(shape.width, smaller(last_ ? kTileColumnsLast : kTileColumns, pixels)));
+    rows_ = smaller(shape.height, larger(1, pixels / columns_));
+    across_ = ceil_div(shape.width, columns_);
+    down_ = ceil_div(shape.height, rows_);
+    const auto* const weight = static_cast<const S*>(args.weight);
+    weights_ = buffer_of<T>(static_cast<size_t>(
+        (last_ ? gemm_panels(channels_, kColumns) * kColumns : channels_) * channels_));
+    if (last_) {
+      gemm_pack_columns(weight, 1, channels_, channels_, channels_, weights_.as<T>());
+    } else {
+      gemm_pack_rows(weight, channels_, 1, channels_, channels_, weights_.as<T>());
+    }
+    bias_ = buffer_of<T>(static_cast<size_t>(channels_));
+    for (int64_t c = 0; c < channels_; ++c) {
+      bias_.as<T>()[c] =
+          args.bias == nullptr ? T{} : load_as<T>(static_cast<const S*>(args.bias) + c);
+    }
+  }
+
+  void run(ParallelFor parallel_for) {
+    parallel_tasks(parallel_for, args_.shape.batches * across_ * down_, [&](int64_t task) {
+      const int64_t image = task / (across_ * down_);
+      const int64_t top = task / across_ % down_ * rows_;
+      const int64_t left = task % across_ * columns_;
+      const PoolTile tile = {top, smaller(top + rows_, args_.shape.height), left,
+                             smaller(left + columns_, args_.shape.width)};
+      const int64_t pixels = rows_ * columns_ + kColumns;
+      Buffer buffer = pool_.take(checked_bytes(
+          static_cast<size_t>(pixels * channels_ + kGemmRows * product_row(pixels)), sizeof(T)));
+      T* const pooled = buffer.as<T>();
+      if (last_) {
+        pool_pixels(image, tile, pooled);
+        multiply_pixels(image, tile, pooled);
+      } else {
+        pool_planes(image, tile, pooled);
+        multiply_planes(image, tile, pooled, pooled + pixels * channels_);
+      }
+      pool_.give_back(std::move(buffer));
+    });
+  }
+
+ private:
+  // Elements of a dense picture before (image, channel, y, x).
+  int64_t dense_index(int64_t image, int64_t channel, int64_t y, int64_t x) const {
+    const PoolShape& shape = args_.shape;
+    return last_ ? ((image * shape.height + y) * shape.width + x) * channels_ + channel
+                 : ((image * channels_ + channel) * shape.height + y) * shape.width + x;
+  }
+  uint8_t* offsets_at(int64_t index) const {
+    return args_.offsets == nullptr ? nullptr : args_.offsets + index;
+  }
+  PoolPicture<S> picture(int64_t image, int64_t channel, int64_t unit) const {
+    const PoolSource& x = args_.x;
+    return {static_cast<const S*>(x.data) + image * x.batch + channel * (last_ ? 1 : x.channel),
+            x.row,
+            last_ ? channels_ : 1,
+            args_.shape.height,
+            args_.shape.width,
+            unit};
+  }
+
+  // Contiguous: pixel p of the tile is column p % kColumns of panel p / kColumns.
+  void pool_planes(int64_t image, const PoolTile& tile, T* pooled) const {
+    TilePool<S, T> pool(args_.shape.size, args_.offsets != nullptr, columns_, 1);
+    const int64_t width = tile.right - tile.left;
+    const int64_t pixels = (tile.bottom - tile.top) * width;
+    const int64_t panel = channels_ * kColumns;
+    for (int64_t c = 0; c < channels_; ++c) {
+      prefetch_plane(picture(image, c + 1 < channels_ ? c + 1 : c, 1), tile);
+      pool.run(picture(image, c, 1), tile, [&](int64_t y) {
+        const int64_t p = (y - tile.top) * width;
+        return PoolSink<T>{pooled + p / kColumns * panel + c * kColumns + p % kColumns,
+                           offsets_at(dense_index(image, c, y, tile.left)),
+                           kColumns,
+                           p % kColumns,
+                           panel,
+                           kColumns};
+      });
+      for (int64_t p = pixels; p % kColumns != 0; ++p) {  // of a last panel that is not full
+        pooled[p / kColumns * panel + c * kColumns + p % kColumns] = 0;
+      }
+    }
+    if (args_.pooled == nullptr) {
+      return;
+    }
+    for (int64_t c = 0; c < channels_; ++c) {
+      for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
+        for (int64_t done = 0; done < count;) {  // a row of the tile lies in several panels
+          const int64_t at = p + done;
+          const int64_t part = smaller(count - done, kColumns - at % kColumns);
+          finish<S, T>(pooled + at / kColumns * panel + c * kColumns + at % kColumns, nullptr, 0,
+                       nullptr, 0, part,
+                       static_cast<S*>(args_.pooled) + dense_index(image, c, y, x + done));
+          done += part;
+        }
+      });
+    }
+  }
+
+  // The product of a panel of weights and the whole tile is kept: so few rows of addends are read
+  // at a time, and long ones. Planes often lie a power of 2 apart, where caches hold few.
+  void multiply_planes(int64_t image, const PoolTile& tile, const T* pooled, T* product) const {
+    const int64_t pixels = (tile.bottom - tile.top) * (tile.right - tile.left);
+    const int64_t row = product_row(pixels);
+    const S* addends[kMaxResidualStages];
+    for (int64_t c = 0; c < channels_; c += kGemmRows) {
+      const int64_t rows = smaller(kGemmRows, channels_ - c);
+      for (int64_t p = 0; p < pixels; p += kColumns) {
+        gemm_rows<T, true>(rows, channels_, weights_.as<T>() + c * channels_, 0,
+                           pooled + p * channels_, product + p, row);
+      }
+      for (int64_t i = 0; i < rows; ++i) {
+        for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
+          find_addends(image, c + i, y, x, addends);
+          finish<S, T>(product + i * row + p, nullptr, bias_.as<T>()[c + i], addends,
+                       args_.num_addends, count,
+                       static_cast<S*>(args_.out) + dense_index(image, c + i, y, x));
+        });
+      }
+    }
+  }
+  // Of a panel's product; no power of 2 either.
+  static int64_t product_row(int64_t pixels) {
+    return (pixels / kColumns + 1) * kColumns + kColumns / 2;
+  }
+
+  // channels_last: the channels of a pixel lie together.
+  void pool_pixels(int64_t image, const PoolTile& tile, T* pooled) const {
+    const int64_t unit = smaller(kUnit, channels_);
+    TilePool<S, T> pool(args_.shape.size, args_.offsets != nullptr, columns_, unit);
+    const int64_t width = tile.right - tile.left;
+    for (int64_t c = 0; c < channels_; c += unit) {
+      const int64_t part = smaller(unit, channels_ - c);
+      pool.run(picture(image, c, part), tile, [&](int64_t y) {
+        return PoolSink<T>{pooled + (y - tile.top) * width * channels_ + c,
+                           offsets_at(dense_index(image, c, y, tile.left)),
+                           part,
+                           0,
+                           channels_,
+                           channels_};
+      });
+    }
+    for (int64_t y = tile.top; args_.pooled != nullptr && y < tile.bottom; ++y) {
+      finish<S, T>(pooled + (y - tile.top) * width * channels_, nullptr, 0, nullptr, 0,
+                   width * channels_,
+                   static_cast<S*>(args_.pooled) + dense_index(image, 0, y, tile.left));
+    }
+  }
+
+  void multiply_pixels(int64_t image, const PoolTile& tile, const T* pooled) const {
+    const int64_t pixels = (tile.bottom - tile.top) * (tile.right - tile.left);
+    T block[kGemmRows * kColumns];
+    const S* addends[kMaxResidualStages];
+    for (int64_t p = 0; p < pixels; p += kGemmRows) {
+      const int64_t rows = smaller(kGemmRows, pixels - p);
+      for (int64_t c = 0; c < channels_; c += kColumns) {
+        for_pieces(tile, p, p + rows, [&](int64_t /*pixel*/, int64_t y, int64_t x, int64_t count) {
+          for (int64_t i = 0; i < count; ++i) {
+            prefetch_results(image, c, y, x + i, kColumns);
+          }
+        });
+        gemm_rows<T, false>(rows, channels_, pooled + p * channels_, channels_,
+                            weights_.as<T>() + c * channels_, block, kColumns);
+        for_pieces(tile, p, p + rows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
+          for (int64_t i = 0; i < count; ++i) {
+            find_addends(image, c, y, x + i, addends);
+            finish<S, T>(block + (at - p + i) * kColumns, bias_.as<T>() + c, 0, addends,
+                         args_.num_addends, smaller(kColumns, channels_ - c),
+                         static_cast<S*>(args_.out) + dense_index(image, c, y, x + i));
+          }
+        });
+      }
+    }
+  }
+
+  // What a matrix product's results meet in memory comes from afar, row by row from another page:
+  // the CPU does not foresee it, and the product gives it time to arrive.
+  void prefetch_results(int64_t image, int64_t c, int64_t y, int64_t x, int64_t count) const {
+    const S* addends[kMaxResidualStages];
+    find_addends(image, c, y, x, addends);
+    for (int k = 0; k < args_.num_addends; ++k) {
+      prefetch(addends[k], count);
+    }
+    prefetch(static_cast<const S*>(args_.out) + dense_index(image, c, y, x), count);
+  }
+
+  void prefetch_plane(const PoolPicture<S>& plane, const PoolTile& tile) const {
+    const int64_t reach = args_.shape.size / 2;
+    const int64_t first = larger(0, tile.left - reach);
+    const int64_t end = smaller(plane.width, tile.right + reach);
+    for (int64_t y = larger(0, tile.top - reach); y < smaller(plane.height, tile.bottom + reach);
+         ++y) {
+      prefetch(plane.from + y * plane.row_stride + first, end - first);
+    }
+  }
+
+  // Calls fn(pixel of the tile, y, x, count) for the parts of [begin, end) that lie in one row.
+  template <class Fn>
+  static void for_pieces(const PoolTile& tile, int64_t begin, int64_t end, const Fn& fn) {
+    const int64_t width = tile.right - tile.left;
+    for (int64_t p = begin; p < end;) {
+      const int64_t x = p % width;
+      const int64_t count = smaller(width - x, end - p);
+      fn(p, tile.top + p / width, tile.left + x, count);
+      p += count;
+    }
+  }
+
+  void find_addends(int64_t image, int64_t c, int64_t y, int64_t x, const S** addends) const {
+    for (int k = 0; k < args_.num_addends; ++k) {
+      const PoolSource& from = args_.addends[k];
+      addends[k] = static_cast<const S*>(from.data) + image * from.batch + y * from.row +
+                   (last_ ? x * channels_ + c : c * from.channel + x);
+    }
+  }
+
+  const ResidualStageArgs& args_;
+  int64_t channels_;
+  bool last_;
+  int64_t columns_;  // of a tile
+  int64_t rows_;
+  int64_t across_;  // tiles
+  int64_t down_;
+  Buffer weights_;
+  Buffer bias_;
+  BufferPool pool_;
+};
+
+template <class S>
+void stage(const ResidualStageArgs& args, ParallelFor parallel_for) {
+  Stage<S>(args).run(parallel_for);
+}
+
+template <class S>
+void sum(const ResidualSumArgs& args, ParallelFor parallel_for) {
+  const PoolShape& shape = args.shape;
+  const int64_t planes = shape.batches * (shape.channels_last ? 1 : shape.channels);
+  const int64_t row = shape.width * (shape.channels_last ? shape.channels : 1);
+  constexpr int64_t kTaskElements = 65536;
+  const int64_t rows = ceil_div(kTaskElements, row);
+  parallel_tasks(parallel_for, ceil_div(planes * shape.height, rows), [&](int64_t task) {
+    const S* addends[kMaxResidualStages + 1];
+    for (int64_t r = task * rows; r < smaller((task + 1) * rows, planes * shape.height); ++r) {
+      const int64_t plane = r / shape.height;
+      for (int k = 0; k < args.num_addends; ++k) {
+        const PoolSource& from = args.addends[k];
+        addends[k] = static_cast<const S*>(from.data) + r % shape.height * from.row +
+                     (shape.channels_last ? plane * from.batch
+                                          : plane / shape.channels * from.batch +
+                                                plane % shape.channels * from.channel);
+      }
+      finish<S, ComputeOf<S>>(nullptr, nullptr, 0, addends, args.num_addends, row,
+                              static_cast<S*>(args.out) + r * row);
+    }
+  });
+}
+
+}  // namespace
+
+extern const ResidualStageTable kResidualStageTable;
+const ResidualStageTable kResidualStageTable = {
+    {stage<float>, stage<double>, stage<BFloat16>, stage<Half>},
+    {sum<float>, sum<double>, sum<BFloat16>, sum<Half>}};
+
+}  // namespace pydense::PYDENSE_ISA

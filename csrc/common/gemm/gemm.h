@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Packed matrix products for kernels that make their operands themselves: C = A B by blocks of
+// kGemmRows x kGemmColumns, in float32 (16-bit operands are widened when they are packed) or
+// float64.
+//
+// B is packed in panels of kGemmColumns columns, [depth][column]; A in panels of kGemmRows rows,
+// [depth][row], or read where it lies. A panel of A stays in the first-level cache while all of B,
+// from the second level, passes by. Every number of C is one chain of fused multiply-adds along
+// the depth: the same bits for every blocking, and on all instruction sets that have fma.
+#pragma once
+
+#include "common/partial.h"
+#include "common/with_constant.h"
+
+namespace pydense::PYDENSE_ISA {
+
+// As many sums as the registers hold beside two vectors of B and one of A.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kGemmRows = 12;
+#else
+constexpr int kGemmRows = 6;
+#endif
+template <class T>
+constexpr int kGemmColumns = 2 * kNativeLanesOf<T>;
+
+constexpr int64_t gemm_panels(int64_t size, int64_t panel) { return (size + panel - 1) / panel; }
+
+// One block: c[i][j] = sum over k of a(i, k) b[k][j], Rows x kGemmColumns, rows c_row apart.
+// `more`: added to what c holds. Packed: a(i, k) is a[k * Rows + i], else a[i * a_row + k].
+template <class T, int Rows, bool Packed>
+[[gnu::noinline]] void gemm_block(int64_t depth, const T* a, int64_t a_row, const T* b, T* c,
+                                  int64_t c_row, bool more) {
+  constexpr int kLanes = kNativeLanesOf<T>;
+  using V = Vec<T, kLanes>;
+  V sum[Rows][2] = {};
+  if (more) {
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows; ++i) {
+      sum[i][0] = load<V>(c + i * c_row);
+      sum[i][1] = load<V>(c + i * c_row + kLanes);
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    const V b0 = load<V>(b + k * 2 * kLanes);
+    const V b1 = load<V>(b + k * 2 * kLanes + kLanes);
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows; ++i) {
+      const V own = broadcast<V>(Packed ? a[k * Rows + i] : a[i * a_row + k]);
+      sum[i][0] = fma(own, b0, sum[i][0]);
+      sum[i][1] = fma(own, b1, sum[i][1]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < Rows; ++i) {
+    store(c + i * c_row, sum[i][0]);
+    store(c + i * c_row + kLanes, sum[i][1]);
+  }
+}
+
+// The same for up to kGemmRows rows.
+template <class T, bool Packed>
+PYDENSE_HD void gemm_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, const T* b, T* c,
+                          int64_t c_row, bool more = false) {
+  with_constant<kGemmRows>(rows, [&](auto count) {
+    gemm_block<T, decltype(count)::value, Packed>(depth, a, a_row, b, c, c_row, more);
+  });
+}
+
+// Panels of A from a[i * row + k * column]. The last panel has as many rows as are left.
+template <class T, class S>
+void gemm_pack_rows(const S* a, int64_t row, int64_t column, int64_t rows, int64_t depth, T* to) {
+  for (int64_t first = 0; first < rows; first += kGemmRows) {
+    const int64_t count = smaller(kGemmRows, rows - first);
+    for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t i = 0; i < count; ++i) {
+        *to++ = load_as<T>(a + (first + i) * row + k * column);
+      }
+    }
+  }
+}
+
+// Panels of B from b[k * row + j * column], zeros behind the last column.
+template <class T, class S>
+void gemm_pack_columns(const S* b, int64_t row, int64_t column, int64_t columns, int64_t depth,
+                       T* to) {
+  for (int64_t first = 0; first < columns; first += kGemmColumns<T>) {
+    const int64_t count = smaller(kGemmColumns<T>, columns - first);
+    for (int64_t k = 0; k < depth; ++k, to += kGemmColumns<T>) {
+      for (int64_t j = 0; j < kGemmColumns<T>; ++j) {
+        to[j] = j < count ? load_as<T>(b + k * row + (first + j) * column) : T{};
+      }
+    }
+  }
+}
+
+}  // namespace pydense::PYDENSE_ISA

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of chained residual pooling: its rivals agree, and a quick run writes a result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from _benchmarks import _result
+
+from benchmarks import _residual_pool_cases, bench_chained_residual_pool
+from benchmarks._harness import stages_of, time_call
+
+QUICK = {problem.name: problem for problem in _residual_pool_cases.quick_problems()}
+ALL = {problem.name: problem for problem in _residual_pool_cases.problems()}
+
+
+@pytest.mark.parametrize("name", list(QUICK))
+def test_rivals_compute_the_same(name):
+    """All but the compiled ones: they are torch's own translation of what stands beside them."""
+    case = bench_chained_residual_pool.make_case(name)
+    rivals = {k: v for k, v in case.setup().items() if not k.startswith("torch.compile")}
+    results = {label: time_call(stages_of(rival))[1] for label, rival in rivals.items()}
+    figures = case.check(results)
+    assert set(figures) == set(rivals) - {"pydense"} and len(figures) == 3
+    bound = 0.05 if name.endswith("bf16") else 1e-4
+    assert all(f["max_relative_difference"] < bound for f in figures.values())
+
+
+def test_the_cases_are_those_of_the_plan():
+    assert len(ALL) == 12 and {p.dtype for p in ALL.values()} == {torch.float32, torch.bfloat16}
+    assert ALL["light-weight/256x128x128/f32"].flop == 4 * 2 * 256 * 256 * 128 * 128
+    with pytest.raises(ValueError, match="must be a case of this benchmark, got 'x'"):
+        bench_chained_residual_pool.make_case("x")
+
+
+def test_quick_run_writes_a_valid_result(tmp_path):
+    path = tmp_path / "result.json"
+    bench_chained_residual_pool.main(
+        ["--quick", "--no-memory", "--threads", "1", "--output", str(path)]
+    )
+    result = _result.load_result(path)
+    assert len(result["runs"]) == 4
+    for run in result["runs"]:
+        assert set(run["ratios"]) == {
+            f"torch{form}"
+            for form in (" NCHW", " channels_last", ".compile", ".compile channels_last")
+        }
+        assert set(run["variants"]) == {"pydense channels_last"}
+        assert {"forward", "total"} <= set(run["ratios"]["torch NCHW"])

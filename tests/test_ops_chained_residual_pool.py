@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chained residual pooling against torch: values, gradients, and as torch sees it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from _ops import layouts, random, same_bits, threads
+from _ops import one_thread as one_thread
+from torch.autograd import gradcheck
+from torch.export import Dim, export
+from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+from pydense import _core, reference
+from pydense.ops import chained_residual_pool
+
+OPS = torch.ops.pydense
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+VARIANTS = ["pool_conv", "conv_pool"]
+# (batch, channels, height, width): small and odd, more rows of weights than a panel, several tiles,
+# one pixel, panels of pixels that begin inside of rows.
+SHAPES = [(2, 5, 9, 11), (1, 30, 33, 70), (1, 3, 40, 300), (3, 13, 1, 1), (1, 70, 20, 37)]
+
+
+def problem(shape, stages, kernel, dtype, form, bias, seed=0):
+    """Inputs whose maxima do not tie, so that float64 and narrower types choose the same."""
+    c = shape[1]
+    x = random(*shape, seed=seed).to(dtype).contiguous(memory_format=form)
+    scale = (c * kernel * kernel) ** -0.5
+    weights = [
+        (scale * random(c, c, kernel, kernel, seed=seed + 1 + i)).to(dtype) for i in range(stages)
+    ]
+    biases = [random(c, seed=seed + 50 + i).to(dtype) for i in range(stages)] if bias else None
+    return x, weights, biases
+
+
+def leaves(x, weights, biases):
+    x, *rest = (
+        t.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        for t in (x, *weights, *(biases or []))
+    )
+    n = len(weights)
+    return x, rest[:n], rest[n:] or None
+
+
+def gradients(function, arguments, grad, **options):
+    x, weights, biases = leaves(*arguments)
+    out = function(x, weights, biases, **options)
+    return [out.detach(), *torch.autograd.grad(out, [x, *weights, *(biases or [])], grad)]
+
+
+def wide(arguments):
+    x, weights, biases = arguments
+    return (
+        x.double(),
+        [w.double() for w in weights],
+        biases and [b.double() for b in biases],
+    )
+
+
+class TestAgainstTorch:
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize("kernel", [1, 3])
+    def test_float64(self, kernel, variant, form):
+        for shape in SHAPES:
+            for stages, bias, size in ((1, True, 5), (4, False, 5), (2, True, 3)):
+                arguments = problem(shape, stages, kernel, torch.float64, form, bias)
+                grad = random(*shape, seed=99, dtype=torch.float64)
+                options = {"variant": variant, "pool_size": size}
+                own = gradients(chained_residual_pool, arguments, grad, **options)
+                theirs = gradients(reference.chained_residual_pool, arguments, grad, **options)
+                for a, b in zip(own, theirs, strict=True):
+                    assert (a - b).abs().max() <= 1e-10 * (1 + b.abs().max())
+                assert own[0].stride() == arguments[0].stride()
+
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize("dtype", DTYPES[1:])
+    def test_error_is_at_most_twice_torchs(self, dtype, variant, form):
+        for shape in SHAPES:
+            for stages, bias in ((4, False), (2, True)):
+                arguments = problem(shape, stages, 1, dtype, form, bias)
+                exact = reference.chained_residual_pool(*wide(arguments), variant=variant)
+                error = [
+                    float((f(*arguments, variant=variant).double() - exact).abs().max())
+                    for f in (chained_residual_pool, reference.chained_residual_pool)
+                ]
+                assert error[0] <= 2 * error[1] + 2**-22 * float(exact.abs().max()), error
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize("dtype", DTYPES[1:3])
+    def test_gradients_of_narrow_types(self, dtype, variant):
+        """One stage: behind the first, rounding moves maxima, torch's as well."""
+        arguments = problem((2, 20, 17, 19), 1, 1, dtype, FORMATS[0], True)
+        grad = random(2, 20, 17, 19, seed=99).to(dtype)
+        function, expected = chained_residual_pool, reference.chained_residual_pool
+        if variant == "conv_pool":  # of whole numbers: no rounding in the convolution
+            arguments = tuple(
+                [t.round() for t in part] if isinstance(part, list) else (4 * part).round()
+                for part in arguments
+            )
+        exact = gradients(expected, wide(arguments), grad.double(), variant=variant)
+        own = gradients(function, arguments, grad, variant=variant)
+        theirs = gradients(expected, arguments, grad, variant=variant)
+        for a, b, e in zip(own, theirs, exact, strict=True):
+            error = [float((t.double() - e).abs().max()) for t in (a, b)]
+            assert error[0] <= 2 * error[1] + 2**-20 * float(e.abs().max()), error
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_ties_nan_and_infinity(self, variant):
+        """Whole numbers: every sum is exact, every maximum ties."""
+        for form in FORMATS:
+            generator = torch.Generator().manual_seed(3)
+            x = torch.randint(-1, 2, (1, 20, 15, 40), generator=generator).double()
+            weights = [
+                torch.randint(-1, 2, (20, 20, 1, 1), generator=generator).double() for _ in range(2)
+            ]
+            grad = torch.randint(-2, 3, x.shape, generator=generator).double()
+            arguments = x.contiguous(memory_format=form), weights, None
+            own = gradients(chained_residual_pool, arguments, grad, variant=variant)
+            theirs = gradients(reference.chained_residual_pool, arguments, grad, variant=variant)
+            assert all(map(torch.equal, own, theirs))
+            for bad in (float("nan"), float("-inf"), float("inf")):
+                y = arguments[0].clone()
+                y[0, 3, 4, 5] = bad
+                own = chained_residual_pool(y, [w.abs() for w in weights], variant=variant)
+                expected = reference.chained_residual_pool(
+                    y, [w.abs() for w in weights], variant=variant
+                )
+                assert torch.equal(own.isnan(), expected.isnan())
+                assert torch.equal(own.nan_to_num(7), expected.nan_to_num(7))
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_gradcheck(self, variant):
+        for kernel in (1, 3):
+            for form in FORMATS:
+                x, weights, biases = leaves(
+                    *problem((1, 2, 4, 5), 2, kernel, torch.float64, form, True)
+                )
+
+                def run(x, *rest, variant=variant):
+                    return chained_residual_pool(x, rest[:2], rest[2:], variant=variant)
+
+                assert gradcheck(run, (x, *weights, *biases))
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_only_what_is_asked_for(self, variant):
+        """Any subset of the gradients is that of all."""
+        arguments = problem((1, 6, 8, 9), 3, 1, torch.float64, FORMATS[0], True)
+        grad = random(1, 6, 8, 9, seed=4, dtype=torch.float64)
+        everything = gradients(chained_residual_pool, arguments, grad, variant=variant)[1:]
+        for wanted in ([0], [1], [3], [5], [2, 6], [0, 4]):
+            x, weights, biases = arguments
+            flat = [t.detach().clone() for t in (x, *weights, *biases)]
+            for i in wanted:
+                flat[i].requires_grad_()
+            out = chained_residual_pool(flat[0], flat[1:4], flat[4:], variant=variant)
+            found = torch.autograd.grad(out, [flat[i] for i in wanted], grad)
+            for i, own in zip(wanted, found, strict=True):
+                assert torch.allclose(own, everything[i], rtol=1e-12, atol=1e-12)
+
+
+class TestPromises:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_layouts(self, variant):
+        x, weights, biases = problem((2, 5, 6, 7), 2, 1, torch.float32, FORMATS[0], True)
+        expected = chained_residual_pool(x, weights, biases, variant=variant)
+        strided = [torch.stack([w, w], -1)[..., 0] for w in weights]
+        for name, y in layouts(x):
+            out = chained_residual_pool(y, strided, biases, variant=variant)
+            assert same_bits(out, expected), name
+        for name, grad in layouts(random(2, 5, 6, 7, seed=8)):
+            y = x.clone().requires_grad_()
+            out = chained_residual_pool(y, weights, biases, variant=variant)
+            (own,) = torch.autograd.grad(out, y, grad)
+            (all_ones,) = torch.autograd.grad(
+                chained_residual_pool(y, weights, biases, variant=variant), y, grad.contiguous()
+            )
+            assert torch.allclose(own, all_ones, rtol=1e-5, atol=1e-5), name
+        y = x.clone().requires_grad_()
+        chained_residual_pool(y, weights, variant=variant).sum().backward()  # expanded gradient
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_empty_batch(self, variant):
+        x, weights, _ = leaves(*problem((0, 4, 5, 6), 2, 1, torch.float32, FORMATS[0], False))
+        chained_residual_pool(x, weights, variant=variant).sum().backward()
+        assert x.grad.shape == x.shape and float(weights[0].grad.abs().max()) == 0
+
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_threads_and_runs(self, dtype, form):
+        arguments = problem((2, 40, 90, 70), 3, 1, dtype, form, True)
+        results = []
+        for count in (1, 2, 4, 4):
+            with threads(count):
+                results.append(
+                    [chained_residual_pool(*arguments, variant=variant) for variant in VARIANTS]
+                )
+        for row in results[1:]:
+            assert all(map(same_bits, row, results[0]))
+
+    def test_instruction_sets(self, restore_core):
+        """The same bits wherever there is fused multiply-add, in both memory formats."""
+        for dtype in DTYPES:
+            found = []
+            for capability in _core.cpu_capabilities():
+                _core.set_cpu_capability(capability)
+                for form in FORMATS:
+                    arguments = problem((1, 30, 12, 37), 2, 1, dtype, form, True)
+                    out = chained_residual_pool(*arguments)
+                    exact = reference.chained_residual_pool(*wide(arguments))
+                    bound = 8 * max(torch.finfo(dtype).eps, 2**-23) * float(exact.abs().max())
+                    assert (out.double() - exact).abs().max() < bound
+                    if capability != "baseline":
+                        found.append(out)
+            assert all(same_bits(out, found[0]) for out in found)
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_what_is_saved_for_backward(self, variant):
+        """Bytes, and the inputs of convolutions whose weights are trained."""
+        x, weights, _ = problem((1, 16, 20, 20), 4, 1, torch.float32, FORMATS[0], False)
+
+        def saved(function, x, weights):
+            kept = {}
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t
+            ):
+                out = function(x, weights, variant=variant)
+            own = {x.data_ptr(), *(w.data_ptr() for w in weights)}
+            assert out.requires_grad == bool(kept)
+            return sum(t.numel() * t.element_size() for p, t in kept.items() if p not in own)
+
+        function = chained_residual_pool
+        assert saved(function, x, weights) == 0
+        x.requires_grad_()
+        assert saved(function, x, weights) == 4 * x.numel()
+        weights = [w.requires_grad_() for w in weights]
+        inputs = 4 if variant == "pool_conv" else 3
+        own = saved(function, x, weights)
+        assert own == 4 * x.numel() + inputs * 4 * x.numel()
+        assert 3 * own <= saved(reference.chained_residual_pool, x, weights) + 4 * 4 * x.numel()
+        with torch.no_grad():
+            assert saved(function, x, weights) == 0
+
+    def test_second_derivatives_raise(self):
+        x, weights, _ = leaves(*problem((1, 3, 4, 5), 2, 1, torch.float64, FORMATS[0], False))
+        out = chained_residual_pool(x, weights)
+        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="chained_residual_pool_backward"):
+            grad.sum().backward()
+
+    @pytest.mark.parametrize(
+        ("change", "error", "text"),
+        [
+            ({"x": torch.zeros(1, 2, 3)}, ValueError, "x must have a shape out of"),
+            ({"weights": []}, ValueError, "weights must be 1 to 64 tensors, got 0"),
+            ({"weights": torch.zeros(2, 2)}, TypeError, "weights must be a sequence of tensors"),
+            ({"weights": [3]}, TypeError, r"weights\[0\] must be a tensor"),
+            ({"weights": [torch.zeros(2, 2, 2, 2)]}, ValueError, "weights must have shape"),
+            (
+                {"weights": [torch.zeros(2, 3, 1, 1)]},
+                ValueError,
+                r"weights\[0\] must have shape \(2, 2, 1, 1\), got \(2, 3, 1, 1\)",
+            ),
+            (
+                {"weights": [torch.zeros(2, 2, 1, 1), torch.zeros(2, 2, 3, 3)]},
+                ValueError,
+                r"weights\[1\] must have shape \(2, 2, 1, 1\)",
+            ),
+            (
+                {"weights": [torch.zeros(2, 2, 1, 1).half()]},
+                TypeError,
+                r"weights\[0\] must be of dtype torch.float32 as x, got torch.float16",
+            ),
+            ({"biases": [torch.zeros(2)] * 2}, ValueError, "biases must be 1 as the weights, got"),
+            ({"biases": [torch.zeros(3)]}, ValueError, r"biases\[0\] must have shape \(2,\)"),
+            ({"variant": "pool"}, ValueError, "variant must be one of 'pool_conv', 'conv_pool'"),
+            ({"pool_size": 4}, ValueError, "pool_size must be odd, got 4"),
+        ],
+    )
+    def test_bad_arguments(self, change, error, text):
+        arguments = {"x": torch.zeros(1, 2, 3, 4), "weights": [torch.zeros(2, 2, 1, 1)], **change}
+        with pytest.raises(error, match=rf"chained_residual_pool: {text}"):
+            chained_residual_pool(**arguments)
+
+
+class TestTorch:
+    @pytest.mark.parametrize("pool_first", [True, False])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_opcheck(self, dtype, pool_first):
+        for form in FORMATS:
+            x, weights, biases = leaves(*problem((2, 3, 5, 6), 2, 1, dtype, form, True))
+            for row in (biases, []):
+                opcheck(
+                    OPS.chained_residual_pool.default,
+                    (x, weights, row, pool_first, 5, True, True),
+                )
+
+    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+    @pytest.mark.parametrize("kernel", [1, 3])
+    def test_compile(self, kernel, backend):
+        torch._dynamo.reset()
+
+        def both(x, weights, biases):
+            return [chained_residual_pool(x, weights, biases, variant=v) for v in VARIANTS]
+
+        function = torch.compile(both, fullgraph=True, backend=backend)
+        for form in FORMATS:
+            arguments = leaves(*problem((2, 5, 6, 7), 2, kernel, torch.float32, form, True))
+            found = []
+            for run in (function, both):
+                out = run(*arguments)
+                inputs = [arguments[0], *arguments[1], *arguments[2]]
+                grads = torch.autograd.grad([o.square().sum() for o in out], inputs)
+                found.append([*out, *grads])
+            for a, b in zip(*found, strict=True):
+                assert (a - b).abs().max() <= 1e-4 * (1 + b.abs().max())
+
+    @pytest.mark.parametrize("kernel", [1, 3])
+    def test_export(self, kernel):
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weights = torch.nn.ParameterList(
+                    problem((1, 3, 1, 1), 2, kernel, torch.float32, FORMATS[0], False)[1]
+                )
+
+            def forward(self, x):
+                return chained_residual_pool(x, list(self.weights))
+
+        model = Model().eval()
+        shapes = ({0: Dim("n"), 2: Dim("h"), 3: Dim("w")},)
+        program = export(model, (random(2, 3, 8, 9),), dynamic_shapes=shapes).module()
+        for size in ((2, 3, 8, 9), (3, 3, 21, 40)):
+            assert torch.allclose(program(random(*size)), model(random(*size)), atol=1e-5)
+
+    @pytest.mark.parametrize("kernel", [1, 3])
+    def test_autocast_as_a_convolution(self, kernel):
+        arguments = problem((1, 6, 8, 9), 2, kernel, torch.float32, FORMATS[0], True)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = chained_residual_pool(*arguments)
+        assert out.dtype == torch.bfloat16
+        x, weights, biases = leaves(*arguments)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = chained_residual_pool(x, weights, biases)
+        out.sum().backward()
+        assert x.grad.dtype == weights[0].grad.dtype == torch.float32
+        arguments = problem((1, 6, 8, 9), 2, kernel, torch.float64, FORMATS[0], True)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert chained_residual_pool(*arguments).dtype == torch.float64
+
+    def test_flops(self):
+        x, weights, _ = leaves(*problem((2, 6, 8, 9), 3, 1, torch.float32, FORMATS[0], False))
+        with FlopCounterMode(display=False) as counter:
+            out = chained_residual_pool(x, weights)
+        assert counter.get_total_flops() == 3 * x.numel() * (2 * 6 + 8 + 1)
+        with FlopCounterMode(display=False) as counter:
+            out.sum().backward()
+        assert counter.get_total_flops() == 3 * x.numel() * (4 * 6 + 8 + 1)
