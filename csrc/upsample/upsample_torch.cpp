@@ -272,6 +272,16 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
   return results;
 }
 
+// Each serves both devices.
+void register_upsample(torch::stable::detail::StableLibrary& m) {
+  m.impl("upsample_bilinear", TORCH_BOX(&bilinear_op));
+  m.impl("upsample_bilinear_backward", TORCH_BOX(&bilinear_backward_op));
+  m.impl("upsample_crop", TORCH_BOX(&crop_op));
+  m.impl("upsample_crop_backward", TORCH_BOX(&crop_backward_op));
+  m.impl("fuse_sum_upsample", TORCH_BOX(&fuse_op));
+  m.impl("fuse_sum_upsample_backward", TORCH_BOX(&fuse_backward_op));
+}
+
 }  // namespace
 }  // namespace pydense
 
@@ -295,16 +305,7 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "fuse_sum_upsample_backward(Tensor grad, Tensor? out, SymInt[] heights, SymInt[] widths, "
       "str mode, bool align_corners) -> Tensor[]");
 }
-// Each serves both devices.
-#define PYDENSE_UPSAMPLE_IMPLS(m)                                                  \
-  m.impl("upsample_bilinear", TORCH_BOX(&pydense::bilinear_op));                   \
-  m.impl("upsample_bilinear_backward", TORCH_BOX(&pydense::bilinear_backward_op)); \
-  m.impl("upsample_crop", TORCH_BOX(&pydense::crop_op));                           \
-  m.impl("upsample_crop_backward", TORCH_BOX(&pydense::crop_backward_op));         \
-  m.impl("fuse_sum_upsample", TORCH_BOX(&pydense::fuse_op));                       \
-  m.impl("fuse_sum_upsample_backward", TORCH_BOX(&pydense::fuse_backward_op))
-PYDENSE_TORCH_CPU(m) { PYDENSE_UPSAMPLE_IMPLS(m); }
+PYDENSE_TORCH_CPU(m) { pydense::register_upsample(m); }
 #ifdef PYDENSE_WITH_CUDA
-PYDENSE_TORCH_CUDA(m) { PYDENSE_UPSAMPLE_IMPLS(m); }
+PYDENSE_TORCH_CUDA(m) { pydense::register_upsample(m); }
 #endif
-#undef PYDENSE_UPSAMPLE_IMPLS
