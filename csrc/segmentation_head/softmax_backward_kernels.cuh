@@ -12,8 +12,9 @@
 namespace pydense {
 
 constexpr int kFallClasses = 4;  // in shared memory at a time
-template <class T>
-constexpr int kBackwardBlocks = kHeadBlocks<T> - 1;  // whose registers take the room of one
+template <class S>
+constexpr int kBackwardBlocks =
+    kHeadBlocks<Accumulate<S>> - 1;  // whose registers take the room of one
 
 // Cells (between two columns of logits) of a tile: as many as have about a block's columns of
 // outputs. Those beyond the first and the last logit make the outer cells wider.
@@ -219,12 +220,9 @@ class SoftmaxBackwardBlock {
 };
 
 template <class S>
-__global__ __launch_bounds__(
-    kHeadColumns,
-    kBackwardBlocks<Accumulate<
-        S>>) void upsample_softmax_backward_kernel(UpsampleSoftmaxBackwardCudaArgs<Accumulate<S>>
-                                                       args,
-                                                   int64_t blocks) {
+__global__
+__launch_bounds__(kHeadColumns, kBackwardBlocks<S>) void upsample_softmax_backward_kernel(
+    UpsampleSoftmaxBackwardCudaArgs<Accumulate<S>> args, int64_t blocks) {
   __shared__ HeadShared<Accumulate<S>> shared;
   __shared__ FallShared<Accumulate<S>> falls;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
