@@ -118,7 +118,7 @@ class Backward {
       : args_(args),
         reach_(args.shape.size / 2),
         pixel_(args.shape.channels_last ? args.shape.channels : 1) {
-    const int64_t row = (columns + 2 * reach_) * unit + 2 * kLanes;
+    const int64_t row = (columns + 2 * reach_) * unit + int64_t{2} * kLanes;
     buffer_ = buffer_of<T>(static_cast<size_t>(2 * row + kSlots * row * 2));
     sum_ = buffer_.as<T>();
     column_ = reinterpret_cast<IntOf<T>*>(sum_ + row);
@@ -272,7 +272,7 @@ class Backward {
     }
   }
 
-  template <int K, bool kShifted>
+  template <int K, bool Shifted>
   [[gnu::noinline]] void gather_columns(int64_t at, int64_t channels, int64_t count) {
     const int size = K > 0 ? K : args_.shape.size;
     const int64_t part = channels == pixel_ ? count : channels;
@@ -282,9 +282,9 @@ class Backward {
       for (int64_t e = 0; e < part; e += kLanes) {
         V near[kMaxPoolSize];
         V sum{};
-        for_columns<K, kShifted, V>(sum_ + begin + e, channels, size,
-                                    [&](int j, const V& v) { near[j] = v; });
-        for_columns<K, kShifted, I>(
+        for_columns<K, Shifted, V>(sum_ + begin + e, channels, size,
+                                   [&](int j, const V& v) { near[j] = v; });
+        for_columns<K, Shifted, I>(
             column_ + begin + e, channels, size,
             [&](int j, const I& column) { sum = column == size - 1 - j ? sum + near[j] : sum; });
         if (e + kLanes <= part) {

@@ -24,16 +24,16 @@ struct PoolSink {
 };
 
 // A later number takes the place of the best one so far.
-template <bool kNan, bool kOffsets, class V, class I>
+template <bool Nan, bool Offsets, class V, class I>
 PYDENSE_HD void take(const V& v, const I& code, V& best, I& best_code) {
-  if constexpr (kNan) {
+  if constexpr (Nan) {
     const I wins = (v > best) | (v != v);
     best = wins ? v : best;
-    if constexpr (kOffsets) {
+    if constexpr (Offsets) {
       best_code = wins ? code : best_code;
     }
   } else {
-    if constexpr (kOffsets) {
+    if constexpr (Offsets) {
       best_code = v > best ? code : best_code;
     }
     best = max(v, best);
@@ -46,9 +46,9 @@ template <class T>
 constexpr bool kShifts = kNativeLanesOf<T> * sizeof(T) == 64;
 
 // Calls fn(j, rows[e + j unit]) for j in [0, k), `a` being rows[e]. Shifted: unit is 1.
-template <int K, bool kShifted, class V, class Fn>
+template <int K, bool Shifted, class V, class Fn>
 PYDENSE_HD void for_columns(const LaneOf<V>* rows, int64_t unit, int k, const Fn& fn) {
-  if constexpr (kShifted && K > 0) {
+  if constexpr (Shifted && K > 0) {
     const V a = load<V>(rows);
     const V b = load<V>(rows + kLanesIn<V>);
     [&]<int... J>(std::integer_sequence<int, J...>) {
@@ -64,7 +64,7 @@ PYDENSE_HD void for_columns(const LaneOf<V>* rows, int64_t unit, int k, const Fn
 
 // best[e] is the maximum of padded[e + j unit], code[e] the first j that it is found at. K is the
 // size of the window, or 0 where only `size` says it. Runs on to the end of the last vector.
-template <class T, int K, bool kNan, bool kOffsets, bool kShifted>
+template <class T, int K, bool Nan, bool Offsets, bool Shifted>
 [[gnu::noinline]] void pool_along_x(int size, const T* padded, int64_t unit, int64_t count, T* best,
                                     IntOf<T>* code) {
   constexpr int kLanes = kNativeLanesOf<T>;
@@ -73,15 +73,15 @@ template <class T, int K, bool kNan, bool kOffsets, bool kShifted>
   for (int64_t e = 0; e < count; e += kLanes) {
     V b{};
     I c{};
-    for_columns<K, kShifted, V>(padded + e, unit, size, [&](int j, const V& v) {
+    for_columns<K, Shifted, V>(padded + e, unit, size, [&](int j, const V& v) {
       if (j == 0) {
         b = v;
       } else {
-        take<kNan, kOffsets>(v, I{} + j, b, c);
+        take<Nan, Offsets>(v, I{} + j, b, c);
       }
     });
     store(best + e, b);
-    if constexpr (kOffsets) {
+    if constexpr (Offsets) {
       store(code + e, c);
     }
   }
@@ -134,7 +134,7 @@ class Segments {
     return smaller(sink_.length - sink_.phase, left);
   }
 
-  template <bool kOffsets, class V, class I>
+  template <bool Offsets, class V, class I>
   PYDENSE_HD void write(int64_t i, int64_t part, const V& v, const I& code) const {
     using Bytes = Vec<uint8_t, kLanesIn<V>>;
     const bool whole = i + kLanesIn<V> <= part;
@@ -143,7 +143,7 @@ class Segments {
     } else {
       store_part(sink_.out + i, v, part - i);
     }
-    if constexpr (kOffsets) {
+    if constexpr (Offsets) {
       const Bytes bytes = __builtin_convertvector(code, Bytes);
       if (whole) {
         store(sink_.offsets + i, bytes);
@@ -158,7 +158,7 @@ class Segments {
   bool begun_ = false;
 };
 
-template <class T, class Out, int K, bool kNan, bool kOffsets>
+template <class T, class Out, int K, bool Nan, bool Offsets>
 [[gnu::noinline]] void pool_along_y(const PoolWindow<T>& window, int64_t count,
                                     const PoolSink<Out>& sink) {
   constexpr int kLanes = kNativeLanesOf<T>;
@@ -179,18 +179,18 @@ template <class T, class Out, int K, bool kNan, bool kOffsets>
       const int64_t e = begin + i;
       V b = load<V>(best[0] + e);
       I c{};
-      if constexpr (kOffsets) {
+      if constexpr (Offsets) {
         c = load<I>(code[0] + e) + (first << 4);
       }
 #pragma GCC unroll 4
       for (int j = 1; j < rows; ++j) {
         I own{};
-        if constexpr (kOffsets) {
+        if constexpr (Offsets) {
           own = load<I>(code[j] + e) + ((first + j) << 4);
         }
-        take<kNan, kOffsets>(load<V>(best[j] + e), own, b, c);
+        take<Nan, Offsets>(load<V>(best[j] + e), own, b, c);
       }
-      segments.template write<kOffsets>(i, part, b, c);
+      segments.template write<Offsets>(i, part, b, c);
     }
     begin += part;
   }
@@ -198,7 +198,7 @@ template <class T, class Out, int K, bool kNan, bool kOffsets>
 
 // Two output rows at once, K + 1 rows of the ring: what their windows share is reduced once. Both
 // windows lie in the picture, and the segments of both sinks begin at the same elements.
-template <class T, class Out, int K, bool kNan, bool kOffsets>
+template <class T, class Out, int K, bool Nan, bool Offsets>
 [[gnu::noinline]] void pool_along_y_twice(const PoolWindow<T>& window, int64_t count,
                                           const PoolSink<Out>& upper, const PoolSink<Out>& lower) {
   constexpr int kLanes = kNativeLanesOf<T>;
@@ -212,7 +212,7 @@ template <class T, class Out, int K, bool kNan, bool kOffsets>
   }
   const auto code_at = [&](int j, int row, int64_t e) {
     I own{};
-    if constexpr (kOffsets) {
+    if constexpr (Offsets) {
       own = load<I>(code[j] + e) + (row << 4);
     }
     return own;
@@ -228,14 +228,14 @@ template <class T, class Out, int K, bool kNan, bool kOffsets>
       I c = code_at(1, 0, e);
 #pragma GCC unroll 4
       for (int j = 2; j < K; ++j) {
-        take<kNan, kOffsets>(load<V>(best[j] + e), code_at(j, j - 1, e), b, c);
+        take<Nan, Offsets>(load<V>(best[j] + e), code_at(j, j - 1, e), b, c);
       }
       V first = load<V>(best[0] + e);
       I first_code = code_at(0, 0, e);
-      take<kNan, kOffsets>(b, c + 16, first, first_code);
-      above.template write<kOffsets>(i, part, first, first_code);
-      take<kNan, kOffsets>(load<V>(best[K] + e), code_at(K, K - 1, e), b, c);
-      below.template write<kOffsets>(i, part, b, c);
+      take<Nan, Offsets>(b, c + 16, first, first_code);
+      above.template write<Offsets>(i, part, first, first_code);
+      take<Nan, Offsets>(load<V>(best[K] + e), code_at(K, K - 1, e), b, c);
+      below.template write<Offsets>(i, part, b, c);
     }
     begin += part;
   }

@@ -42,11 +42,11 @@ class TilePool {
       : size_(size),
         reach_(size / 2),
         offsets_(offsets),
-        padded_size_((columns + 2 * reach_) * unit + 2 * kLanes) {
+        padded_size_((columns + 2 * reach_) * unit + int64_t{2} * kLanes) {
     while (slots_ < size + 1) {  // a power of 2, and one more row for pairs
       slots_ *= 2;
     }
-    const int64_t row = (columns * unit + 2 * kLanes - 1) / kLanes * kLanes;
+    const int64_t row = (columns * unit + int64_t{2} * kLanes - 1) / kLanes * kLanes;
     buffer_ = buffer_of<T>(static_cast<size_t>(padded_size_ + slots_ * row * (offsets ? 2 : 1)));
     padded_ = buffer_.as<T>();
     for (int j = 0; j < slots_; ++j) {
