@@ -37,9 +37,9 @@ def assert_torchs_labels(labels, logits, size, align_corners):
 class TestArgmax:
     @pytest.mark.parametrize("align_corners", [False, True])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_labels(self, dtype, align_corners):
+    def test_labels(self, backend, dtype, align_corners):
         for shape, size in SHAPES:
-            logits = scores(*shape).to(dtype)
+            logits = scores(*shape).to(backend.device, dtype)
             labels = upsample_argmax(logits, size, align_corners)
             assert labels.dtype == torch.int64 and labels.is_contiguous()
             assert_torchs_labels(labels, logits, size, align_corners)
@@ -47,24 +47,26 @@ class TestArgmax:
                 other = upsample_argmax(logits, size, align_corners, dtype=kind)
                 assert other.dtype == kind and torch.equal(other.long(), labels)
 
-    def test_smooth_maps(self):
+    def test_smooth_maps(self, backend):
         """Large areas of one label: most cells are decided by their corners."""
         logits = functional.interpolate(scores(2, 21, 4, 5), (40, 50), mode="bicubic")
+        logits = logits.to(backend.device)
         for size in [(320, 400), (163, 77), (40, 50)]:
             for align_corners in (False, True):
                 labels = upsample_argmax(logits.float(), size, align_corners)
                 assert_torchs_labels(labels, logits.float(), size, align_corners)
 
-    def test_corners_and_classes_give_the_same(self):
+    def test_corners_and_classes_give_the_same(self, backend):
         """The skip changes no label: with the confidence every pixel is computed."""
         logits = functional.interpolate(scores(1, 9, 5, 6), (30, 31), mode="bicubic").float()
+        logits = logits.to(backend.device)
         labels, _ = upsample_argmax(logits, (203, 199), return_confidence=True)
         assert torch.equal(labels, upsample_argmax(logits, (203, 199)))
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_confidence(self, dtype):
+    def test_confidence(self, backend, dtype):
         for shape, size in SHAPES:
-            logits = scores(*shape).to(dtype)
+            logits = scores(*shape).to(backend.device, dtype)
             labels, sure = upsample_argmax(logits, size, return_confidence=True)
             assert torch.equal(labels, upsample_argmax(logits, size))
             assert sure.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -78,9 +80,9 @@ class TestArgmax:
                 shape,
             )
 
-    def test_ties_go_to_the_first(self):
+    def test_ties_go_to_the_first(self, backend):
         for classes in (2, 17, 40):
-            logits = torch.full((1, classes, 3, 4), -2.5)
+            logits = torch.full((1, classes, 3, 4), -2.5, device=backend.device)
             logits[:, classes // 2 :] = 1.25
             for confidence in (False, True):
                 out = upsample_argmax(logits, (13, 11), return_confidence=confidence)
@@ -89,35 +91,37 @@ class TestArgmax:
 
     @pytest.mark.parametrize("align_corners", [False, True])
     @pytest.mark.parametrize("bad", [[NAN], [INF], [-INF], [INF, NAN], [NAN, NAN], [INF, -INF]])
-    def test_not_finite(self, bad, align_corners):
+    def test_not_finite(self, backend, bad, align_corners):
         """torch's labels, 0 * inf included. The third image is finite."""
         logits = scores(3, 5, 6, 7, seed=3).float()
         for k, value in enumerate(bad):
             logits[0, 1 + 2 * k, 2, 3] = value
             logits[1, k, 5 - k, 6] = value
         logits[1, :, 0, 0] = -INF
+        logits = logits.to(backend.device)
         for size in [(6, 7), (12, 14), (23, 40), (11, 13), (3, 20)]:
             expected = reference.upsample_argmax(logits, size, align_corners)
             for layout in (torch.contiguous_format, torch.channels_last):
                 x = logits.to(memory_format=layout)
                 assert torch.equal(upsample_argmax(x, size, align_corners), expected), size
 
-    def test_layouts(self):
-        logits = scores(2, 21, 9, 11).float()
+    def test_layouts(self, backend):
+        logits = scores(2, 21, 9, 11).float().to(backend.device)
         expected = upsample_argmax(logits, (37, 50))
         for name, x in layouts(logits):
             assert torch.equal(upsample_argmax(x, (37, 50)), expected), name
-        constant = one_number((2, 21, 9, 11))
+        constant = one_number((2, 21, 9, 11)).to(backend.device)
         assert not upsample_argmax(constant, (37, 50)).any()
         reverse = logits.flip(0, 1, 2, 3)
         assert torch.equal(
             upsample_argmax(reverse, (37, 50)), upsample_argmax(reverse.clone(), (37, 50))
         )
 
-    def test_sizes(self):
-        assert upsample_argmax(torch.zeros(0, 3, 4, 5), (8, 9)).shape == (0, 8, 9)
-        assert upsample_argmax(torch.zeros(1, 256, 1, 1), 4, dtype=torch.uint8).shape == (1, 4, 4)
-        logits = torch.zeros(1, 256, 1, 1)
+    def test_sizes(self, backend):
+        empty = torch.zeros(0, 3, 4, 5, device=backend.device)
+        assert upsample_argmax(empty, (8, 9)).shape == (0, 8, 9)
+        logits = torch.zeros(1, 256, 1, 1, device=backend.device)
+        assert upsample_argmax(logits, 4, dtype=torch.uint8).shape == (1, 4, 4)
         logits[0, 255] = 1
         assert (upsample_argmax(logits, 4, dtype=torch.uint8) == 255).all()
 

@@ -26,7 +26,7 @@ FLOOR = {torch.float64: 1e-14, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 def softmax_and_gradient(function, logits, size, align_corners=False):
     x = logits.clone(memory_format=torch.preserve_format).requires_grad_()
     out = function(x, size, align_corners)
-    upstream = scores(*out.shape, seed=7, scale=1.0).to(out.dtype)
+    upstream = scores(*out.shape, seed=7, scale=1.0).to(out)
     out.backward(upstream)
     return out.detach(), x.grad
 
@@ -34,10 +34,10 @@ def softmax_and_gradient(function, logits, size, align_corners=False):
 class TestSoftmax:
     @pytest.mark.parametrize("align_corners", [False, True])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_values_and_gradient(self, dtype, align_corners):
+    def test_values_and_gradient(self, backend, dtype, align_corners):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         for shape, size in SHAPES:
-            logits = scores(*shape)
+            logits = scores(*shape).to(backend.device)
             exact = softmax_and_gradient(reference.upsample_softmax, logits, size, align_corners)
             torchs = softmax_and_gradient(
                 reference.upsample_softmax, logits.to(wide), size, align_corners
@@ -56,8 +56,10 @@ class TestSoftmax:
                 assert_in_budget(got[1], exact[1], lambda t=torchs: t[1], floor, shape, unit)
 
     @pytest.mark.parametrize("magnitude", [300.0, 1e4])
-    def test_large_logits(self, magnitude):
-        logits = torch.full((1, 4, 5, 6), -magnitude, dtype=torch.float64)
+    def test_large_logits(self, backend, magnitude):
+        logits = torch.full(
+            (1, 4, 5, 6), -magnitude, dtype=torch.float64, device=backend.device
+        )
         logits[:, 0, :, ::2] = magnitude
         logits[:, 1, :, 1::2] = magnitude
         exact = softmax_and_gradient(reference.upsample_softmax, logits, (31, 40))
@@ -67,23 +69,23 @@ class TestSoftmax:
             assert_in_budget(got[k], exact[k], lambda k=k: torchs[k], 1e-6, k)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_not_finite(self, value):
-        logits = scores(2, 4, 5, 6).float()
+    def test_not_finite(self, backend, value):
+        logits = scores(2, 4, 5, 6).float().to(backend.device)
         logits[0, 1, 2, 3] = value
         expected = reference.upsample_softmax(logits, (17, 19))
         torch.testing.assert_close(upsample_softmax(logits, (17, 19)), expected, equal_nan=True)
 
-    def test_layouts(self):
-        logits = scores(2, 21, 9, 11).float()
+    def test_layouts(self, backend):
+        logits = scores(2, 21, 9, 11).float().to(backend.device)
         out, gradient = softmax_and_gradient(upsample_softmax, logits, (37, 50))
-        upstream = scores(2, 21, 37, 50, seed=7, scale=1.0).float()
+        upstream = scores(2, 21, 37, 50, seed=7, scale=1.0).float().to(backend.device)
         for (name, x), (_, g) in zip(layouts(logits), layouts(upstream), strict=True):
             leaf = x.detach().requires_grad_()
             result = upsample_softmax(leaf, (37, 50))
             assert same_bits(result, out), name
             result.backward(g)
             assert same_bits(leaf.grad, gradient), name
-        leaf = one_number((2, 21, 9, 11)).requires_grad_()
+        leaf = one_number((2, 21, 9, 11)).to(backend.device).requires_grad_()
         result = upsample_softmax(leaf, (37, 50))
         torch.testing.assert_close(result, torch.full_like(result, 1 / 21))
         (gradient,) = torch.autograd.grad(result.sum(), leaf)  # an expanded upstream gradient
@@ -98,8 +100,8 @@ class TestSoftmax:
         with pytest.raises(ValueError, match="upsample_softmax_backward: gradient must have shape"):
             OPS.upsample_softmax_backward(torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 4, 4), False)
 
-    def test_gradcheck(self):
-        x = scores(2, 3, 3, 4, scale=1.0).requires_grad_()
+    def test_gradcheck(self, backend):
+        x = scores(2, 3, 3, 4, scale=1.0).to(backend.device).requires_grad_()
         for align_corners in (False, True):
             torch.autograd.gradcheck(lambda x, a=align_corners: upsample_softmax(x, (7, 9), a), x)
         (gradient,) = torch.autograd.grad(
@@ -109,24 +111,24 @@ class TestSoftmax:
             gradient.sum().backward()
 
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-    def test_opcheck(self, layout):
+    def test_opcheck(self, backend, layout):
         for dtype in DTYPES[:3]:
-            x = scores(2, 5, 4, 6).to(dtype).to(memory_format=layout)
+            x = scores(2, 5, 4, 6).to(backend.device, dtype).to(memory_format=layout)
             opcheck(OPS.upsample_softmax.default, (x.requires_grad_(), 9, 13, False))
-            gradient = scores(2, 5, 9, 13).to(dtype)
+            gradient = scores(2, 5, 9, 13).to(backend.device, dtype)
             opcheck(OPS.upsample_softmax_backward.default, (gradient, x.detach(), True))
 
-    def test_compile_and_export(self):
+    def test_compile_and_export(self, backend):
         class Head(torch.nn.Module):
             def forward(self, x):
                 return upsample_softmax(x, (4 * x.shape[2], 4 * x.shape[3]))
 
-        x = scores(2, 5, 6, 7).float()
+        x = scores(2, 5, 6, 7).float().to(backend.device)
         dims = {0: Dim("n", max=64), 2: Dim("h", max=64), 3: Dim("w", max=64)}
         program = export(Head(), (x,), dynamic_shapes={"x": dims}).module()
         compiled = torch.compile(Head(), backend="aot_eager", fullgraph=True, dynamic=True)
         for shape in [(2, 5, 6, 7), (3, 5, 9, 4)]:
-            x = scores(*shape).float()
+            x = scores(*shape).float().to(backend.device)
             assert same_bits(program(x), Head()(x))
             got = softmax_and_gradient(lambda x, *_: compiled(x), x, None)
             expected = softmax_and_gradient(lambda x, *_: Head()(x), x, None)
@@ -150,12 +152,12 @@ class TestSoftmax:
 class TestAccumulate:
     @pytest.mark.parametrize("align_corners", [False, True])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_windows(self, dtype, align_corners):
+    def test_windows(self, backend, dtype, align_corners):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         for shape, size in SHAPES:
-            logits = scores(*shape)
-            weight = torch.rand(size, generator=torch.Generator().manual_seed(2)).double()
-            start = scores(*shape[:2], size[0] + 7, size[1] + 9, seed=4)
+            logits = scores(*shape).to(backend.device)
+            weight = torch.rand(size, generator=torch.Generator().manual_seed(2)).to(logits)
+            start = scores(*shape[:2], size[0] + 7, size[1] + 9, seed=4).to(logits)
             options = {"size": size, "align_corners": align_corners}
             exact, rival, got = start.clone(), start.to(wide), start.to(wide)
             before = got.clone()
@@ -170,9 +172,10 @@ class TestAccumulate:
             assert_in_budget(got, exact, lambda r=rival: r, 1e-6 if wide != dtype else 1e-15, shape)
             assert torch.equal(got[:, :, :3, -9:], before[:, :, :3, -9:])  # outside all windows
 
-    def test_layouts(self):
-        logits, dst = scores(2, 21, 9, 11).float(), scores(2, 21, 40, 55, seed=1).float()
-        weight = torch.rand(37, 50)
+    def test_layouts(self, backend):
+        logits = scores(2, 21, 9, 11).float().to(backend.device)
+        dst = scores(2, 21, 40, 55, seed=1).to(logits)
+        weight = torch.rand(37, 50).to(logits)
         expected = upsample_accumulate(dst.clone(), logits, 2, 3, (37, 50), weight=weight)
         for (name, x), (_, d) in zip(layouts(logits), layouts(dst), strict=True):
             for w in (weight, weight.t().contiguous().t()):
@@ -182,15 +185,16 @@ class TestAccumulate:
                     total.copy_(dst)
                 out = upsample_accumulate(total, x, 2, 3, (37, 50), weight=w)
                 assert same_bits(out, expected), name
-        row = torch.rand(1, 50)
+        row = torch.rand(1, 50).to(logits)
         expected = upsample_accumulate(
             dst.clone(), logits, 0, 0, (37, 50), weight=row.expand(37, 50).contiguous()
         )
         got = upsample_accumulate(dst.clone(), logits, 0, 0, (37, 50), weight=row.expand(37, 50))
         assert same_bits(got, expected)
 
-    def test_opcheck_and_compile(self):
-        dst, logits, weight = torch.zeros(2, 3, 9, 11), scores(2, 3, 4, 5).float(), torch.rand(7, 8)
+    def test_opcheck_and_compile(self, backend):
+        logits = scores(2, 3, 4, 5).float().to(backend.device)
+        dst, weight = torch.zeros(2, 3, 9, 11).to(logits), torch.rand(7, 8).to(logits)
         opcheck(OPS.upsample_accumulate.default, (dst, logits, 1, 2, 7, 8, False, weight))
 
         def step(dst, x):

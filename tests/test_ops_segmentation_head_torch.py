@@ -30,9 +30,9 @@ class TestOpcheck:
 
     @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
     @pytest.mark.parametrize("confidence", [False, True])
-    def test_argmax(self, dtype, confidence):
+    def test_argmax(self, backend, dtype, confidence):
         for kind in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-            logits = scores(2, 5, 4, 6).to(kind)
+            logits = scores(2, 5, 4, 6).to(backend.device, kind)
             opcheck(OPS.upsample_argmax.default, (logits, 9, 13, False, dtype, confidence))
 
     @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "mean_all"])

@@ -13,8 +13,7 @@ void upsample_argmax_cuda(const UpsampleArgmaxCudaArgs<T>& args, int device, voi
                 kOp, ": labels must be uint8, int32 or int64");
   PYDENSE_CHECK(args.label_type != IntegerType::kUInt8 || args.logits.classes <= 256, kOp,
                 ": dtype must hold ", args.logits.classes, " classes, got uint8");
-  const int64_t blocks = args.logits.images * head_blocks(args.axes.y.out_size, kHeadRows) *
-                         head_blocks(args.axes.x.out_size, kHeadColumns);
+  const int64_t blocks = args.logits.images * head_blocks(args.axes);
   if (blocks == 0) {
     return;
   }

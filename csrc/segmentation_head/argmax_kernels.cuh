@@ -25,7 +25,8 @@ class ArgmaxBlock {
   __device__ ArgmaxBlock(const UpsampleArgmaxCudaArgs<T>& args, int64_t block,
                          HeadShared<T>& shared, int* corner_labels)
       : args_(args),
-        tile_(args.logits, args.axes, block, 0, static_cast<int>(args.logits.classes), shared),
+        tile_(args.logits, args.axes, head_outputs(args.axes, block), 0,
+              static_cast<int>(args.logits.classes), shared),
         corner_labels_(corner_labels) {}
 
   __device__ void run() {
@@ -115,18 +116,17 @@ class ArgmaxBlock {
       });
 #pragma unroll
       for (int r = 0; r < Rows; ++r) {
-        if (is_inside()) {
+        if (tile_.is_inside()) {
           args_.confidence[place(strip.row + r)] = T{1} / sum[r];
         }
       }
     }
   }
 
-  __device__ bool is_inside() const { return static_cast<int>(threadIdx.x) < tile_.columns(); }
   __device__ int64_t place(int row) const {
-    return (tile_.image() * args_.axes.y.out_size + tile_.first_row() + row) *
-               args_.axes.x.out_size +
-           tile_.first_column() + static_cast<int>(threadIdx.x);
+    const HeadOutputs& at = tile_.outputs();
+    return (at.image * args_.axes.y.out_size + at.first_row + row) * args_.axes.x.out_size +
+           at.first_column + static_cast<int>(threadIdx.x);
   }
   __device__ void put_labels(const HeadStrip& strip, int label) const {
     for (int r = 0; r < strip.rows; ++r) {
@@ -134,7 +134,7 @@ class ArgmaxBlock {
     }
   }
   __device__ void put_label(int row, int label) const {
-    if (!is_inside()) {
+    if (!tile_.is_inside()) {
       return;
     }
     switch (args_.label_type) {
@@ -156,7 +156,7 @@ class ArgmaxBlock {
 };
 
 template <class S>
-__global__ __launch_bounds__(kHeadColumns) void upsample_argmax_kernel(
+__global__ __launch_bounds__(kHeadColumns, kHeadBlocks<Accumulate<S>>) void upsample_argmax_kernel(
     UpsampleArgmaxCudaArgs<Accumulate<S>> args, int64_t blocks) {
   __shared__ HeadShared<Accumulate<S>> shared;
   __shared__ int corner_labels[kHeadColumns];

@@ -23,13 +23,28 @@ constexpr int kStripRows = 4;  // that a thread computes at a time, in registers
 constexpr int kMostSlots = 2 * kHeadColumns;
 template <class T>
 constexpr int kTileValues = 32 * 1024 / static_cast<int>(sizeof(T));
+// At a time on a multiprocessor, by shared memory; the registers must allow as many.
+template <class T>
+constexpr int kHeadBlocks = sizeof(T) == sizeof(double) ? 3 : 5;
 
 template <class T>
 struct HeadShared {
   T values[kTileValues<T>];
+  // Of each column: where it lies between logits.
+  T column_weights[2][kHeadColumns];
+  int column_taps[2][kHeadColumns];
   T row_weights[2][kHeadRows];
   int row_taps[2][kHeadRows];
-  int columns[kMostSlots];
+  int columns[kMostSlots];  // of slots, where outputs skip some
+};
+
+// Outputs of one image, at most kHeadRows x kHeadColumns.
+struct HeadOutputs {
+  int64_t image;
+  int64_t first_row;
+  int64_t first_column;
+  int rows;
+  int columns;
 };
 
 struct HeadStrip {
@@ -39,8 +54,22 @@ struct HeadStrip {
   int bottom;
 };
 
-inline __host__ __device__ int64_t head_blocks(int64_t size, int step) {
-  return (size + step - 1) / step;
+PYDENSE_HD int64_t pieces(int64_t size, int64_t step) { return (size + step - 1) / step; }
+
+// The outputs of an image in blocks, and those of block number i of all images.
+template <class T>
+PYDENSE_HD int64_t head_blocks(const HeadAxes<T>& axes) {
+  return pieces(axes.y.out_size, kHeadRows) * pieces(axes.x.out_size, kHeadColumns);
+}
+template <class T>
+__device__ __forceinline__ HeadOutputs head_outputs(const HeadAxes<T>& axes, int64_t i) {
+  const int64_t across = pieces(axes.x.out_size, kHeadColumns);
+  const int64_t down = pieces(axes.y.out_size, kHeadRows);
+  const int64_t row = i / across % down * kHeadRows;
+  const int64_t column = i % across * kHeadColumns;
+  return {i / across / down, row, column,
+          static_cast<int>(min(int64_t{kHeadRows}, axes.y.out_size - row)),
+          static_cast<int>(min(int64_t{kHeadColumns}, axes.x.out_size - column))};
 }
 
 // Calls fn(IntConstant<rows>{}).
@@ -81,27 +110,19 @@ class HeadTile {
  public:
   using T = Accumulate<S>;
 
-  // Classes [begin, end) of block number `block`, in [0, images * row blocks * column blocks).
-  __device__ HeadTile(const LogitsView& logits, const HeadAxes<T>& axes, int64_t block, int begin,
-                      int end, HeadShared<T>& shared)
-      : shared_(shared), class_begin_(begin), class_end_(end) {
-    const int64_t across = head_blocks(axes.x.out_size, kHeadColumns);
-    const int64_t down = head_blocks(axes.y.out_size, kHeadRows);
-    image_ = block / across / down;
-    first_row_ = static_cast<int>(block / across % down) * kHeadRows;
-    first_column_ = static_cast<int>(block % across) * kHeadColumns;
-    rows_ = static_cast<int>(min(int64_t{kHeadRows}, axes.y.out_size - first_row_));
-    columns_ = static_cast<int>(min(int64_t{kHeadColumns}, axes.x.out_size - first_column_));
-    data_ = static_cast<const S*>(logits.data) + image_ * logits.strides[0];
+  // Classes [begin, end) of the outputs of `at`.
+  __device__ HeadTile(const LogitsView& logits, const HeadAxes<T>& axes, const HeadOutputs& at,
+                      int begin, int end, HeadShared<T>& shared)
+      : shared_(shared), outputs_(at), class_begin_(begin), class_end_(end) {
+    data_ = static_cast<const S*>(logits.data) + at.image * logits.strides[0];
     class_stride_ = logits.strides[1];
     row_stride_ = logits.strides[2];
     column_stride_ = logits.strides[3];
 
     const int thread = static_cast<int>(threadIdx.x);
-    const int64_t last_column = first_column_ + columns_ - 1;
-    const AxisTaps<T> x =
-        portable::axis_taps(axes.x, min(int64_t{first_column_} + thread, last_column));
-    first_tap_ = static_cast<int>(portable::axis_taps(axes.x, int64_t{first_column_}).i0);
+    const int64_t last_column = at.first_column + at.columns - 1;
+    const AxisTaps<T> x = portable::axis_taps(axes.x, min(at.first_column + thread, last_column));
+    first_tap_ = static_cast<int>(portable::axis_taps(axes.x, at.first_column).i0);
     const int64_t span = portable::axis_taps(axes.x, last_column).i1 + 1 - first_tap_;
     dense_ = span <= kMostSlots;
     slots_ = dense_ ? static_cast<int>(span) : kMostSlots;
@@ -118,8 +139,8 @@ class HeadTile {
       shared.columns[2 * thread] = static_cast<int>(x.i0);
       shared.columns[2 * thread + 1] = static_cast<int>(x.i1);
     }
-    if (thread < rows_) {
-      const AxisTaps<T> y = portable::axis_taps(axes.y, int64_t{first_row_} + thread);
+    if (thread < at.rows) {
+      const AxisTaps<T> y = portable::axis_taps(axes.y, at.first_row + thread);
       shared.row_taps[0][thread] = static_cast<int>(y.i0);
       shared.row_taps[1][thread] = static_cast<int>(y.i1);
       shared.row_weights[0][thread] = y.w0;
@@ -128,10 +149,9 @@ class HeadTile {
     __syncthreads();
   }
 
-  __device__ int64_t image() const { return image_; }
-  __device__ int first_row() const { return first_row_; }
-  __device__ int first_column() const { return first_column_; }
-  __device__ int columns() const { return columns_; }
+  __device__ const HeadOutputs& outputs() const { return outputs_; }
+  __device__ bool is_inside() const { return static_cast<int>(threadIdx.x) < outputs_.columns; }
+  __device__ int first_tap() const { return first_tap_; }
   __device__ int slots() const { return slots_; }
   __device__ int left() const { return left_; }
   __device__ int right() const { return right_; }
@@ -139,9 +159,9 @@ class HeadTile {
   // Calls fn(HeadStrip), by all threads together.
   template <class Fn>
   __device__ __forceinline__ void for_each_strip(const Fn& fn) {
-    for (int row = 0; row < rows_;) {
+    for (int row = 0; row < outputs_.rows;) {
       HeadStrip strip = {row, 1, shared_.row_taps[0][row], shared_.row_taps[1][row]};
-      while (strip.rows < kStripRows && row + strip.rows < rows_ &&
+      while (strip.rows < kStripRows && row + strip.rows < outputs_.rows &&
              shared_.row_taps[0][row + strip.rows] == strip.top) {
         ++strip.rows;
       }
@@ -172,21 +192,52 @@ class HeadTile {
     }
   }
 
+  // Lets threads ask for any column; a barrier comes before that.
+  __device__ void share_columns() {
+    const int thread = static_cast<int>(threadIdx.x);
+    shared_.column_taps[0][thread] = left_;
+    shared_.column_taps[1][thread] = right_;
+    shared_.column_weights[0][thread] = left_weight_;
+    shared_.column_weights[1][thread] = right_weight_;
+  }
+  // Calls fn(class, column, top, bottom) for every class and column of the block, threads side by
+  // side along the classes.
+  template <class Fn>
+  __device__ __forceinline__ void for_each_class_and_column(const HeadStrip& strip, const Fn& fn) {
+    for_each_part(strip, [&](int first, int count) {
+      const int below = slots_ * pitch_;
+      for_each_pair(count, outputs_.columns, [&](int c, int column) {
+        const T* const left = at(shared_.column_taps[0][column]) + c;
+        const T* const right = at(shared_.column_taps[1][column]) + c;
+        const T w0 = shared_.column_weights[0][column];
+        const T w1 = shared_.column_weights[1][column];
+        fn(first + c, column, fma(w1, right[0], w0 * left[0]),
+           fma(w1, right[below], w0 * left[below]));
+      });
+    });
+  }
+
   // Calls fn(class, top, bottom) where needed, with the two rows of logits at this thread's column.
   template <class Fn>
   __device__ __forceinline__ void for_each_class(const HeadStrip& strip, bool needed,
                                                  const Fn& fn) {
     for_each_part(strip, [&](int first, int count) {
-      if (needed) {
-        const T* const left = at(left_);
-        const T* const right = at(right_);
-        const int below = slots_ * pitch_;
-        for (int c = 0; c < count; ++c) {
-          fn(first + c, fma(right_weight_, right[c], left_weight_ * left[c]),
-             fma(right_weight_, right[below + c], left_weight_ * left[below + c]));
-        }
+      for (int c = 0; needed && c < count; ++c) {
+        T top;
+        T bottom;
+        rows_at(c, top, bottom);
+        fn(first + c, top, bottom);
       }
     });
+  }
+
+  // The two rows of logits at this thread's column, in class c of those that shared memory holds.
+  __device__ __forceinline__ void rows_at(int c, T& top, T& bottom) const {
+    const T* const left = at(left_) + c;
+    const T* const right = at(right_) + c;
+    const int below = slots_ * pitch_;
+    top = fma(right_weight_, right[0], left_weight_ * left[0]);
+    bottom = fma(right_weight_, right[below], left_weight_ * left[below]);
   }
 
   // The classes that shared memory holds, of a column of logits in the upper row, or, from slots()
@@ -223,13 +274,9 @@ class HeadTile {
   int64_t class_stride_;
   int64_t row_stride_;
   int64_t column_stride_;
-  int64_t image_;
+  HeadOutputs outputs_;
   int class_begin_;
   int class_end_;
-  int first_row_;
-  int first_column_;
-  int rows_;
-  int columns_;
   bool dense_;
   int first_tap_;
   int slots_;

@@ -89,6 +89,15 @@ Tensor upsample_softmax_op(const Tensor& logits, int64_t height, int64_t width,
   check_size(kOp, "size", view, height, width);
   Tensor out = new_in_format_of(logits, height, width, logits.scalar_type());
   with_arithmetic(view, [&]<class T>(T) {
+#ifdef PYDENSE_WITH_CUDA
+    if (on_gpu(logits)) {
+      UpsampleSoftmaxCudaArgs<T> args{
+          view, head_axes<T>(view, height, width, align_corners), out.mutable_data_ptr(), {}};
+      copy_strides(out, args.strides);
+      const int32_t device = logits.get_device_index();
+      return upsample_softmax_cuda(args, device, current_cuda_stream(device));
+    }
+#endif
     const Axes<T> axes(view, height, width, align_corners);
     UpsampleSoftmaxArgs<T> args{view,    &axes.y, &axes.x, {}, out.mutable_data_ptr(),
                                 nullptr, nullptr, false};
@@ -111,6 +120,23 @@ Tensor upsample_softmax_backward_op(const Tensor& gradient, const Tensor& logits
               {view.images, view.classes, gradient.size(2), gradient.size(3)});
   return with_arithmetic(view, [&]<class T>(T) {
     Tensor out = new_in_format_of(logits, view.height, view.width, dtype_of<T>());
+#ifdef PYDENSE_WITH_CUDA
+    if (on_gpu(logits)) {
+      const auto axes = head_axes<T>(view, gradient.size(2), gradient.size(3), align_corners);
+      Tensor parts = new_array(logits, {softmax_backward_parts(view, axes)}, dtype_of<T>());
+      UpsampleSoftmaxBackwardCudaArgs<T> args{view,
+                                              axes,
+                                              gradient.const_data_ptr(),
+                                              {},
+                                              out.mutable_data_ptr<T>(),
+                                              is_channels_last(logits),
+                                              parts.mutable_data_ptr<T>()};
+      copy_strides(gradient, args.strides);
+      const int32_t device = logits.get_device_index();
+      upsample_softmax_backward_cuda(args, device, current_cuda_stream(device));
+      return out;
+    }
+#endif
     const Axes<T> axes(view, gradient.size(2), gradient.size(3), align_corners);
     UpsampleSoftmaxArgs<T> args{view,
                                 &axes.y,
@@ -146,12 +172,27 @@ void upsample_accumulate_op(const Tensor& dst, const Tensor& logits, int64_t y0,
   with_arithmetic(view, [&]<class T>(T) {
     require_dtype(kOp, "dst", dst, dtype_of<T>());
     require_dtype(kOp, "weight", weight, dtype_of<T>());
+    T* const window = dst.mutable_data_ptr<T>() + y0 * dst.stride(2) + x0 * dst.stride(3);
+#ifdef PYDENSE_WITH_CUDA
+    if (on_gpu(logits)) {
+      UpsampleAccumulateCudaArgs<T> args{view,
+                                         head_axes<T>(view, height, width, align_corners),
+                                         window,
+                                         {},
+                                         weight.const_data_ptr<T>(),
+                                         {}};
+      copy_strides(dst, args.strides);
+      copy_strides(weight, args.weight_strides);
+      const int32_t device = logits.get_device_index();
+      return upsample_accumulate_cuda(args, device, current_cuda_stream(device));
+    }
+#endif
     const Axes<T> axes(view, height, width, align_corners);
     UpsampleAccumulateArgs<T> args{view, &axes.y, &axes.x, nullptr, {}, weight.const_data_ptr<T>(),
                                    {}};
     copy_strides(dst, args.out_strides);
     copy_strides(weight, args.weight_strides);
-    args.out = dst.mutable_data_ptr<T>() + y0 * dst.stride(2) + x0 * dst.stride(3);
+    args.out = window;
     upsample_accumulate(args, torch_parallel_for);
   });
 }
@@ -177,5 +218,10 @@ PYDENSE_TORCH_CPU(m) {
   m.impl("upsample_accumulate", TORCH_BOX(&pydense::upsample_accumulate_op));
 }
 #ifdef PYDENSE_WITH_CUDA
-PYDENSE_TORCH_CUDA(m) { m.impl("upsample_argmax", TORCH_BOX(&pydense::upsample_argmax_op)); }
+PYDENSE_TORCH_CUDA(m) {
+  m.impl("upsample_argmax", TORCH_BOX(&pydense::upsample_argmax_op));
+  m.impl("upsample_softmax", TORCH_BOX(&pydense::upsample_softmax_op));
+  m.impl("upsample_softmax_backward", TORCH_BOX(&pydense::upsample_softmax_backward_op));
+  m.impl("upsample_accumulate", TORCH_BOX(&pydense::upsample_accumulate_op));
+}
 #endif

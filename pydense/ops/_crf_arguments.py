@@ -61,8 +61,14 @@ def integer(op: str, name: str, value: Any, minimum: int, maximum: int) -> int:
     return int(value)
 
 
-def floating(op: str, name: str, value: object, ranks: Sequence[int] = (3, 4, 5)) -> Tensor:
-    """A floating-point tensor on the CPU of one of these ranks, with channels."""
+def floating(
+    op: str,
+    name: str,
+    value: object,
+    ranks: Sequence[int] = (3, 4, 5),
+    devices: Sequence[str] = ("cpu",),
+) -> Tensor:
+    """A floating-point tensor on one of these devices, of one of these ranks, with channels."""
     tensor = any_tensor(op, name, value)
     if tensor.dtype not in _FLOATS:
         raise TypeError(
@@ -74,15 +80,15 @@ def floating(op: str, name: str, value: object, ranks: Sequence[int] = (3, 4, 5)
         raise ValueError(
             f"{op}: {name} must have a shape out of {shapes} with C >= 1, got {shape(tensor)}"
         )
-    return on_cpu(op, name, tensor)
+    return on_device(op, name, tensor, devices)
 
 
-def real(op: str, name: str, value: object) -> Tensor:
-    """A tensor of real numbers of any dtype on the CPU."""
+def real(op: str, name: str, value: object, devices: Sequence[str] = ("cpu",)) -> Tensor:
+    """A tensor of real numbers of any dtype on one of these devices."""
     tensor = any_tensor(op, name, value)
     if tensor.is_complex():
         raise TypeError(f"{op}: {name} must hold real numbers, got {tensor.dtype}")
-    return on_cpu(op, name, tensor)
+    return on_device(op, name, tensor, devices)
 
 
 def any_tensor(op: str, name: str, value: object) -> Tensor:
@@ -93,11 +99,15 @@ def any_tensor(op: str, name: str, value: object) -> Tensor:
     return value
 
 
-def on_cpu(op: str, name: str, tensor: Tensor) -> Tensor:
-    """Check for a CPU tensor."""
-    if tensor.device.type != "cpu":
+_DEVICES = {"cpu": "the CPU", "cuda": "a GPU (cuda)"}
+
+
+def on_device(op: str, name: str, tensor: Tensor, devices: Sequence[str]) -> Tensor:
+    """Check where a tensor is."""
+    if tensor.device.type not in devices:
+        places = " or ".join(_DEVICES[device] for device in devices)
         raise NotImplementedError(
-            f"{op}: {name} must be on the CPU: the kernels for other devices are not there yet, "
+            f"{op}: {name} must be on {places}: the kernels for other devices are not there yet, "
             f"got {tensor.device}"
         )
     return tensor

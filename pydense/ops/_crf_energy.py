@@ -200,7 +200,7 @@ def _one_hot(op: str, labels: Tensor, unary: Tensor) -> Tensor:
     check.any_tensor(op, "labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{op}: labels must be of an integer dtype, got {labels.dtype}")
-    check.on_cpu(op, "labels", labels)
+    check.on_device(op, "labels", labels, ("cpu",))
     wanted = (unary.shape[0], *unary.shape[2:])
     if tuple(labels.shape) != wanted:
         raise ValueError(f"{op}: labels must have shape {wanted}, got {check.shape(labels)}")

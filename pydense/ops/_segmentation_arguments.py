@@ -14,6 +14,7 @@ from . import _crf_arguments as check
 
 # Of an ignored label. The largest int64 stands for labels that int64 does not hold.
 MAX_INDEX = 2**63 - 2
+DEVICES = ("cpu", "cuda")
 REDUCTIONS = ("none", "sum", "mean", "mean_all")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
@@ -21,7 +22,7 @@ _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: to
 
 def logits(op: str, value: object) -> Tensor:
     """A floating-point tensor (N, C, h, w) with at least one class and one pixel."""
-    tensor = check.floating(op, "logits", value, (4,))
+    tensor = check.floating(op, "logits", value, (4,), DEVICES)
     if tensor.shape[2] < 1 or tensor.shape[3] < 1:
         raise ValueError(
             f"{op}: logits must have at least one pixel, got shape {check.shape(tensor)}"

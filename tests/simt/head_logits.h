@@ -137,6 +137,19 @@ struct Logits : Array<S> {
   }
 };
 
+inline std::vector<double> softmax(std::vector<double> values) {
+  const double largest = *std::max_element(values.begin(), values.end());
+  double sum = 0;
+  for (double& value : values) {
+    value = std::exp(value - largest);
+    sum += value;
+  }
+  for (double& value : values) {
+    value /= sum;
+  }
+  return values;
+}
+
 // Calls fn(image, row, column) for every output.
 template <class Fn>
 void for_each_output(const HeadCase& c, const Fn& fn) {
