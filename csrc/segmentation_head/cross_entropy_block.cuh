@@ -36,7 +36,7 @@ __device__ __forceinline__ CrossEntropyPartial sum_of_warp(CrossEntropyPartial s
 template <class T>
 class CrossEntropyBlock {
   static constexpr int kRows = kFragmentRows<T>;
-  static constexpr int kPixels = kFragmentPixels<T>;
+  static constexpr T kLn2 = 0.6931471805599453;
 
  public:
   __device__ CrossEntropyBlock(const CrossEntropyCudaArgs<T>& args, const CrossEntropyPlan& plan,
@@ -50,7 +50,7 @@ class CrossEntropyBlock {
 
   __device__ void run() {
     // More than one only where cells are wide, or where rounding gives one of them an output more.
-    const int step = plan_.fragments * kFragmentColumns;
+    const int step = plan_.fragments;
     int batches = 1;
     while (__syncthreads_or(tile_.begin + batches * step < tile_.end) != 0) {
       ++batches;
@@ -80,106 +80,89 @@ class CrossEntropyBlock {
   }
 
  private:
-  // Rows [y, y + rows) and columns [x, x + 2) of this thread's cell.
+  // Rows [y, y + rows) of column x, which lies in this thread's cell or behind it.
   __device__ __forceinline__ void strip(int y, int rows, int x) {
     Fragment<T> pixels;
-    const int columns = min(max(tile_.end - x, 0), kFragmentColumns);
-    const bool live = read_pixels(pixels, y, rows, x, columns);
+    rows = x < tile_.end ? rows : 0;
+    const bool live = read_pixels(pixels, y, rows, x);
     if (__syncthreads_or(live) == 0) {
-      if (args_.loss != nullptr) {
-        for (int row = 0; row < rows; ++row) {
-          for (int column = 0; column < columns; ++column) {
-            *loss_at(y + row, x + column) = 0;
-          }
-        }
+      for (int r = 0; args_.loss != nullptr && r < rows; ++r) {
+        *loss_at(y + r, x) = 0;
       }
       return;
     }
-    read_taps(pixels, y, rows, x, columns);
+    read_taps(pixels, y, rows, x);
     const Corners<T> corners = tile_.corners(row_, lower_row_);
     const T class_weights = add_classes(pixels, corners);
 
-    constexpr T kLn2 = 0.6931471805599453;
     const T hit = static_cast<T>(1 - args_.smoothing);
     const T miss = static_cast<T>(args_.smoothing / classes_);
     T loss_sum = 0;
-    T to_upper[kPixels];
-    T to_lower[kPixels];
-    T misses[4] = {};
+    T to_upper[kRows];
+    T to_lower[kRows];
+    T misses[2] = {};
 #pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      const int row = p / kFragmentColumns;
-      const int column = p % kFragmentColumns;
-      const int label = pixels.label[p];
-      const T factor = label >= 0 ? factor_at(y, x, p) : T{};
-      const T hits = label >= 0 ? hit * weight_of(label, factor) : T{};
+    for (int r = 0; r < kRows; ++r) {
+      const int label = pixels.label[r];
+      const T factor = label >= 0 ? factor_at(y + r, x) : T{};
+      const T pixel_hit = label >= 0 ? hit * weight_of(label, factor) : T{};
       const T pixel_miss = factor * miss;
-      T all = fma(pixel_miss, class_weights, hits);
-      // All logits are minus infinity.
-      const T sum = pixels.sum[p] == 0 ? kNan<T> : pixels.sum[p];
+      const T all = fma(pixel_miss, class_weights, pixel_hit);
+      // The sum is 0 where all logits are minus infinity.
+      const T sum = pixels.sum[r] == 0 ? kNan<T> : pixels.sum[r];
       const T log_sum = log2(sum);
-      T loss = hits * ((pixels.largest[p] - pixels.target[p]) + log_sum);
+      T loss = pixel_hit * ((pixels.largest[r] - pixels.target[r]) + log_sum);
       if (smooth_) {
-        loss = fma(pixel_miss, fma(class_weights, log_sum, -pixels.rest[p]), loss);
+        loss = fma(pixel_miss, fma(class_weights, log_sum, -pixels.rest[r]), loss);
       }
       // Where the pixel has no weight, its NaN or infinity is not asked for.
-      loss = all == 0 && hits == 0 ? T{} : loss * kLn2;
+      loss = all == 0 && pixel_hit == 0 ? T{} : loss * kLn2;
       T scale = all == 0 ? T{} : all / sum;
       if (label == kNoClass) {
         loss = scale = kNan<T>;
       }
       // Without the log2(e) in the weights of the rows.
-      to_upper[p] = scale * kLn2 * pixels.upper[row];
-      to_lower[p] = scale * kLn2 * pixels.lower[row];
-      if (args_.gradient != nullptr) {
-        // Not in registers, where products with the weights would be kept as well.
-        tile_.hits[p * plan_.threads + thread_] = hits * kLn2;
-      }
-      if (smooth_) {
-        const T part = pixel_miss * kLn2;
-        misses[0] += part * (pixels.left[column] * pixels.upper[row]);
-        misses[1] += part * (pixels.right[column] * pixels.upper[row]);
-        misses[2] += part * (pixels.left[column] * pixels.lower[row]);
-        misses[3] += part * (pixels.right[column] * pixels.lower[row]);
-      }
+      to_upper[r] = scale * (kLn2 * pixels.upper[r]);
+      to_lower[r] = scale * (kLn2 * pixels.lower[r]);
+      misses[0] = fma(pixel_miss, kLn2 * pixels.upper[r], misses[0]);
+      misses[1] = fma(pixel_miss, kLn2 * pixels.lower[r], misses[1]);
       loss_sum += loss;
-      if (args_.loss != nullptr && row < rows && column < columns) {
-        *loss_at(y + row, x + column) = loss;
+      if (args_.loss != nullptr && r < rows) {
+        *loss_at(y + r, x) = loss;
       }
     }
     sums_.loss += static_cast<double>(loss_sum);
     if (args_.gradient != nullptr) {
-      fall(pixels, corners, to_upper, to_lower, misses);
+      fall(pixels, corners, to_upper, to_lower, misses, y, x);
     }
   }
 
   // Labels and weights, and what they add to the sums. False where no pixel asks for anything.
-  __device__ __forceinline__ bool read_pixels(Fragment<T>& pixels, int y, int rows, int x,
-                                              int columns) {
+  __device__ __forceinline__ bool read_pixels(Fragment<T>& pixels, int y, int rows, int x) {
     const int64_t offset = tile_.image * args_.target_strides[0] + y * args_.target_strides[1] +
                            x * args_.target_strides[2];
     switch (args_.target_type) {
       case IntegerType::kUInt8:
-        read_labels(static_cast<const uint8_t*>(args_.target) + offset, rows, columns, pixels);
+        read_labels(static_cast<const uint8_t*>(args_.target) + offset, rows, pixels);
         break;
       case IntegerType::kInt8:
-        read_labels(static_cast<const int8_t*>(args_.target) + offset, rows, columns, pixels);
+        read_labels(static_cast<const int8_t*>(args_.target) + offset, rows, pixels);
         break;
       case IntegerType::kInt16:
-        read_labels(static_cast<const int16_t*>(args_.target) + offset, rows, columns, pixels);
+        read_labels(static_cast<const int16_t*>(args_.target) + offset, rows, pixels);
         break;
       case IntegerType::kInt32:
-        read_labels(static_cast<const int32_t*>(args_.target) + offset, rows, columns, pixels);
+        read_labels(static_cast<const int32_t*>(args_.target) + offset, rows, pixels);
         break;
       default:
-        read_labels(static_cast<const int64_t*>(args_.target) + offset, rows, columns, pixels);
+        read_labels(static_cast<const int64_t*>(args_.target) + offset, rows, pixels);
     }
     bool live = false;
     T weights = 0;
 #pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      const int label = pixels.label[p];
-      const T factor = label >= 0 ? factor_at(y, x, p) : T{};
+    for (int r = 0; r < kRows; ++r) {
+      const int label = pixels.label[r];
+      const T factor = label >= 0 ? factor_at(y + r, x) : T{};
       weights += label >= 0 ? weight_of(label, factor) : T{};
       sums_.valid += label != kIgnored ? 1 : 0;
       live = live || label == kNoClass || factor != 0 || (label >= 0 && args_.count_correct);
@@ -189,50 +172,41 @@ class CrossEntropyBlock {
   }
 
   template <class L>
-  __device__ __forceinline__ void read_labels(const L* from, int rows, int columns,
-                                              Fragment<T>& pixels) const {
+  __device__ __forceinline__ void read_labels(const L* from, int rows, Fragment<T>& pixels) const {
 #pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      const int row = p / kFragmentColumns;
-      const int column = p % kFragmentColumns;
-      pixels.label[p] = kIgnored;
-      if (row < rows && column < columns) {
-        const int64_t label =
-            __ldg(from + row * args_.target_strides[1] + column * args_.target_strides[2]);
+    for (int r = 0; r < kRows; ++r) {
+      pixels.label[r] = kIgnored;
+      if (r < rows) {
+        const int64_t label = __ldg(from + r * args_.target_strides[1]);
         const int known = label >= 0 && label < classes_ ? static_cast<int>(label) : kNoClass;
-        pixels.label[p] = label == args_.ignore_index ? kIgnored : known;
+        pixels.label[r] = label == args_.ignore_index ? kIgnored : known;
       }
     }
   }
 
   // The pixel's own weight.
-  __device__ __forceinline__ T factor_at(int y, int x, int pixel) const {
+  __device__ __forceinline__ T factor_at(int y, int x) const {
     const int64_t* const strides = args_.pixel_weight_strides;
     return args_.pixel_weight == nullptr ? T{1}
                                          : __ldg(args_.pixel_weight + tile_.image * strides[0] +
-                                                 (y + pixel / kFragmentColumns) * strides[1] +
-                                                 (x + pixel % kFragmentColumns) * strides[2]);
+                                                 y * strides[1] + x * strides[2]);
   }
 
   __device__ __forceinline__ T weight_of(int label, T factor) const {
     return args_.weight == nullptr ? factor : factor * __ldg(args_.weight + label);
   }
 
-  __device__ __forceinline__ void read_taps(Fragment<T>& pixels, int y, int rows, int x,
-                                            int columns) const {
+  __device__ __forceinline__ void read_taps(Fragment<T>& pixels, int y, int rows, int x) const {
     constexpr T kLog2E = 1.4426950408889634;
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      const AxisTaps<T> taps = portable::axis_taps(args_.axes.y, int64_t{y} + min(row, rows - 1));
-      pixels.upper[row] = taps.w0 * kLog2E;
-      pixels.lower[row] = taps.w1 * kLog2E;
+    for (int r = 0; r < kRows; ++r) {
+      const AxisTaps<T> taps = portable::axis_taps(args_.axes.y, int64_t{y} + r);
+      pixels.upper[r] = taps.w0 * kLog2E;
+      pixels.lower[r] = taps.w1 * kLog2E;
     }
-#pragma unroll
-    for (int column = 0; column < kFragmentColumns; ++column) {
-      const AxisTaps<T> taps = portable::axis_taps(args_.axes.x, int64_t{x} + column);
-      pixels.left[column] = column < columns ? taps.w0 : T{};
-      pixels.right[column] = column < columns ? taps.w1 : T{};
-    }
+    const AxisTaps<T> taps = portable::axis_taps(args_.axes.x, int64_t{x});
+    pixels.left = rows > 0 ? taps.w0 : T{};
+    pixels.right = rows > 0 ? taps.w1 : T{};
   }
 
   __device__ __forceinline__ T* loss_at(int y, int x) const {
@@ -276,11 +250,11 @@ class CrossEntropyBlock {
     }
     if (args_.count_correct) {
 #pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
+      for (int r = 0; r < kRows; ++r) {
         // As for torch.argmax, NaN is the largest.
-        const bool correct = pixels.sum[p] == pixels.sum[p] ? pixels.target[p] == pixels.largest[p]
-                                                            : (pixels.first_bad >> p & 1) != 0;
-        sums_.correct += pixels.label[p] >= 0 && correct ? 1 : 0;
+        const bool correct = pixels.sum[r] == pixels.sum[r] ? pixels.target[r] == pixels.largest[r]
+                                                            : (pixels.first_bad >> r & 1) != 0;
+        sums_.correct += pixels.label[r] >= 0 && correct ? 1 : 0;
       }
     }
     return total;
@@ -289,8 +263,8 @@ class CrossEntropyBlock {
   // The second pass: group by group, fragments leave their sums in shared memory, and threads
   // collect them for the logits.
   __device__ __forceinline__ void fall(const Fragment<T>& pixels, const Corners<T>& corners,
-                                       const T (&to_upper)[kPixels], const T (&to_lower)[kPixels],
-                                       const T (&misses)[4]) {
+                                       const T (&to_upper)[kRows], const T (&to_lower)[kRows],
+                                       const T (&misses)[2], int y, int x) {
     int buffer = 0;
     for (int first = 0; first < classes_; first += plan_.chunk) {
       const int count = min(plan_.chunk, classes_ - first);
@@ -311,18 +285,17 @@ class CrossEntropyBlock {
           store_quad(own + q * group, sums[q]);
         }
 #pragma unroll
-        for (int p = 0; p < kPixels; ++p) {
-          const int at = pixels.label[p] - (first + k);
+        for (int r = 0; r < kRows; ++r) {
+          const int at = pixels.label[r] - (first + k);
           if (at >= 0 && at < kClassGroup) {
-            const T hits = tile_.hits[p * plan_.threads + thread_];
-            const T above = pixels.upper[p / kFragmentColumns] * hits;
-            const T below = pixels.lower[p / kFragmentColumns] * hits;
-            const T left = pixels.left[p % kFragmentColumns];
-            const T right = pixels.right[p % kFragmentColumns];
-            own[at] -= left * above;
-            own[group + at] -= right * above;
-            own[2 * group + at] -= left * below;
-            own[3 * group + at] -= right * below;
+            const T hit = static_cast<T>(1 - args_.smoothing) *
+                          weight_of(pixels.label[r], factor_at(y + r, x));
+            const T above = hit * (kLn2 * pixels.upper[r]);
+            const T below = hit * (kLn2 * pixels.lower[r]);
+            own[at] -= pixels.left * above;
+            own[group + at] -= pixels.right * above;
+            own[2 * group + at] -= pixels.left * below;
+            own[3 * group + at] -= pixels.right * below;
           }
         }
         __syncthreads();
@@ -339,6 +312,7 @@ class CrossEntropyBlock {
     const int positions = tile_.cells + 1;
     const bool one_row = lower_row_ == row_;
     const int items = one_row ? positions : 2 * positions;
+#pragma unroll 1
     for (int item = thread_; item < items; item += static_cast<int>(blockDim.x)) {
       const int half = item >= positions ? 1 : 0;
       const int position = item - half * positions;
@@ -347,6 +321,7 @@ class CrossEntropyBlock {
         continue;
       }
       Quad<T> sum = {};
+#pragma unroll 1
       for (int cell = max(position - 2, 0); cell <= min(position, tile_.cells - 1); ++cell) {
         if (tile_.left_of(cell) == position) {
           add_cell(falls, 2 * half, cell, sum);
@@ -377,6 +352,7 @@ class CrossEntropyBlock {
   __device__ __forceinline__ void add_cell(const T* falls, int corner, int cell,
                                            Quad<T>& sum) const {
     const T* from = falls + (corner * plan_.threads + cell * plan_.fragments) * kClassGroup;
+#pragma unroll 2
     for (int f = 0; f < plan_.fragments; ++f) {
       const Quad<T> quad = load_quad(from + f * kClassGroup);
 #pragma unroll

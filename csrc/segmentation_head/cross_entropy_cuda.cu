@@ -8,8 +8,6 @@
 namespace pydense {
 namespace {
 
-// Enough for any of today's GPUs; more blocks only share more logits with each other.
-constexpr int64_t kEnoughBlocks = 1024;
 constexpr int kMostRows = 16;   // of a block
 constexpr int kMostChunk = 32;  // classes in shared memory
 constexpr int kSmallest = 64;   // threads of a block
@@ -20,16 +18,15 @@ int nominal_fragments(const AxisMap<T>& x) {
   const double outputs = x.grid == AxisGrid::kIdentity ? 1.0
                          : x.step > 0                  ? std::round(1 / static_cast<double>(x.step))
                                                        : static_cast<double>(x.out_size);
-  const double fragments = std::ceil(std::max(outputs, 1.0) / kFragmentColumns);
   // At least two cells in a block: the first of all needs the logits of the second.
-  return static_cast<int>(std::min(fragments, kSmallest / 2.0));
+  return static_cast<int>(std::clamp(outputs, 1.0, kSmallest / 2.0));
 }
 
 }  // namespace
 
 template <class T>
 CrossEntropyPlan plan_cross_entropy(const LogitsView& logits, const HeadAxes<T>& axes,
-                                    bool gradient) {
+                                    bool gradient, int64_t enough_tiles) {
   CrossEntropyPlan plan{};
   const int64_t cells = logits.width + 1;
   plan.fragments = nominal_fragments(axes.x);
@@ -47,16 +44,15 @@ CrossEntropyPlan plan_cross_entropy(const LogitsView& logits, const HeadAxes<T>&
   plan.cells = static_cast<int>(ceil_div(cells, plan.tiles_x));
   plan.tiles_x = ceil_div(cells, plan.cells);
   plan.rows = static_cast<int>(std::clamp<int64_t>(
-      logits.images * plan.tiles_x * logits.height / kEnoughBlocks, 1, kMostRows));
+      logits.images * plan.tiles_x * logits.height / enough_tiles, 1, kMostRows));
   plan.tiles_y = ceil_div(logits.height, plan.rows);
   plan.blocks = logits.images * plan.tiles_x * plan.tiles_y;
   plan.chunk = static_cast<int>(
       std::min<int64_t>(ceil_div(logits.classes, kClassGroup) * kClassGroup, kMostChunk));
   // An odd number of groups: columns of logits then lie in different banks.
   plan.pitch = plan.chunk / kClassGroup % 2 == 1 ? plan.chunk : plan.chunk + kClassGroup;
-  const auto values =
-      static_cast<size_t>(2 * (plan.cells + 1) * plan.pitch) +
-      (gradient ? static_cast<size_t>((8 * kClassGroup + kFragmentPixels<T>)*plan.threads) : 0);
+  const auto values = static_cast<size_t>(2 * (plan.cells + 1) * plan.pitch) +
+                      (gradient ? static_cast<size_t>(8 * kClassGroup * plan.threads) : 0);
   plan.shared_bytes =
       values * sizeof(T) + static_cast<size_t>(plan.cells + plan.rows + 2) * sizeof(int);
   if (gradient) {
@@ -94,9 +90,10 @@ void upsample_cross_entropy_cuda(const CrossEntropyCudaArgs<T>& args, const Cros
   PYDENSE_LAUNCH(cross_entropy_finish_kernel<T>, config, args, plan);
 }
 
-#define PYDENSE_INSTANTIATE(T)                                                               \
-  template CrossEntropyPlan plan_cross_entropy(const LogitsView&, const HeadAxes<T>&, bool); \
-  template void upsample_cross_entropy_cuda(const CrossEntropyCudaArgs<T>&,                  \
+#define PYDENSE_INSTANTIATE(T)                                                              \
+  template CrossEntropyPlan plan_cross_entropy(const LogitsView&, const HeadAxes<T>&, bool, \
+                                               int64_t);                                    \
+  template void upsample_cross_entropy_cuda(const CrossEntropyCudaArgs<T>&,                 \
                                             const CrossEntropyPlan&, int, void*);
 PYDENSE_INSTANTIATE(float)
 PYDENSE_INSTANTIATE(double)

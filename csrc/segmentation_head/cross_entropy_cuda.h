@@ -19,10 +19,11 @@ struct CrossEntropyPartial {
 
 // How the work is cut. A cell of columns is the outputs between two columns of logits; those before
 // the first column are a cell of their own, so that no cell is wider than the others. A block owns
-// `cells` of these and `rows` rows of cells; a thread a fragment of one cell.
+// `cells` of these and `rows` rows of cells; a thread a
+// column of one cell.
 struct CrossEntropyPlan {
   int threads;
-  int fragments;  // threads per cell
+  int fragments;  // threads of a cell
   int cells;
   int rows;
   int64_t tiles_x;
@@ -64,9 +65,12 @@ struct CrossEntropyCudaArgs {
   T* halo;                        // [plan.halo_rows + plan.halo_columns], with a gradient
 };
 
+// So many blocks, where there are as many rows of cells, fill any of today's GPUs; with more of
+// them blocks only share more logits with each other.
+constexpr int64_t kEnoughTiles = 1024;
 template <class T>
 CrossEntropyPlan plan_cross_entropy(const LogitsView& logits, const HeadAxes<T>& axes,
-                                    bool gradient);
+                                    bool gradient, int64_t enough_tiles = kEnoughTiles);
 
 template <class T>
 void upsample_cross_entropy_cuda(const CrossEntropyCudaArgs<T>& args, const CrossEntropyPlan& plan,

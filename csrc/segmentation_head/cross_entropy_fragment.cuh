@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A fragment is what one thread computes: up to 4 x 2 outputs (1 x 2 in double) between the same
-// four logits. For a few classes at a time the horizontal part of the interpolation is done once
-// per column, and what the outputs add to the gradient is summed to the four corners in registers.
+// A fragment is what one thread computes: up to 4 outputs (2 in double), one below the other,
+// between the same four logits. For a few classes at a time the horizontal part of the
+// interpolation is done once, and what the outputs add to the gradient is summed to the four
+// corners in registers.
 //
 // Everything is in powers of 2: the weights of the rows are multiplied with log2(e).
 #pragma once
@@ -15,11 +16,8 @@
 namespace pydense {
 
 template <class T>
-constexpr int kFragmentRows = sizeof(T) == sizeof(float) ? 4 : 1;  // what registers hold
-constexpr int kFragmentColumns = 2;
-template <class T>
-constexpr int kFragmentPixels = kFragmentRows<T> * kFragmentColumns;
-constexpr int kClassGroup = 4;  // classes computed at a time
+constexpr int kFragmentRows = 16 / static_cast<int>(sizeof(T));  // what registers hold
+constexpr int kClassGroup = 4;                                   // classes computed at a time
 
 // Instead of a label.
 constexpr int kIgnored = -1;
@@ -77,141 +75,121 @@ struct Corners {
 template <class T>
 struct Fragment {
   static constexpr int kRows = kFragmentRows<T>;
-  static constexpr int kPixels = kFragmentPixels<T>;
-  T left[kFragmentColumns];  // weights; 0 for outputs that are not there
-  T right[kFragmentColumns];
+  T left;  // weights; 0 for outputs that are not there
+  T right;
   T upper[kRows];  // weights times log2(e)
   T lower[kRows];
-  int label[kPixels];
+  int label[kRows];
 
-  T largest[kPixels];  // logit so far,
-  T sum[kPixels];      // and of the powers relative to it
-  T rest[kPixels];     // sum of weights times logits relative to it
-  T target[kPixels];   // logit
-  int first_bad;       // bits of pixels: the target is the first class that is NaN or infinite
+  T largest[kRows];  // logit so far,
+  T sum[kRows];      // and of the powers relative to it
+  T rest[kRows];     // sum of weights times logits relative to it
+  T target[kRows];   // logit
+  int first_bad;     // bits of rows: the target is the first class that is NaN or infinite
 
   static __device__ __forceinline__ bool is_bad(T value) { return !(value < kInfinity<T>); }
 
   __device__ __forceinline__ void start() {
 #pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      largest[p] = kLowest<T>;
-      sum[p] = rest[p] = target[p] = 0;
+    for (int r = 0; r < kRows; ++r) {
+      largest[r] = kLowest<T>;
+      sum[r] = rest[r] = target[r] = 0;
     }
     first_bad = 0;
   }
 
-  // One logit of one output. Wherever it is computed, it has these bits.
+  // One logit of one output. Both passes give it the same bits.
   __device__ __forceinline__ T value(T top, T bottom, int row) const {
     return fma(lower[row], bottom, upper[row] * top);
   }
 
-  struct Lines {
-    T top[kClassGroup];
-    T bottom[kClassGroup];
-  };
-  __device__ __forceinline__ Lines lines(const Quad<T> (&quads)[4], int column) const {
-    Lines lines;
+  // Logits of classes k and following in this column, in the two rows.
+  __device__ __forceinline__ void interpolate(const Corners<T>& corners, int k, Quad<T>& top,
+                                              Quad<T>& bottom) const {
+    const Quad<T> above = load_quad(corners.at[1] + k);
+    const Quad<T> below = load_quad(corners.at[3] + k);
+    top = load_quad(corners.at[0] + k);
+    bottom = load_quad(corners.at[2] + k);
 #pragma unroll
     for (int g = 0; g < kClassGroup; ++g) {
-      lines.top[g] = fma(right[column], quads[1].v[g], left[column] * quads[0].v[g]);
-      lines.bottom[g] = fma(right[column], quads[3].v[g], left[column] * quads[2].v[g]);
+      top.v[g] = fma(right, above.v[g], left * top.v[g]);
+      bottom.v[g] = fma(right, below.v[g], left * bottom.v[g]);
     }
-    return lines;
   }
 
-  // Adds classes k and following to the sums, of which `first` is the first; `live` of them where
-  // kTail. `weights` are
-  // those of the classes, for `rest`, and `before` their sum up to here.
+  // Adds classes to the sums: `first` and following, k and following in shared memory; `live` of
+  // them where kTail. `weights` are those of the classes, for `rest`, and `before` their sum so
+  // far.
   template <bool kTail>
   __device__ __forceinline__ void add(const Corners<T>& corners, int k, int first, int live,
                                       bool smooth, const Quad<T>& weights, T before) {
-    Quad<T> quads[4];
+    Quad<T> top;
+    Quad<T> bottom;
+    interpolate(corners, k, top, bottom);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      quads[q] = load_quad(corners.at[q] + k);
-    }
+    for (int r = 0; r < kRows; ++r) {
+      T values[kClassGroup];
+      T most = largest[r];
 #pragma unroll
-    for (int column = 0; column < kFragmentColumns; ++column) {
-      const Lines line = lines(quads, column);
-#pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        const int p = row * kFragmentColumns + column;
-        T values[kClassGroup];
-        T most = largest[p];
-#pragma unroll
-        for (int g = 0; g < kClassGroup; ++g) {
-          values[g] = value(line.top[g], line.bottom[g], row);
-          if (kTail && g >= live) {
-            values[g] = -kInfinity<T>;
-          }
-          most = fmax(most, values[g]);  // what is not NaN
+      for (int g = 0; g < kClassGroup; ++g) {
+        values[g] = value(top.v[g], bottom.v[g], r);
+        if (kTail && g >= live) {
+          values[g] = -kInfinity<T>;
         }
-        const int at = label[p] - first;
-        if (at >= 0 && at < kClassGroup) {
-          bool before = sum[p] != sum[p];
-#pragma unroll
-          for (int g = 0; g < kClassGroup; ++g) {
-            target[p] = g == at ? values[g] : target[p];
-            before = before || (g < at && is_bad(values[g]));
-          }
-          first_bad |= is_bad(target[p]) && !before ? 1 << p : 0;
-        }
-        sum[p] *= fast_exp2(largest[p] - most);
-#pragma unroll
-        for (int g = 0; g < kClassGroup; ++g) {
-          values[g] -= most;
-          sum[p] += fast_exp2(values[g]);
-        }
-        if (smooth) {
-          rest[p] = before == 0 ? rest[p] : fma(before, largest[p] - most, rest[p]);
-#pragma unroll
-          for (int g = 0; g < kClassGroup; ++g) {
-            rest[p] = kTail && g >= live ? rest[p] : fma(weights.v[g], values[g], rest[p]);
-          }
-        }
-        largest[p] = most;
+        most = fmax(most, values[g]);  // what is not NaN
       }
+      const int at = label[r] - first;
+      if (at >= 0 && at < kClassGroup) {
+        bool before_it = sum[r] != sum[r];
+#pragma unroll
+        for (int g = 0; g < kClassGroup; ++g) {
+          target[r] = g == at ? values[g] : target[r];
+          before_it = before_it || (g < at && is_bad(values[g]));
+        }
+        first_bad |= is_bad(target[r]) && !before_it ? 1 << r : 0;
+      }
+      sum[r] *= fast_exp2(largest[r] - most);
+#pragma unroll
+      for (int g = 0; g < kClassGroup; ++g) {
+        values[g] -= most;
+        sum[r] += fast_exp2(values[g]);
+      }
+      if (smooth) {
+        rest[r] = before == 0 ? rest[r] : fma(before, largest[r] - most, rest[r]);
+#pragma unroll
+        for (int g = 0; g < kClassGroup; ++g) {
+          rest[r] = kTail && g >= live ? rest[r] : fma(weights.v[g], values[g], rest[r]);
+        }
+      }
+      largest[r] = most;
     }
   }
 
   // The gradient of classes k and following at the corners, but for what belongs to the targets:
   // the powers times to_upper and to_lower, less the class weights times miss.
-  __device__ __forceinline__ void fall(const Corners<T>& corners, int k,
-                                       const T (&to_upper)[kPixels], const T (&to_lower)[kPixels],
-                                       bool smooth, const Quad<T>& weights, const T (&miss)[4],
+  __device__ __forceinline__ void fall(const Corners<T>& corners, int k, const T (&to_upper)[kRows],
+                                       const T (&to_lower)[kRows], bool smooth,
+                                       const Quad<T>& weights, const T (&miss)[2],
                                        Quad<T> (&sums)[4]) const {
-    Quad<T> quads[4];
+    Quad<T> top;
+    Quad<T> bottom;
+    interpolate(corners, k, top, bottom);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      quads[q] = load_quad(corners.at[q] + k);
+    for (int g = 0; g < kClassGroup; ++g) {
+      T above = smooth ? -weights.v[g] * miss[0] : T{};
+      T below = smooth ? -weights.v[g] * miss[1] : T{};
 #pragma unroll
-      for (int g = 0; g < kClassGroup; ++g) {
-        sums[q].v[g] = smooth ? -weights.v[g] * miss[q] : T{};
+      for (int r = 0; r < kRows; ++r) {
+        // Without fmin a pixel that takes no part would add 0 * NaN where a logit is not finite.
+        // One that does has a factor of NaN there.
+        const T power = fast_exp2(fmin(value(top.v[g], bottom.v[g], r) - largest[r], T{}));
+        above = fma(to_upper[r], power, above);
+        below = fma(to_lower[r], power, below);
       }
-    }
-#pragma unroll
-    for (int column = 0; column < kFragmentColumns; ++column) {
-      const Lines line = lines(quads, column);
-#pragma unroll
-      for (int g = 0; g < kClassGroup; ++g) {
-        T above = 0;
-        T below = 0;
-#pragma unroll
-        for (int row = 0; row < kRows; ++row) {
-          const int p = row * kFragmentColumns + column;
-          // Without fmin a pixel that takes no part would add 0 * NaN where a logit is not finite.
-          // One that does has a factor of NaN there.
-          const T power =
-              fast_exp2(fmin(value(line.top[g], line.bottom[g], row) - largest[p], T{}));
-          above = fma(to_upper[p], power, above);
-          below = fma(to_lower[p], power, below);
-        }
-        sums[0].v[g] = fma(left[column], above, sums[0].v[g]);
-        sums[1].v[g] = fma(right[column], above, sums[1].v[g]);
-        sums[2].v[g] = fma(left[column], below, sums[2].v[g]);
-        sums[3].v[g] = fma(right[column], below, sums[3].v[g]);
-      }
+      sums[0].v[g] = left * above;
+      sums[1].v[g] = right * above;
+      sums[2].v[g] = left * below;
+      sums[3].v[g] = right * below;
     }
   }
 };

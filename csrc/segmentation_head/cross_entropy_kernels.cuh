@@ -8,7 +8,7 @@ namespace pydense {
 constexpr int kFinishThreads = 256;
 
 template <class T>
-__global__ __launch_bounds__(kCrossEntropyThreads) void cross_entropy_kernel(
+__global__ __launch_bounds__(kCrossEntropyThreads, 2) void cross_entropy_kernel(
     const __grid_constant__ CrossEntropyCudaArgs<T> args,
     const __grid_constant__ CrossEntropyPlan plan) {
   PYDENSE_DYNAMIC_SHARED(unsigned char, shared);

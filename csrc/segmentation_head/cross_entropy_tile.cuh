@@ -46,8 +46,8 @@ template <class T>
 struct CrossEntropyTile {
   const CrossEntropyCudaArgs<T>& args;
   const CrossEntropyPlan& plan;
-  int64_t tile_x;
-  int64_t tile_y;
+  int tile_x;
+  int tile_y;
   int64_t image;
   int first_cell;
   int cells;
@@ -55,11 +55,10 @@ struct CrossEntropyTile {
   int row_end;
   T* values;           // [2, plan.cells + 1, plan.pitch], see stage()
   T* falls;            // [2, 4, plan.threads, kClassGroup], with a gradient
-  T* hits;             // [kFragmentPixels, plan.threads], with a gradient
   int* first_columns;  // of the cells, and the end of the last
   int* first_rows;     // of the rows of cells
   int cell;            // of this thread,
-  int begin;           // its first column
+  int begin;           // its column
   int end;             // and where the cell ends
   int held_even = -1;  // rows and first class in `values`
   int held_odd = -1;
@@ -69,18 +68,17 @@ struct CrossEntropyTile {
                               unsigned char* shared)
       : args(call), plan(cut) {
     const int64_t block = blockIdx.x;
-    tile_x = block % plan.tiles_x;
-    tile_y = block / plan.tiles_x % plan.tiles_y;
+    tile_x = static_cast<int>(block % plan.tiles_x);
+    tile_y = static_cast<int>(block / plan.tiles_x % plan.tiles_y);
     image = block / plan.tiles_x / plan.tiles_y;
-    first_cell = static_cast<int>(tile_x * plan.cells);
+    first_cell = tile_x * plan.cells;
     cells = static_cast<int>(min(int64_t{plan.cells}, args.logits.width + 1 - first_cell));
-    row_begin = static_cast<int>(tile_y * plan.rows);
+    row_begin = tile_y * plan.rows;
     row_end = static_cast<int>(min(int64_t{row_begin} + plan.rows, args.logits.height));
 
     values = reinterpret_cast<T*>(shared);
     falls = values + 2 * (plan.cells + 1) * plan.pitch;
-    hits = falls + (args.gradient != nullptr ? 2 * 4 * kClassGroup * plan.threads : 0);
-    T* const past = hits + (args.gradient != nullptr ? kFragmentPixels<T> * plan.threads : 0);
+    T* const past = falls + (args.gradient != nullptr ? 2 * 4 * kClassGroup * plan.threads : 0);
     first_columns = reinterpret_cast<int*>(past);
     first_rows = first_columns + plan.cells + 1;
     const int thread = static_cast<int>(threadIdx.x);
@@ -93,7 +91,7 @@ struct CrossEntropyTile {
     __syncthreads();
     const bool owner = thread < cells * plan.fragments;
     cell = owner ? thread / plan.fragments : 0;
-    begin = first_columns[cell] + thread % plan.fragments * kFragmentColumns;
+    begin = first_columns[cell] + thread % plan.fragments;
     end = owner ? first_columns[cell + 1] : 0;
   }
 

@@ -64,7 +64,7 @@ def _length(op: str, value: Any, length: Any) -> int:
 
 def target(op: str, value: object, scores: Tensor) -> Tensor:
     """Labels (N, H, W) of an integer type that the kernels read."""
-    tensor = check.real(op, "target", value)
+    tensor = check.real(op, "target", value, DEVICES)
     if tensor.dtype in _WIDER:
         unsigned = tensor.dtype == torch.uint64
         tensor = tensor.to(_WIDER[tensor.dtype])
@@ -94,7 +94,7 @@ def differs(labels: Tensor, label: int) -> Tensor:
 
 def constant(op: str, name: str, value: object, shape: Sequence[int], like: Tensor) -> Tensor:
     """A tensor of this shape, in the dtype of the computation, that needs no gradient."""
-    tensor = check.real(op, name, value)
+    tensor = check.real(op, name, value, DEVICES)
     if tensor.dim() != len(shape) or any(
         tensor.shape[axis] != length for axis, length in enumerate(shape)
     ):
