@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from pydense import _library
-from pydense.ops import upsample_cross_entropy
+from pydense.ops import (
+    upsample_accumulate,
+    upsample_argmax,
+    upsample_cross_entropy,
+    upsample_softmax,
+)
 
 _library.load()
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -96,7 +101,69 @@ def large_cross_entropy(device: torch.device) -> None:
         assert float((of_target - (probability - 1)).abs().max()) < 0.01 * (1 - probability)
 
 
+def large_argmax(device: torch.device) -> None:
+    logits = torch.zeros(2**19 + 1, 128, 4, 8, device=device, dtype=torch.bfloat16)
+    logits[-1, 77] = 1
+    labels = upsample_argmax(logits, (64, 65), dtype=torch.uint8)  # 2.18e9 of them
+    assert bool((labels[-1] == 77).all())
+    assert not labels[-2].any() and not labels[0].any()
+
+
+def large_softmax(device: torch.device) -> None:
+    logits = torch.zeros(1025, 128, 8, 8, device=device, dtype=torch.bfloat16)
+    logits[-1, 5] = 30
+    leaf = logits.requires_grad_()
+    out = upsample_softmax(leaf, 128)  # 2.15e9 numbers
+    assert bool((out[-1, 5] == 1).all()) and bool((out[-2] == 1 / 128).all())
+    (gradient,) = torch.autograd.grad(
+        out, leaf, torch.ones((), device=device).to(out).expand_as(out)
+    )
+    assert float(gradient.abs().max()) < 1e-3
+
+
+def large_accumulate(device: torch.device) -> None:
+    dst = torch.zeros(1, 129, 4096, 4096, device=device)
+    upsample_accumulate(dst, torch.ones(1, 129, 4, 4, device=device), 4000, 4032, (96, 64))
+    assert bool((dst[:, :, 4000:, 4032:] == 1).all())
+    assert float(dst[0, -1].sum()) == 96 * 64 == float(dst[0, 0].sum())
+
+
+def accumulated(logits: Tensor) -> Tensor:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    layout = (
+        torch.channels_last
+        if logits.is_contiguous(memory_format=torch.channels_last)
+        else (torch.contiguous_format)
+    )
+    dst = torch.ones(2, 6, 40, 50, dtype=dtype, device=logits.device).to(memory_format=layout)
+    return upsample_accumulate(dst, logits, 3, 2, (33, 41), weight=0.5)
+
+
 CALLS: dict[str, Call] = {
+    "upsample_argmax": Call(
+        run=lambda x: upsample_argmax(x, (33, 41)),
+        inputs=lambda: (normal(2, 6, 7, 9),),
+        tolerance=lambda dtype: 0,
+        gradient=False,
+        large=large_argmax,
+    ),
+    "upsample_argmax with confidence": Call(
+        run=lambda x: upsample_argmax(x, (33, 41), return_confidence=True).confidence,
+        inputs=lambda: (normal(2, 6, 7, 9),),
+        tolerance=lambda dtype: 1e-12 if dtype == torch.float64 else 4e-6,
+        gradient=False,
+    ),
+    "upsample_softmax": Call(
+        run=lambda x: upsample_softmax(x, (33, 41)),
+        inputs=lambda: (normal(2, 6, 7, 9),),
+        large=large_softmax,
+    ),
+    "upsample_accumulate": Call(
+        run=accumulated,
+        inputs=lambda: (normal(2, 6, 7, 9),),
+        tolerance=lambda dtype: 1e-14 if dtype == torch.float64 else 1e-6,
+        gradient=False,
+        large=large_accumulate,
     "cross_entropy": Call(
         run=cross_entropy,
         inputs=lambda: (normal(2, 19, 9, 11),),

@@ -57,9 +57,7 @@ class TestSoftmax:
 
     @pytest.mark.parametrize("magnitude", [300.0, 1e4])
     def test_large_logits(self, backend, magnitude):
-        logits = torch.full(
-            (1, 4, 5, 6), -magnitude, dtype=torch.float64, device=backend.device
-        )
+        logits = torch.full((1, 4, 5, 6), -magnitude, dtype=torch.float64, device=backend.device)
         logits[:, 0, :, ::2] = magnitude
         logits[:, 1, :, 1::2] = magnitude
         exact = softmax_and_gradient(reference.upsample_softmax, logits, (31, 40))

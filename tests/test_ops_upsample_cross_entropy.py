@@ -299,7 +299,9 @@ def gradients_of(logits, target, factor):
     smoothing=st.sampled_from([0.0, 0.2]),
     seed=st.integers(0, 1000),
 )
-def test_any_shape(backend, n, c, h, w, height, width, align_corners, channels_last, smoothing, seed):
+def test_any_shape(
+    backend, n, c, h, w, height, width, align_corners, channels_last, smoothing, seed
+):
     logits = scores(n, c, h, w, seed=seed).to(backend.device)
     if channels_last:
         logits = logits.to(memory_format=torch.channels_last)

@@ -105,6 +105,24 @@ __device__ __forceinline__ void for_each_pair(int inner, int outer, const Fn& fn
   }
 }
 
+// Calls fn(i, begin, step) so that for each i in [0, inner) the numbers begin, begin + step... of
+// all calls are [0, outer), the block's threads side by side along i. What hangs on i alone is then
+// worked out once; threads that are not a multiple of inner have nothing to do.
+template <class Fn>
+__device__ __forceinline__ void for_each_line(int inner, const Fn& fn) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lines = kHeadColumns / inner;
+  if (lines > 1) {
+    if (thread < lines * inner) {
+      fn(thread % inner, thread / inner, lines);
+    }
+    return;
+  }
+  for (int i = thread; i < inner; i += kHeadColumns) {
+    fn(i, 0, 1);
+  }
+}
+
 template <class S>
 class HeadTile {
  public:
@@ -254,17 +272,27 @@ class HeadTile {
     __syncthreads();  // until what it held has been read
     const S* const top = data_ + strip.top * row_stride_ + first * class_stride_;
     const S* const bottom = data_ + strip.bottom * row_stride_ + first * class_stride_;
-    const auto move = [&](int place, int c) {
+    const auto column = [&](int place) {
       const int slot = place < slots_ ? place : place - slots_;
-      const int column = dense_ ? first_tap_ + slot : shared_.columns[slot];
-      const S* const row = place < slots_ ? top : bottom;
-      shared_.values[place * pitch_ + c] =
-          to_accumulate(__ldg(row + column * column_stride_ + c * class_stride_));
+      const int x = dense_ ? first_tap_ + slot : shared_.columns[slot];
+      return (place < slots_ ? top : bottom) + x * column_stride_;
     };
     if (class_stride_ == 1) {
-      for_each_pair(count, 2 * slots_, [&](int c, int place) { move(place, c); });
+      for_each_line(count, [&](int c, int begin, int step) {
+#pragma unroll 2
+        for (int place = begin; place < 2 * slots_; place += step) {
+          shared_.values[place * pitch_ + c] = to_accumulate(__ldg(column(place) + c));
+        }
+      });
     } else {
-      for_each_pair(2 * slots_, count, move);
+      for_each_line(2 * slots_, [&](int place, int begin, int step) {
+        const S* const from = column(place);
+        T* const to = shared_.values + place * pitch_;
+#pragma unroll 2
+        for (int c = begin; c < count; c += step) {
+          to[c] = to_accumulate(__ldg(from + c * class_stride_));
+        }
+      });
     }
     __syncthreads();
   }

@@ -12,6 +12,9 @@
 namespace pydense {
 
 constexpr int kFallClasses = 4;  // in shared memory at a time
+template <class S>
+constexpr int kBackwardBlocks =
+    kHeadBlocks<Accumulate<S>> - 1;  // whose registers take the room of one
 
 // Cells (between two columns of logits) of a tile: as many as have about a block's columns of
 // outputs. Those beyond the first and the last logit make the outer cells wider.
@@ -93,6 +96,7 @@ class SoftmaxBackwardBlock {
         __syncthreads();
         find_columns(tile);
         tile.for_each_strip([&](const HeadStrip& strip) {
+          adds_ = y > falls_.ends[0] || x > falls_.ends[2] || strip.row > 0;
           with_strip_rows(strip.rows,
                           [&](auto rows) { strip_falls<decltype(rows)::value>(tile, strip); });
         });
@@ -195,11 +199,12 @@ class SoftmaxBackwardBlock {
     }
     const int64_t width = cells_ + 1;
     T* const to = parts_ + c * width + (tile.first_tap() - first_cell_) + slot;
-    if (strip.top == strip.bottom) {
-      to[0] += up + down;
-    } else {
-      to[0] += up;
-      to[args_.logits.classes * width] += down;
+    const bool is_last = strip.top == strip.bottom;  // both taps are the last row of logits
+    up += is_last ? down : T{};
+    to[0] = adds_ ? to[0] + up : up;
+    if (!is_last) {
+      T* const lower = to + args_.logits.classes * width;
+      lower[0] = adds_ ? lower[0] + down : down;
     }
   }
 
@@ -211,11 +216,12 @@ class SoftmaxBackwardBlock {
   int64_t row_;
   int64_t first_cell_;
   T* parts_;
+  bool adds_ = false;  // to what earlier strips left
 };
 
 template <class S>
 __global__
-__launch_bounds__(kHeadColumns, kHeadBlocks<Accumulate<S>>) void upsample_softmax_backward_kernel(
+__launch_bounds__(kHeadColumns, kBackwardBlocks<S>) void upsample_softmax_backward_kernel(
     UpsampleSoftmaxBackwardCudaArgs<Accumulate<S>> args, int64_t blocks) {
   __shared__ HeadShared<Accumulate<S>> shared;
   __shared__ FallShared<Accumulate<S>> falls;

@@ -95,6 +95,7 @@ def differs(labels: Tensor, label: int) -> Tensor:
 def constant(op: str, name: str, value: object, shape: Sequence[int], like: Tensor) -> Tensor:
     """A tensor of this shape, in the dtype of the computation, that needs no gradient."""
     tensor = check.real(op, name, value, DEVICES)
+    same_device(op, name, tensor, like)
     if tensor.dim() != len(shape) or any(
         tensor.shape[axis] != length for axis, length in enumerate(shape)
     ):
@@ -104,6 +105,14 @@ def constant(op: str, name: str, value: object, shape: Sequence[int], like: Tens
             f"{op}: {name} must not require grad: its gradient is not implemented"
         )
     return tensor.to(check.compute_dtype(like.dtype))
+
+
+def same_device(op: str, name: str, tensor: Tensor, scores: Tensor) -> None:
+    """Check that a tensor is where the logits are."""
+    if tensor.device != scores.device:
+        raise ValueError(
+            f"{op}: {name} must be on {scores.device} as the logits, got {tensor.device}"
+        )
 
 
 def probability(op: str, name: str, value: Any) -> float:

@@ -62,15 +62,16 @@ def upsample_argmax(
         With ``return_confidence`` a :class:`Prediction`, whose ``confidence`` is float32 (float64
         for float64 logits) and differentiable nowhere.
 
-        Bitwise the same from run to run and for any number of threads.
+        Bitwise the same from run to run and for any number of threads. A GPU's labels are those of
+        the CPU but for the rounding above.
 
     Raises:
         ValueError: A size that is not positive, more classes than ``dtype`` holds.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (CUDA).
 
-    Memory: the result, and up to 700 KB per thread (C <= 150, no downsampling). Nothing is saved
-    for backward.
+    Memory: the result, and on the CPU up to 700 KB per thread (C <= 150, no downsampling). Nothing
+    is saved for backward.
 
     Example:
         >>> import torch
@@ -118,16 +119,17 @@ def upsample_softmax(
     Raises:
         ValueError: A size that is not positive.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU, forward-mode differentiation; later, a
-            second derivative.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (CUDA), forward-mode
+            differentiation; later, a second derivative.
 
-    Probabilities below 1e-30 (float64: 1e-300) may be 0. Logits are multiplied with log2(e) before
-    they are interpolated, so that large ones (1e4) have a few times the rounding error of torch.
+    Probabilities below 1e-30 (float64: 1e-300) may be 0. On the CPU logits are multiplied with
+    log2(e) before they are interpolated, so that large ones (1e4) have a few times the rounding
+    error of torch.
 
-    Memory: the result, and up to about 1 MB per thread (C <= 150; more where the size shrinks
-    much).
-    Backward needs the logits, which
-    are saved, and computes the softmax again; the result need not be kept.
+    Memory: the result, and on the CPU up to about 1 MB per thread (C <= 150; more where the size
+    shrinks much). Backward needs the logits, which are saved, and computes the softmax again; the
+    result need not be kept. On a GPU backward also takes about twice the size of the logits in
+    float32 (float64 for float64).
 
     Example:
         >>> import torch
@@ -173,12 +175,12 @@ def upsample_accumulate(
         ``dst``.
 
     Raises:
-        ValueError: Shapes that do not fit, a window that is not inside ``dst``.
+        ValueError: Shapes or devices that do not fit, a window that is not inside ``dst``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU, or that require grad, forward-mode
-            differentiation.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (CUDA), or that
+            require grad, forward-mode differentiation.
 
-    Memory: up to about 1 MB per thread (C <= 150; more where the size shrinks much).
+    Memory: on the CPU up to about 1 MB per thread (C <= 150; more where the size shrinks much).
 
     Example:
         >>> import torch
@@ -193,7 +195,8 @@ def upsample_accumulate(
     scores = arguments.logits(op, logits)
     height, width = arguments.size(op, size)
     check.flag(op, "align_corners", align_corners)
-    total = check.floating(op, "dst", dst, (4,))
+    total = check.floating(op, "dst", dst, (4,), arguments.DEVICES)
+    arguments.same_device(op, "dst", total, scores)
     dtype = check.compute_dtype(scores.dtype)
     if total.dtype != dtype:
         raise TypeError(f"{op}: dst must be of dtype {dtype}, got {total.dtype}")

@@ -150,6 +150,26 @@ inline std::vector<double> softmax(std::vector<double> values) {
   return values;
 }
 
+// One image more than a grid has blocks, all of zeros but the last: its second class is 1.
+struct ManyImages {
+  HeadCase size = {(int64_t{1} << 20) + 1, 2, 2, 3, 3, 4, false, Layout::kContiguous};
+  SparseMemory memory{static_cast<size_t>(size.images) * 12 * 4};
+  pydense::LogitsView view = {
+      memory.as<float>(), pydense::FloatType::kFloat32, size.images, 2, 2, 3, {12, 6, 3, 1}};
+
+  ManyImages() { std::fill_n(memory.as<float>() + (size.images - 1) * 12 + 6, 6, 1.0F); }
+};
+
+inline Limits limits_of(const char* kernel, double minimum_bytes, const char* shape, double scale) {
+  Limits limits{.kernel = kernel, .minimum_bytes = minimum_bytes};
+  limits.shape = shape;
+  limits.scale = scale;
+  return limits;
+}
+
+constexpr HeadCase kCounted = {1, 19, 8, 64, 32, 256, false, Layout::kContiguous};
+constexpr double kCountedScale = 1024.0 * 2048.0 / (32.0 * 256.0);
+
 // Calls fn(image, row, column) for every output.
 template <class Fn>
 void for_each_output(const HeadCase& c, const Fn& fn) {
