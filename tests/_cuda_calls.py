@@ -164,6 +164,7 @@ CALLS: dict[str, Call] = {
         tolerance=lambda dtype: 1e-14 if dtype == torch.float64 else 1e-6,
         gradient=False,
         large=large_accumulate,
+    ),
     "cross_entropy": Call(
         run=cross_entropy,
         inputs=lambda: (normal(2, 19, 9, 11),),

@@ -4,6 +4,7 @@
     python tests/simt/mutate.py upsample                  # all faults of a room
     python tests/simt/mutate.py upsample --sample 60      # as many, chosen at random
     python tests/simt/mutate.py upsample --pytest         # what is left, by the tests in Python too
+    python tests/simt/mutate.py segmentation_head --part cross_entropy   # with a driver of its own
 
 Needs a build with PYDENSE_SIMT=ON (``--build``, default build/simt), whose compiler calls it
 repeats. Faults are planted in ``csrc/<room>/*.cuh`` and ``*.cu``: a barrier left out, ``<`` for
