@@ -83,8 +83,8 @@ def upsample_cross_entropy(
         ValueError: Shapes or devices that do not fit, a target on the CPU that is no class and not
             ignored, an unknown ``reduction``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), weights that require grad,
-            forward-mode differentiation; later, a second derivative.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), weights that
+            require grad, forward-mode differentiation; later, a second derivative.
 
     On a GPU nothing waits for the kernels, so that calls can be captured in a CUDA graph. Hence a
     target that is no class and not ignored raises nothing there: the pixel's loss is NaN, and with
