@@ -27,6 +27,27 @@ def _selftest() -> Calls:
     return Calls(lambda: torch.ops.pydense._selftest(x), lambda: x * 2 + 1)
 
 
+def _cross_entropy(layout: str = "", gradient: bool = True) -> Calls:
+    from torch.nn.functional import cross_entropy
+
+    from pydense.ops import upsample_cross_entropy
+
+    x = torch.randn(1, 19, 256, 512, device="cuda", requires_grad=gradient)
+    if layout:
+        x = x.detach().to(memory_format=torch.channels_last).requires_grad_(gradient)
+    target = torch.randint(19, (1, 1024, 2048), device="cuda")
+
+    def ours() -> object:
+        loss = upsample_cross_entropy(x, target)
+        return torch.autograd.grad(loss, x) if gradient else loss
+
+    def theirs() -> object:
+        loss = cross_entropy(_full(x), target)
+        return torch.autograd.grad(loss, x) if gradient else loss
+
+    return Calls(ours, theirs)
+
+
 HEAD = "1x19x256x512 to 1024x2048"
 HEAD_BACK = "1x19x256x512 from 1024x2048"
 HEAD_SIZE = (1024, 2048)
@@ -161,6 +182,12 @@ CASES: dict[str, Callable[[], Calls]] = {
     ),
     f"upsample_accumulate_kernel|{HEAD}": _accumulate,
     f"upsample_accumulate_kernel|{HEAD}, channels last": lambda: _accumulate("channels last"),
+    f"cross_entropy_kernel|{HEAD}": _cross_entropy,
+    f"cross_entropy_finish_kernel|{HEAD}": _cross_entropy,
+    f"cross_entropy_kernel|{HEAD}, channels last": lambda: _cross_entropy("channels last"),
+    f"cross_entropy_finish_kernel|{HEAD}, channels last": (lambda: _cross_entropy("channels last")),
+    f"cross_entropy_kernel|{HEAD}, no gradient": lambda: _cross_entropy(gradient=False),
+    f"cross_entropy_finish_kernel|{HEAD}, no gradient": (lambda: _cross_entropy(gradient=False)),
     "selftest_kernel|2^26 floats": _selftest,
     "upsample_forward_kernel|16 x 21 x 65 x 65 to 513 x 513, float32": _upsample(
         (16, 21, 65, 65), (513, 513), torch.float32

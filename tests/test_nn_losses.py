@@ -33,10 +33,11 @@ def assert_equal(got, expected):
 
 class TestSegmentationLoss:
     @pytest.mark.parametrize("reduction", ["mean", "mean_all", "sum"])
-    def test_two_outputs(self, reduction):
-        target, weight = targets(2, SIZE, 5), [0.5, 1.0, 2.0, 0.25, 1.5]
-        loss = SegmentationLoss(weight, 255, True, 0.125, reduction, (0.4, 1.0))
-        auxiliary, main = scores(2, 5, 4, 5), scores(2, 5, 9, 12, seed=5)
+    def test_two_outputs(self, backend, reduction):
+        target, weight = targets(2, SIZE, 5).to(backend.device), [0.5, 1.0, 2.0, 0.25, 1.5]
+        loss = SegmentationLoss(weight, 255, True, 0.125, reduction, (0.4, 1.0)).to(backend.device)
+        auxiliary = scores(2, 5, 4, 5).to(backend.device)
+        main = scores(2, 5, 9, 12, seed=5).to(backend.device)
 
         def expected(outputs):
             return sum(
@@ -45,7 +46,7 @@ class TestSegmentationLoss:
                     x,
                     target,
                     align_corners=True,
-                    weight=torch.tensor(weight).double(),
+                    weight=torch.tensor(weight).to(x),
                     ignore_index=255,
                     label_smoothing=0.125,
                     reduction=reduction,
@@ -131,9 +132,10 @@ class TestOhem:
     @pytest.mark.parametrize("threshold", [0.02, 0.5, 0.95])
     @pytest.mark.parametrize("min_kept", [1, 300, 1500, 100000])
     @pytest.mark.parametrize("definition", ["hrnet", "mmseg"])
-    def test_threshold(self, definition, min_kept, threshold):
-        x, target = scores(2, 5, 9, 12, scale=2.0), targets(2, SIZE, 5)
-        weight = torch.tensor([0.5, 1.0, 2.0, 0.25, 1.5]).double()
+    def test_threshold(self, backend, definition, min_kept, threshold):
+        x = scores(2, 5, 9, 12, scale=2.0).to(backend.device)
+        target = targets(2, SIZE, 5).to(backend.device)
+        weight = torch.tensor([0.5, 1.0, 2.0, 0.25, 1.5]).to(x)
         options = {"ignore_index": 255, "definition": definition, "weight": weight}
         loss = OhemCrossEntropy(threshold, min_kept, **options)
         expected = mined(definition, threshold, min_kept, target, weight)
@@ -142,9 +144,10 @@ class TestOhem:
 
     @pytest.mark.parametrize("avg_non_ignore", [False, True])
     @pytest.mark.parametrize("min_kept", [1, 300, 5000])
-    def test_largest_losses(self, min_kept, avg_non_ignore):
-        x, target = scores(2, 5, 9, 12), targets(2, SIZE, 5)
-        weight = torch.tensor([0.5, 1.0, 2.0, 0.25, 1.5]).double()
+    def test_largest_losses(self, backend, min_kept, avg_non_ignore):
+        x = scores(2, 5, 9, 12).to(backend.device)
+        target = targets(2, SIZE, 5).to(backend.device)
+        weight = torch.tensor([0.5, 1.0, 2.0, 0.25, 1.5]).to(x)
         loss = OhemCrossEntropy(
             None, min_kept, weight, 255, definition="mmseg", avg_non_ignore=avg_non_ignore
         )
@@ -152,11 +155,11 @@ class TestOhem:
         got = loss_and_gradient(lambda x: loss(x, target), x)
         assert_equal(got, loss_and_gradient(expected, x))
 
-    def test_outputs(self):
+    def test_outputs(self, backend):
         """HRNet's OCR: all pixels of the auxiliary output; mmsegmentation mines each."""
-        target = targets(2, SIZE, 5).to(torch.uint8)
-        outputs = scores(2, 5, 4, 5), scores(2, 5, 9, 12, seed=4)
-        weight = torch.tensor([0.5, 1.0, 2.0, 0.25, 1.5]).double()
+        target = targets(2, SIZE, 5).to(backend.device, torch.uint8)
+        outputs = [x.to(backend.device) for x in (scores(2, 5, 4, 5), scores(2, 5, 9, 12, seed=4))]
+        weight = torch.tensor([0.5, 1.0, 2.0, 0.25, 1.5]).to(outputs[0])
         for definition in ("hrnet", "mmseg"):
             options = {"ignore_index": 255, "definition": definition, "weight": weight}
             one = OhemCrossEntropy(0.6, 100, **options)
@@ -174,29 +177,32 @@ class TestOhem:
             torch.testing.assert_close(both(outputs, target), expected, rtol=1e-12, atol=0)
 
     @pytest.mark.parametrize("definition", ["hrnet", "mmseg"])
-    def test_nothing_to_keep(self, definition):
-        x, target = scores(2, 3, 4, 5), torch.full((2, *SIZE), 255)
+    def test_nothing_to_keep(self, backend, definition):
+        x = scores(2, 3, 4, 5).to(backend.device)
+        target = torch.full((2, *SIZE), 255, device=backend.device)
         loss = OhemCrossEntropy(0.7, 100, ignore_index=255, definition=definition)
         value, (gradient,) = loss_and_gradient(lambda x: loss(x, target), x)
         assert value.isnan() == (definition == "hrnet")
         assert not gradient.any()
 
     @pytest.mark.parametrize("threshold", [0.7, None])
-    def test_nothing_to_keep_of_those_not_ignored(self, threshold):
+    def test_nothing_to_keep_of_those_not_ignored(self, backend, threshold):
         """mmsegmentation's epsilon in the divisor: 0, not NaN."""
-        x, target = scores(2, 3, 4, 5), torch.full((2, *SIZE), 255)
+        x = scores(2, 3, 4, 5).to(backend.device)
+        target = torch.full((2, *SIZE), 255, device=backend.device)
         loss = OhemCrossEntropy(threshold, 100, None, 255, definition="mmseg", avg_non_ignore=True)
         value, (gradient,) = loss_and_gradient(lambda x: loss(x, target), x)
         assert value == 0 and not gradient.any()
 
     @pytest.mark.parametrize("definition", ["hrnet", "mmseg"])
     @pytest.mark.parametrize("threshold", [0.7, None])
-    def test_no_images(self, definition, threshold):
+    def test_no_images(self, backend, definition, threshold):
         """The mean over nothing, as in torch."""
         if threshold is None and definition == "hrnet":
             pytest.skip("threshold None is mmsegmentation's alone")
         loss = OhemCrossEntropy(threshold, 100, definition=definition)
-        x, target = torch.zeros(0, 3, 4, 5), torch.zeros(0, 8, 10, dtype=torch.long)
+        x = torch.zeros(0, 3, 4, 5, device=backend.device)
+        target = torch.zeros(0, 8, 10, dtype=torch.long, device=backend.device)
         value, (gradient,) = loss_and_gradient(lambda x: loss(x, target), x)
         assert value.isnan() and gradient.shape == x.shape
 
@@ -204,9 +210,10 @@ class TestOhem:
         ("kind", "label", "ignored"),
         [(torch.uint8, 156, -100), (torch.uint8, 255, -1), (torch.int8, 100, 356)],
     )
-    def test_ignored_label_beyond_the_dtype(self, kind, label, ignored):
+    def test_ignored_label_beyond_the_dtype(self, backend, kind, label, ignored):
         """A label that equals the ignored one only where that wraps is a label."""
-        x, target = scores(1, 256, 4, 5), torch.full((1, 8, 10), label)
+        x = scores(1, 256, 4, 5).to(backend.device)
+        target = torch.full((1, 8, 10), label, device=backend.device)
         for options in (
             {"threshold": 0.7},
             {"threshold": 0.7, "definition": "mmseg", "avg_non_ignore": True},
@@ -216,12 +223,13 @@ class TestOhem:
             assert loss(x, target) > 0
             assert same_bits(loss(x, target.to(kind)), loss(x, target))
 
-    def test_compile(self):
-        target = targets(2, SIZE, 5)
+    def test_compile(self, backend):
+        target = targets(2, SIZE, 5).to(backend.device)
         for definition in ("hrnet", "mmseg"):
             loss = OhemCrossEntropy(0.6, 100, [1.0] * 5, 255, definition=definition)
+            loss = loss.to(backend.device)
             compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
-            x = scores(2, 5, 9, 12).float()
+            x = scores(2, 5, 9, 12).float().to(backend.device)
             got = loss_and_gradient(lambda x, f=compiled: f(x, target), x)
             expected = loss_and_gradient(lambda x, f=loss: f(x, target), x)
             assert same_bits(got[0], expected[0]) and same_bits(got[1][0], expected[1][0])

@@ -133,22 +133,23 @@ class TestSoftmaxZeros:
 
 class TestCounts:
     @pytest.mark.parametrize("bad", [[0], [1], [2], [1, 2]])
-    def test_nan_is_the_largest(self, bad):
+    def test_nan_is_the_largest(self, backend, bad):
         """As in torch.argmax: the first NaN."""
-        logits = scores(1, 3, 4, 5).float()
+        logits = scores(1, 3, 4, 5).float().to(backend.device)
         logits[0, bad, 2, 3] = NAN
         labels = upsample(logits, (16, 20)).argmax(1)
         for k in range(3):
-            target = torch.full((1, 16, 20), k)
+            target = torch.full((1, 16, 20), k, device=backend.device)
             out = upsample_cross_entropy(logits, target, reduction="none", return_counts=True)
             assert out.correct == (labels == k).sum()
 
 
 class TestArguments:
-    def test_pixel_weight_of_ignored_pixels(self):
-        x, target = scores(1, 3, 4, 4).requires_grad_(), torch.zeros(1, 8, 8, dtype=torch.long)
+    def test_pixel_weight_of_ignored_pixels(self, backend):
+        x = scores(1, 3, 4, 4).to(backend.device).requires_grad_()
+        target = torch.zeros(1, 8, 8, dtype=torch.long, device=backend.device)
         target[0, 3, 3] = 255
-        factor = torch.ones(1, 8, 8, dtype=torch.float64)
+        factor = torch.ones(1, 8, 8, dtype=torch.float64, device=backend.device)
         factor[0, 3, 3] = NAN
         options = {"ignore_index": 255, "pixel_weight": factor}
         each = upsample_cross_entropy(x, target, reduction="none", **options)

@@ -37,13 +37,13 @@ class TestOpcheck:
 
     @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "mean_all"])
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-    def test_cross_entropy(self, reduction, layout):
-        target = targets(2, (9, 13), 5)
+    def test_cross_entropy(self, backend, reduction, layout):
+        target = targets(2, (9, 13), 5).to(backend.device)
         for kind in (torch.float32, torch.float64, torch.bfloat16):
             wide = torch.float64 if kind == torch.float64 else torch.float32
-            logits = scores(2, 5, 4, 6).to(kind).to(memory_format=layout)
-            weight = torch.rand(5, dtype=wide)
-            factor = torch.rand(2, 9, 13, dtype=wide)
+            logits = scores(2, 5, 4, 6).to(backend.device, kind).to(memory_format=layout)
+            weight = torch.rand(5, dtype=wide, device=backend.device)
+            factor = torch.rand(2, 9, 13, dtype=wide, device=backend.device)
             rest = (target, weight, factor, True, 255, 0.1, reduction)
             op = OPS.upsample_cross_entropy.default
             opcheck(op, (logits, *rest, reduction == "mean", True))
@@ -53,12 +53,12 @@ class TestOpcheck:
 class TestGradcheck:
     @pytest.mark.parametrize("align_corners", [False, True])
     @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "mean_all"])
-    def test_cross_entropy(self, reduction, align_corners):
-        logits = scores(2, 3, 3, 4, scale=1.0).requires_grad_()
+    def test_cross_entropy(self, backend, reduction, align_corners):
+        logits = scores(2, 3, 3, 4, scale=1.0).to(backend.device).requires_grad_()
         generator = torch.Generator().manual_seed(3)
-        weight = torch.rand(3, generator=generator).double() + 0.2
-        factor = torch.rand(2, 7, 9, generator=generator).double()
-        target = targets(2, (7, 9), 3)
+        weight = (torch.rand(3, generator=generator).double() + 0.2).to(backend.device)
+        factor = torch.rand(2, 7, 9, generator=generator).double().to(backend.device)
+        target = targets(2, (7, 9), 3).to(backend.device)
         for smoothing in (0.0, 0.3):
             torch.autograd.gradcheck(
                 lambda x, s=smoothing: upsample_cross_entropy(
@@ -75,9 +75,10 @@ class TestGradcheck:
                 logits,
             )
 
-    def test_pixel_weight(self):
-        logits, target = scores(1, 3, 3, 4, scale=1.0).requires_grad_(), targets(1, (7, 9), 3)
-        factor = torch.rand(1, 7, 9).double().requires_grad_()
+    def test_pixel_weight(self, backend):
+        logits = scores(1, 3, 3, 4, scale=1.0).to(backend.device).requires_grad_()
+        target = targets(1, (7, 9), 3).to(backend.device)
+        factor = torch.rand(1, 7, 9).double().to(backend.device).requires_grad_()
 
         def loss(x, a):
             return upsample_cross_entropy(
@@ -94,9 +95,10 @@ class TestGradcheck:
         with pytest.raises(NotImplementedError, match="second derivative: the gradient is not"):
             gradient.square().sum().backward()
 
-    def test_needs_no_gradient(self):
+    def test_needs_no_gradient(self, backend):
         """No gradient is computed where nobody can ask for it."""
-        logits, target = scores(1, 3, 3, 4), targets(1, (7, 9), 3)
+        logits = scores(1, 3, 3, 4).to(backend.device)
+        target = targets(1, (7, 9), 3).to(backend.device)
         loss = upsample_cross_entropy(logits, target, ignore_index=255)
         assert not loss.requires_grad
         logits.requires_grad_()
@@ -110,9 +112,7 @@ class TestGradcheck:
 
 
 class TestCompile:
-    def test_fullgraph(self):
-        target = targets(2, (33, 40), 5)
-
+    def test_fullgraph(self, backend):
         def step(x, t):
             loss, correct, valid = upsample_cross_entropy(
                 x * 2, t, ignore_index=255, label_smoothing=0.1, return_counts=True
@@ -122,9 +122,9 @@ class TestCompile:
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(step, backend=counter, fullgraph=True, dynamic=True)
         for shape, size in [((2, 5, 7, 9), (33, 40)), ((1, 5, 6, 11), (20, 47))]:
-            x = scores(*shape).float().requires_grad_()
+            x = scores(*shape).float().to(backend.device).requires_grad_()
             y = x.detach().clone().requires_grad_()
-            target = targets(shape[0], size, 5)
+            target = targets(shape[0], size, 5).to(backend.device)
             got, expected = compiled(x, target), step(y, target)
             assert all(map(same_bits, got, expected))
             got[0].backward()
@@ -146,18 +146,20 @@ class TestCompile:
         got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(x), x)[0]
         torch.testing.assert_close(got, expected)
 
-    def test_export(self):
+    def test_export(self, backend):
         class Head(torch.nn.Module):
             def forward(self, x, t):
                 labels = upsample_argmax(x, (4 * x.shape[2], 4 * x.shape[3]))
                 return labels, upsample_cross_entropy(x, t, ignore_index=255)
 
-        x, t = scores(2, 5, 6, 7).float(), targets(2, (24, 28), 5)
+        x = scores(2, 5, 6, 7).float().to(backend.device)
+        t = targets(2, (24, 28), 5).to(backend.device)
         n, h, w, height, width = (Dim(name, max=512) for name in ("n", "h", "w", "hh", "ww"))
         shapes = {"x": {0: n, 2: h, 3: w}, "t": {0: n, 1: height, 2: width}}
         program = export(Head(), (x, t), dynamic_shapes=shapes).module()
         for shape, size in [((2, 5, 6, 7), (24, 28)), ((3, 5, 9, 4), (50, 31))]:
-            x, t = scores(*shape).float(), targets(shape[0], size, 5)
+            x = scores(*shape).float().to(backend.device)
+            t = targets(shape[0], size, 5).to(backend.device)
             assert all(map(same_bits, program(x, t), Head()(x, t)))
 
     def test_autocast(self):

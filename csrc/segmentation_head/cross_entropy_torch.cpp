@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <optional>
 #include <string>
+#include <utility>
 
+#include "segmentation_head/cross_entropy_cuda.h"
 #include "segmentation_head/door.h"
 
 namespace pydense {
@@ -39,6 +41,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
                 ": target must have 3 dimensions and ", view.images, " images, got ", target.dim(),
                 " dimensions and ", target.dim() > 0 ? target.size(0) : 0, " images");
   require_device_of(kOp, "target", target, logits);
+  for (const auto& [name, tensor] :
+       {std::pair{"weight", &weight}, std::pair{"pixel_weight", &pixel_weight}}) {
+    if (tensor->has_value()) {
+      require_device_of(kOp, name, **tensor, logits);
+    }
+  }
   const int64_t height = target.size(1);
   const int64_t width = target.size(2);
   check_size(kOp, "target", view, height, width);
@@ -61,6 +69,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
                             : torch::stable::new_empty(logits, {0}, dtype_of<T>());
     Tensor scale = torch::stable::new_empty(logits, {}, ScalarType::Double);
     Tensor counts = torch::stable::new_empty(logits, {2}, ScalarType::Long);
+    const T* const class_weights = weight.has_value() ? classes.const_data_ptr<T>() : nullptr;
+    T* const losses = per_pixel ? loss.mutable_data_ptr<T>() : nullptr;
+    T* const gradients = gradient ? falls.mutable_data_ptr<T>() : nullptr;
+#ifdef PYDENSE_WITH_CUDA
+    if (on_gpu(logits)) {
+      CrossEntropyCudaArgs<T> args{};
+      args.logits = view;
+      args.axes = head_axes<T>(view, height, width, align_corners);
+      args.target = target.const_data_ptr();
+      args.target_type = target_type;
+      copy_strides(target, args.target_strides);
+      args.ignore_index = ignore_index;
+      args.weight = class_weights;
+      args.pixel_weight = optional_data<T>(pixel_weight);
+      if (pixel_weight.has_value()) {
+        copy_strides(*pixel_weight, args.pixel_weight_strides);
+      }
+      args.smoothing = label_smoothing;
+      args.loss = losses;
+      args.gradient = gradients;
+      args.gradient_channels_last = is_channels_last(logits);
+      args.count_correct = count_correct;
+      args.divisor = reduction == Reduction::kMean      ? CrossEntropyDivisor::kWeight
+                     : reduction == Reduction::kMeanAll ? CrossEntropyDivisor::kPixels
+                                                        : CrossEntropyDivisor::kOne;
+      args.total = per_pixel ? nullptr : loss.mutable_data_ptr<T>();
+      args.scale = scale.mutable_data_ptr<double>();
+      args.counts = counts.mutable_data_ptr<int64_t>();
+      const CrossEntropyPlan plan = plan_cross_entropy(view, args.axes, gradient);
+      constexpr int64_t kDoubles = sizeof(CrossEntropyPartial) / sizeof(double);
+      Tensor partials = new_array(logits, {plan.blocks * kDoubles}, ScalarType::Double);
+      Tensor halo = new_array(logits, {plan.halo_rows + plan.halo_columns}, dtype_of<T>());
+      args.partials = reinterpret_cast<CrossEntropyPartial*>(partials.mutable_data_ptr<double>());
+      args.halo = halo.mutable_data_ptr<T>();
+      const int32_t device = logits.get_device_index();
+      upsample_cross_entropy_cuda(args, plan, device, current_cuda_stream(device));
+      return std::make_tuple(loss, falls, scale, counts);
+    }
+#endif
     const Axes<T> axes(view, height, width, align_corners);
     UpsampleCrossEntropyArgs<T> args{view,
                                      &axes.y,
@@ -69,12 +116,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
                                      target_type,
                                      {target.stride(0), target.stride(1), target.stride(2)},
                                      ignore_index,
-                                     weight.has_value() ? classes.const_data_ptr<T>() : nullptr,
+                                     class_weights,
                                      optional_data<T>(pixel_weight),
                                      {},
                                      label_smoothing,
-                                     per_pixel ? loss.mutable_data_ptr<T>() : nullptr,
-                                     gradient ? falls.mutable_data_ptr<T>() : nullptr,
+                                     losses,
+                                     gradients,
                                      is_channels_last(logits),
                                      count_correct};
     if (pixel_weight.has_value()) {
@@ -107,3 +154,8 @@ PYDENSE_TORCH_SCHEMAS(m) {
 PYDENSE_TORCH_CPU(m) {
   m.impl("upsample_cross_entropy", TORCH_BOX(&pydense::upsample_cross_entropy_op));
 }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) {
+  m.impl("upsample_cross_entropy", TORCH_BOX(&pydense::upsample_cross_entropy_op));
+}
+#endif

@@ -80,17 +80,22 @@ def upsample_cross_entropy(
         the same from run to run and for any number of threads, and so is the gradient.
 
     Raises:
-        ValueError: Shapes that do not fit, a target that is no class and not ignored, an unknown
-            ``reduction``.
+        ValueError: Shapes or devices that do not fit, a target on the CPU that is no class and not
+            ignored, an unknown ``reduction``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU, weights that require grad,
-            forward-mode differentiation; later, a second derivative.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), weights that
+            require grad, forward-mode differentiation; later, a second derivative.
+
+    On a GPU nothing waits for the kernels, so that calls can be captured in a CUDA graph. Hence a
+    target that is no class and not ignored raises nothing there: the pixel's loss is NaN, and with
+    it the scalar losses and the gradients of the logits that the pixel lies between.
 
     Memory: with a scalar loss the forward pass computes the gradient as well, in the same pass,
     unless the logits need none: one float32 (float64) tensor of the shape and memory format of the
     logits, which is what is saved for backward. ``reduction="none"`` saves logits, target and
-    weight, and computes again in backward. Beside that up to about 1 MB per thread (C <= 150;
-    more where the size shrinks much).
+    weight, and computes again in backward. Beside that, on the CPU up to about 1 MB per thread
+    (C <= 150; more where the size shrinks much), and on a GPU a part of the gradient that tiles
+    share: less than a fifth of it where it is large, up to about three times it where it is small.
 
     Source: the mean over all pixels is that of mmsegmentation's ``CrossEntropyLoss``; the formula
     is torch's.
@@ -123,7 +128,8 @@ def upsample_cross_entropy(
         weight = arguments.constant(op, "weight", weight, (scores.shape[1],), scores)
     factor = None
     if pixel_weight is not None and reduction == "none":
-        factor, pixel_weight = check.real(op, "pixel_weight", pixel_weight), None
+        factor = check.real(op, "pixel_weight", pixel_weight, arguments.DEVICES)
+        pixel_weight = None
         if factor.shape != labels.shape:
             raise ValueError(
                 f"{op}: pixel_weight must have shape {check.shape(labels)}, got "

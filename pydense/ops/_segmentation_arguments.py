@@ -64,7 +64,7 @@ def _length(op: str, value: Any, length: Any) -> int:
 
 def target(op: str, value: object, scores: Tensor) -> Tensor:
     """Labels (N, H, W) of an integer type that the kernels read."""
-    tensor = check.real(op, "target", value)
+    tensor = check.real(op, "target", value, DEVICES)
     if tensor.dtype in _WIDER:
         unsigned = tensor.dtype == torch.uint64
         tensor = tensor.to(_WIDER[tensor.dtype])

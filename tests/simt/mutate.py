@@ -4,6 +4,7 @@
     python tests/simt/mutate.py upsample                  # all faults of a room
     python tests/simt/mutate.py upsample --sample 60      # as many, chosen at random
     python tests/simt/mutate.py upsample --pytest         # what is left, by the tests in Python too
+    python tests/simt/mutate.py segmentation_head --part cross_entropy   # with a driver of its own
 
 Needs a build with PYDENSE_SIMT=ON (``--build``, default build/simt), whose compiler calls it
 repeats. Faults are planted in ``csrc/<room>/*.cuh`` and ``*.cu``: a barrier left out, ``<`` for
@@ -122,10 +123,10 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 
 class Harness:
-    """Compiles and runs the driver of a room with one file replaced."""
+    """Compiles and runs the driver of a room, or of a part of it, with one file replaced."""
 
-    def __init__(self, room: str, build: Path, folder: Path) -> None:
-        self.room, self.build, self.folder = room, build, folder
+    def __init__(self, room: str, part: str, build: Path, folder: Path) -> None:
+        self.room, self.part, self.build, self.folder = room, part, build, folder
         entries = json.loads((build / "compile_commands.json").read_text(encoding="utf-8"))
         self.sources = sorted(
             {
@@ -144,8 +145,18 @@ class Harness:
         self.affected = list(self.sources)  # by the planted fault
 
     def files(self) -> list[Path]:
+        """Of the part, or of the room without the parts that have drivers of their own."""
         found = (ROOT / "csrc" / self.room).iterdir()
-        return sorted(path for path in found if path.suffix in (".cu", ".cuh"))
+        files = sorted(path for path in found if path.suffix in (".cu", ".cuh"))
+        if self.part:
+            return [path for path in files if path.name.startswith(self.part)]
+        drivers = (ROOT / "tests" / "simt").glob(f"test_{self.room}_*.cpp")
+        parts = tuple(driver.stem.removeprefix(f"test_{self.room}_") for driver in drivers)
+        return [path for path in files if not path.name.startswith(parts)]
+
+    @property
+    def name(self) -> str:
+        return f"{self.room}_{self.part}" if self.part else self.room
 
     def compile(self, source: Path, target: str) -> Path | None:
         """The object of a source with the planted fault, None where it does not compile."""
@@ -168,7 +179,7 @@ class Harness:
         program = self.folder / f"driver-{build}"
         tests = self.build / "tests" / "simt" / "CMakeFiles"
         shim = sorted((tests / f"simt_shim_{build}.dir").glob("*.o"))
-        driver = sorted((tests / f"simt_{self.room}_{build}.dir").glob("*.o"))
+        driver = sorted((tests / f"simt_{self.name}_{build}.dir").glob("*.o"))
         core = self.build / "libpydense_core.a"
         words = ["g++", *shim, *driver, *objects, core, "-o", program]
         words += ["-fsanitize=address,undefined"] if build == "asan" else []
@@ -282,7 +293,7 @@ def key_of(mutant: Mutant) -> tuple[str, str, str]:
 
 
 def run(options: argparse.Namespace, folder: Path) -> int:
-    harness = Harness(options.room, options.build.resolve(), folder)
+    harness = Harness(options.room, options.part, options.build.resolve(), folder)
     if not harness.sources:
         print(f"mutate: {options.build} holds no CUDA kernels of {options.room}")
         return 2
@@ -296,7 +307,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     mutants = [mutant for path in harness.files() for mutant in mutants_of(path)]
     if options.sample and options.sample < len(mutants):
         mutants = random.Random(options.seed).sample(mutants, options.sample)
-    explained = explanations(SURVIVORS / f"{options.room}.txt")
+    explained = explanations(SURVIVORS / f"{harness.name}.txt")
     tally: Counter[str] = Counter()
     unexplained = []
     start = time.monotonic()
@@ -332,6 +343,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Plant faults in CUDA kernels.")
     parser.add_argument("room", help="a folder of csrc")
+    parser.add_argument("--part", default="", help="its files that begin so, with their own driver")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "simt")
     parser.add_argument("--sample", type=int, default=0, help="so many faults, chosen at random")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,0 +1,554 @@
+// SPDX-License-Identifier: Apache-2.0
+// Cross-entropy's CUDA kernels against the definition in double, pixel by pixel.
+#include <numeric>
+#include <optional>
+#include <type_traits>
+
+#include "head_logits.h"
+#include "segmentation_head/cross_entropy_cuda.h"
+
+namespace {
+
+using pydense::CrossEntropyCudaArgs;
+using pydense::CrossEntropyDivisor;
+using pydense::CrossEntropyPartial;
+using pydense::CrossEntropyPlan;
+using pydense::IntegerType;
+using simt::HeadCase;
+using simt::Layout;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+template <class L>
+constexpr IntegerType kIntegerType = IntegerType::kInt64;
+template <>
+constexpr IntegerType kIntegerType<uint8_t> = IntegerType::kUInt8;
+template <>
+constexpr IntegerType kIntegerType<int8_t> = IntegerType::kInt8;
+template <>
+constexpr IntegerType kIntegerType<int16_t> = IntegerType::kInt16;
+template <>
+constexpr IntegerType kIntegerType<int32_t> = IntegerType::kInt32;
+
+struct Options {
+  bool weight = false;
+  bool pixel_weight = false;
+  double smoothing = 0;
+  bool per_pixel = false;
+  bool gradient = true;
+  bool count = true;
+  CrossEntropyDivisor divisor = CrossEntropyDivisor::kOne;
+  int64_t ignore = 100;
+  double everything_ignored_before = 0;  // of the rows, this share
+  int64_t enough_tiles = 2;              // so that tiles are of several rows, as large maps' are
+};
+
+// One call with all its arrays. S: the type of the logits, L: of the labels.
+template <class S, class L>
+struct Call {
+  using T = pydense::Accumulate<S>;
+
+  simt::Logits<S>& logits;
+  const HeadCase& c;
+  Options options;
+  int64_t pixels;
+  simt::Buffer<L> target;
+  simt::Buffer<T> weight;
+  simt::Buffer<T> pixel_weight;
+  simt::Buffer<T> loss;
+  simt::Array<T> gradient;
+  simt::Buffer<T> total{1, "total"};
+  simt::Buffer<double> scale{1, "scale"};
+  simt::Buffer<int64_t> counts{2, "counts"};
+  std::vector<int64_t> label_of_pixel;
+
+  Call(simt::Logits<S>& from, const Options& with)
+      : logits(from),
+        c(from.size),
+        options(with),
+        pixels(c.images * c.out_height * c.out_width),
+        target(static_cast<size_t>(pixels), "target"),
+        weight(static_cast<size_t>(c.classes), "weight"),
+        pixel_weight(static_cast<size_t>(2 * pixels), "pixel_weight"),
+        loss(static_cast<size_t>(pixels), "loss"),
+        gradient(c.images, c.classes, c.height, c.width,
+                 c.layout == Layout::kChannelsLast ? c.layout : Layout::kContiguous, "gradient") {
+    simt::fill(weight, 11, 0.5);
+    for (T& w : weight) {
+      w += 1;
+    }
+    simt::fill(pixel_weight, 12, 1);
+    const std::vector<double> picks = simt::random_values(static_cast<size_t>(pixels), 13, 1);
+    const auto in_image = static_cast<size_t>(c.out_height * c.out_width);
+    for (size_t i = 0; i < picks.size(); ++i) {
+      auto label = static_cast<int64_t>((picks[i] + 1) / 2 * static_cast<double>(c.classes));
+      label = std::min(label, c.classes - 1);
+      const double row = static_cast<double>(i % in_image / static_cast<size_t>(c.out_width));
+      const bool ignored =
+          i % 7 == 3 || row < options.everything_ignored_before * static_cast<double>(c.out_height);
+      target[i] = static_cast<L>(ignored ? options.ignore : label);
+      if (i % 5 == 1) {
+        pixel_weight[2 * i] = 0;
+      }
+    }
+  }
+
+  void run() {
+    const pydense::HeadAxes<T> axes = simt::axes_of<T>(c);
+    CrossEntropyCudaArgs<T> args{};
+    args.logits = logits.view();
+    args.axes = axes;
+    args.target = target.data();
+    args.target_type = kIntegerType<L>;
+    args.target_strides[0] = c.out_height * c.out_width;
+    args.target_strides[1] = c.out_width;
+    args.target_strides[2] = 1;
+    args.ignore_index = options.ignore;
+    args.weight = options.weight ? weight.data() : nullptr;
+    args.pixel_weight = options.pixel_weight ? pixel_weight.data() : nullptr;
+    for (int axis = 0; axis < 3; ++axis) {
+      args.pixel_weight_strides[axis] = 2 * args.target_strides[axis];
+    }
+    args.smoothing = options.smoothing;
+    args.loss = options.per_pixel ? loss.data() : nullptr;
+    args.gradient = options.gradient ? gradient.data() : nullptr;
+    args.gradient_channels_last = c.layout == Layout::kChannelsLast;
+    args.count_correct = options.count;
+    args.divisor = options.divisor;
+    args.total = options.per_pixel ? nullptr : total.data();
+    args.scale = scale.data();
+    args.counts = counts.data();
+    const CrossEntropyPlan plan =
+        plan_cross_entropy(args.logits, axes, options.gradient, options.enough_tiles);
+    simt::Buffer<CrossEntropyPartial> partials(static_cast<size_t>(plan.blocks), "partials");
+    simt::Buffer<T> halo(static_cast<size_t>(plan.halo_rows + plan.halo_columns), "halo");
+    args.partials = partials.data();
+    args.halo = halo.data();
+    upsample_cross_entropy_cuda(args, plan, 0, nullptr);
+  }
+
+  // Of class k's -log p, its derivative by logit q is p_q - (q == k).
+  void check(double relative, double absolute) {
+    std::vector<double> expected_loss(static_cast<size_t>(pixels));
+    std::vector<double> slopes(static_cast<size_t>(c.images * c.classes * c.height * c.width));
+    double sum = 0;
+    double weights = 0;
+    int64_t correct = 0;
+    int64_t valid = 0;
+    size_t i = 0;
+    const pydense::HeadAxes<T> axes = simt::axes_of<T>(c);
+    const double classes = static_cast<double>(c.classes);
+    simt::for_each_output(c, [&](int64_t n, int64_t y, int64_t x) {
+      const size_t at = i++;
+      const auto label = static_cast<int64_t>(target[at]);
+      expected_loss[at] = 0;
+      if (label == options.ignore) {
+        return;
+      }
+      const bool known = label >= 0 && label < c.classes;
+      const std::vector<double> values = logits.upsampled(n, y, x);
+      const double most = *std::max_element(values.begin(), values.end());
+      double powers = 0;
+      for (const double value : values) {
+        powers += std::exp(value - most);
+      }
+      const double a = options.pixel_weight ? static_cast<double>(pixel_weight[2 * at]) : 1;
+      const auto weight_of = [&](int64_t k) {
+        return options.weight ? static_cast<double>(weight[static_cast<size_t>(k)]) : 1.0;
+      };
+      const double hit = known ? (1 - options.smoothing) * a * weight_of(label) : kNan;
+      std::vector<double> factors(values.size());  // before -log p of each class
+      for (int64_t k = 0; k < c.classes; ++k) {
+        factors[static_cast<size_t>(k)] =
+            options.smoothing / classes * a * weight_of(k) + (k == label ? hit : 0);
+      }
+      if (!known) {
+        factors[0] = kNan;
+      }
+      double all = 0;
+      double value = 0;
+      for (size_t k = 0; k < values.size(); ++k) {
+        all += factors[k];
+        value += factors[k] == 0 ? 0 : factors[k] * (most - values[k] + std::log(powers));
+      }
+      expected_loss[at] = value;
+      sum += value;
+      weights += known ? a * weight_of(label) : 0;
+      ++valid;
+      // The largest as the kernels' arithmetic has it: ties are equal there, too.
+      correct += known && values[static_cast<size_t>(label)] == most ? 1 : 0;
+      const auto row = pydense::portable::axis_taps(axes.y, y);
+      const auto column = pydense::portable::axis_taps(axes.x, x);
+      for (int64_t k = 0; k < c.classes; ++k) {
+        const double slope = all == 0
+                                 ? -factors[static_cast<size_t>(k)]
+                                 : all * std::exp(values[static_cast<size_t>(k)] - most) / powers -
+                                       factors[static_cast<size_t>(k)];
+        for (int corner = 0; corner < 4; ++corner) {
+          const int64_t h = corner < 2 ? row.i0 : row.i1;
+          const int64_t w = corner % 2 == 0 ? column.i0 : column.i1;
+          const double share = static_cast<double>(corner < 2 ? row.w0 : row.w1) *
+                               static_cast<double>(corner % 2 == 0 ? column.w0 : column.w1);
+          slopes[static_cast<size_t>(((n * c.classes + k) * c.height + h) * c.width + w)] +=
+              share * slope;
+        }
+      }
+    });
+    if (options.per_pixel) {
+      simt::expect_close(loss, expected_loss, relative, absolute);
+    }
+    const double by = options.divisor == CrossEntropyDivisor::kWeight ? weights
+                      : options.divisor == CrossEntropyDivisor::kPixels
+                          ? static_cast<double>(pixels)
+                          : 1;
+    if (!options.per_pixel) {
+      near(static_cast<double>(total[0]), sum / by, relative,
+           absolute * static_cast<double>(pixels) / std::abs(by == 0 ? 1 : by));
+    }
+    near(scale[0], by == 0 ? 0 : 1 / by, relative, 0);
+    SIMT_EXPECT(counts[1] == valid);
+    if (options.count) {
+      SIMT_EXPECT(counts[0] == correct);
+    }
+    if (options.gradient) {
+      const double reach =
+          static_cast<double>(pixels) / static_cast<double>(c.images * c.height * c.width);
+      size_t at = 0;
+      for (int64_t n = 0; n < c.images; ++n) {
+        for (int64_t k = 0; k < c.classes; ++k) {
+          for (int64_t h = 0; h < c.height; ++h) {
+            for (int64_t w = 0; w < c.width; ++w) {
+              simt::expect_close_at(__FILE__, __LINE__, gradient.value(n, k, h, w), slopes[at],
+                                    relative, absolute * std::max(reach, 1.0), at);
+              ++at;
+            }
+          }
+        }
+      }
+    }
+  }
+
+  static void near(double got, double expected, double relative, double absolute,
+                   int line = __builtin_LINE()) {
+    simt::expect_close_at(__FILE__, line, got, expected, relative, absolute, 0);
+  }
+};
+
+template <class S>
+constexpr double kError = sizeof(S) == 8 ? 1e-12 : 4e-6;
+
+template <class S, class L>
+void check(const HeadCase& c, const Options& options, double scale = 4) {
+  simt::Logits<S> logits(c, scale);
+  Call<S, L> call(logits, options);
+  call.run();
+  call.check(kError<S>, kError<S>);
+}
+
+// Scales from 1/3 to 13, whole and broken, one pixel, one class, cells of several strips and turns.
+template <class S, class L>
+void shapes() {
+  const HeadCase cases[] = {
+      {2, 5, 4, 6, 16, 24, false, Layout::kContiguous},
+      {1, 21, 5, 7, 33, 41, true, Layout::kChannelsLast},
+      {1, 3, 5, 5, 5, 5, false, Layout::kGaps},
+      {1, 1, 3, 4, 10, 12, false, Layout::kContiguous},
+      {1, 6, 9, 12, 4, 5, false, Layout::kChannelsLast},
+      {1, 7, 1, 1, 9, 9, false, Layout::kContiguous},
+      {2, 4, 1, 3, 2, 39, true, Layout::kGaps},
+  };
+  for (const HeadCase& c : cases) {
+    check<S, L>(c, {});
+  }
+}
+
+void forward_of_options() {
+  const HeadCase c = {2, 6, 4, 5, 15, 20, false, Layout::kContiguous};
+  for (const bool weight : {false, true}) {
+    for (const double smoothing : {0.0, 0.25}) {
+      Options options;
+      options.weight = options.count = weight;
+      options.smoothing = smoothing;
+      options.gradient = false;
+      options.pixel_weight = smoothing > 0;
+      options.divisor = weight ? CrossEntropyDivisor::kWeight : CrossEntropyDivisor::kPixels;
+      check<float, int16_t>(c, options);
+      options.per_pixel = true;
+      check<float, int16_t>(c, options);
+    }
+  }
+}
+
+void gradient_of_options() {
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    const HeadCase c = {2, 6, 4, 5, 15, 20, false, layout};
+    for (const bool weight : {false, true}) {
+      for (const double smoothing : {0.0, 0.25}) {
+        Options options;
+        options.weight = weight;
+        options.smoothing = smoothing;
+        options.pixel_weight = smoothing > 0;
+        check<float, int8_t>(c, options);
+      }
+    }
+  }
+}
+
+// Halos of tiles in both directions, one turn too few for the columns of a cell, many classes in
+// parts, rows of logits that no output of a block reaches, rows where everything is ignored.
+void tiles() {
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    check<float, uint8_t>({1, 3, 20, 150, 20, 150, false, layout}, {});
+    check<float, int32_t>({2, 37, 3, 70, 6, 140, false, layout}, {});
+    check<float, int32_t>({1, 3, 90, 64, 12, 70, true, layout}, {});
+    check<float, int64_t>({1, 2, 2, 3, 9, 400, false, layout}, {});
+    Options options;
+    options.everything_ignored_before = 0.5;
+    options.per_pixel = true;
+    check<float, int16_t>({1, 5, 12, 10, 36, 30, false, layout}, options);
+  }
+  Options options;
+  options.enough_tiles = 1 << 20;  // one row of cells each
+  check<float, uint8_t>({2, 3, 5, 20, 15, 41, true, Layout::kContiguous}, options);
+}
+
+// Powers relative to each pixel's largest logit, wherever its class stands.
+void large_logits() {
+  for (const double magnitude : {300.0, 1e4}) {
+    const HeadCase c = {1, 9, 4, 6, 15, 25, false, Layout::kContiguous};
+    simt::Logits<float> logits(c, 1);
+    for (int64_t y = 0; y < c.height; ++y) {
+      for (int64_t x = 0; x < c.width; ++x) {
+        logits.set(0, (5 * y + 4 * x) % 9, y, x, magnitude);
+        logits.set(0, (5 * y + 4 * x + 2) % 9, y, x, -magnitude);
+      }
+    }
+    for (const double smoothing : {0.0, 0.25}) {
+      Options options;
+      options.smoothing = smoothing;
+      options.per_pixel = true;
+      options.count = false;  // at this magnitude float rounds to ties
+      Call<float, int64_t> call(logits, options);
+      call.run();
+      // Interpolation in float rounds logits by as much as 1e-7 of the largest.
+      call.check(4e-6 + magnitude * 4e-7, magnitude * 4e-7);
+    }
+  }
+}
+
+double loss_of(Call<float, int64_t>& call, size_t pixel) {
+  return static_cast<double>(call.loss[pixel]);
+}
+
+void not_finite() {
+  const HeadCase c = {1, 6, 4, 5, 16, 20, false, Layout::kContiguous};
+  for (const double special : {kNan, kInfinity, -kInfinity}) {
+    simt::Logits<float> logits(c, 1);
+    logits.set(0, 4, 2, 3, special);
+    Options options;
+    options.per_pixel = true;
+    Call<float, int64_t> call(logits, options);
+    for (size_t i = 0; i < call.target.size(); ++i) {
+      call.target[i] = i % 20 >= 14 ? 100 : static_cast<int64_t>(i % 3);
+    }
+    call.run();
+    const pydense::HeadAxes<float> axes = simt::axes_of<float>(c);
+    int64_t surely = 0;   // float may break ties,
+    int64_t perhaps = 0;  // or make some
+    simt::for_each_output(c, [&](int64_t n, int64_t y, int64_t x) {
+      const auto at = static_cast<size_t>(y * c.out_width + x);
+      if (x >= 14) {  // ignored, whatever the logits
+        SIMT_EXPECT(loss_of(call, at) == 0);
+        return;
+      }
+      const std::vector<double> values = logits.upsampled(n, y, x);
+      const auto row = pydense::portable::axis_taps(axes.y, y);
+      const auto column = pydense::portable::axis_taps(axes.x, x);
+      const bool reached = (row.i0 == 2 || row.i1 == 2) && (column.i0 == 3 || column.i1 == 3);
+      const bool is_nan = reached && (std::isnan(values[4]) || values[4] == kInfinity);
+      SIMT_EXPECT(std::isnan(loss_of(call, at)) == is_nan);
+      const size_t label = at % 3;
+      const auto beats = [&](double margin) {
+        return !is_nan && std::none_of(values.begin(), values.end(), [&](double value) {
+          return value > values[label] + margin;
+        });
+      };
+      perhaps += beats(1e-5);
+      surely += beats(0) && std::count_if(values.begin(), values.end(), [&](double value) {
+                              return std::abs(value - values[label]) < 1e-5;
+                            }) == 1;
+    });
+    SIMT_EXPECT(surely <= call.counts[0]);
+    SIMT_EXPECT(call.counts[0] <= perhaps);
+    SIMT_EXPECT(perhaps < surely + 30);
+    // Logits to the right of column 3 are reached by ignored outputs alone.
+    for (int64_t k = 0; k < c.classes; ++k) {
+      for (int64_t h = 0; h < c.height; ++h) {
+        SIMT_EXPECT(std::isfinite(call.gradient.value(0, k, h, 4)));
+      }
+    }
+  }
+  // All classes at minus infinity.
+  simt::Logits<float> none(c, 1);
+  for (int64_t k = 0; k < c.classes; ++k) {
+    none.set(0, k, 1, 1, -kInfinity);
+  }
+  Options options;
+  options.per_pixel = true;
+  Call<float, int64_t> call(none, options);
+  std::fill(call.target.begin(), call.target.end(), 2);
+  call.run();
+  SIMT_EXPECT(std::isnan(loss_of(call, 5 * 20 + 5)) && std::isfinite(loss_of(call, 12 * 20 + 12)));
+}
+
+// The first NaN is the largest, in any place of a group and of the parts of many classes.
+void counts_with_nan() {
+  const HeadCase c = {1, 40, 1, 40, 1, 40, false, Layout::kContiguous};
+  for (const int64_t first : {0, 2, 5, 33}) {
+    for (const int64_t second : {3, 6, 36, 39}) {
+      simt::Logits<float> logits(c, 1);
+      for (int64_t x = 0; x < 40; ++x) {
+        logits.set(0, first, 0, x, kNan);
+        logits.set(0, second, 0, x, kNan);
+      }
+      Options options;
+      options.gradient = false;
+      Call<float, int64_t> call(logits, options);
+      const int64_t largest = std::min(first, second);
+      std::iota(call.target.begin(), call.target.end(), 0);
+      call.target[static_cast<size_t>(largest)] = 100;
+      call.run();
+      SIMT_EXPECT(call.counts[0] == 0 && call.counts[1] == 39);
+      std::fill(call.target.begin(), call.target.end(), largest);
+      call.run();
+      SIMT_EXPECT(call.counts[0] == 40 && call.counts[1] == 40);
+    }
+  }
+}
+
+// A label that is neither a class nor ignored: NaN for its pixel, for the sums, and where it falls.
+void labels_that_are_no_class() {
+  const HeadCase c = {1, 4, 4, 5, 16, 20, false, Layout::kContiguous};
+  simt::Logits<float> logits(c);
+  for (const int64_t label : {int64_t{4}, int64_t{-1}, (int64_t{1} << 32) + 1}) {
+    for (const bool per_pixel : {false, true}) {
+      Options options;
+      options.per_pixel = per_pixel;
+      Call<float, int64_t> call(logits, options);
+      std::fill(call.target.begin(), call.target.end(), 1);
+      call.target[7 * 20 + 8] = label;
+      call.run();
+      call.options.count = per_pixel;
+      call.check(kError<float>, kError<float>);
+      int64_t wrong = 0;
+      for (int64_t h = 0; h < c.height; ++h) {
+        for (int64_t w = 0; w < c.width; ++w) {
+          wrong += std::isnan(call.gradient.value(0, 3, h, w)) ? 1 : 0;
+        }
+      }
+      SIMT_EXPECT(wrong == 4 && call.counts[1] == 320);
+    }
+  }
+}
+
+void nothing() {
+  const HeadCase c = {0, 4, 4, 5, 16, 20, false, Layout::kContiguous};
+  simt::Logits<float> logits(c);
+  for (const auto divisor :
+       {CrossEntropyDivisor::kOne, CrossEntropyDivisor::kWeight, CrossEntropyDivisor::kPixels}) {
+    Options options;
+    options.divisor = divisor;
+    Call<float, int64_t> call(logits, options);
+    call.run();
+    SIMT_EXPECT(divisor == CrossEntropyDivisor::kOne ? call.total[0] == 0
+                                                     : std::isnan(call.total[0]));
+    SIMT_EXPECT(call.scale[0] == (divisor == CrossEntropyDivisor::kOne ? 1 : 0));
+    SIMT_EXPECT(call.counts[0] == 0 && call.counts[1] == 0);
+  }
+}
+
+void refuses() {
+  const HeadCase c = {1, 4, 4, 5, 16, 20, false, Layout::kContiguous};
+  simt::Logits<float> logits(c);
+  for (const double smoothing : {-0.5, 1.5}) {
+    Options options;
+    options.smoothing = smoothing;
+    Call<float, int64_t> call(logits, options);
+    bool refused = false;
+    try {
+      call.run();
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    SIMT_EXPECT(refused);
+  }
+}
+
+// Tiles of 31 cells and four rows, as those of the large map.
+constexpr HeadCase kCounted = {1, 19, 16, 61, 64, 244, false, Layout::kContiguous};
+constexpr double kCountedScale = 1024.0 * 2048.0 / (64.0 * 244.0);
+
+void count(Layout layout, bool gradient, const char* shape) {
+  HeadCase c = kCounted;
+  c.layout = layout;
+  simt::Logits<float> logits(c);
+  Options options;
+  options.gradient = gradient;
+  options.count = false;
+  options.enough_tiles = 8;
+  Call<float, int64_t> call(logits, options);
+  const double numbers = 4.0 * 19 * 16 * 61;
+  simt::Limits main{.kernel = "cross_entropy_kernel",
+                    .minimum_bytes = (gradient ? 2 : 1) * numbers + 8.0 * 64 * 244};
+  if (gradient) {
+    main.moved = 1.35;
+    main.wavefronts = 1.85;
+    main.sectors = layout == Layout::kChannelsLast ? 4.4 : 1.3;
+    main.reason =
+        "moved: the parts of logits that two tiles share. Wavefronts: what belongs to a target is "
+        "taken off in words four apart from lane to lane. Sectors, channels last: a thread adds "
+        "to four classes of a gradient";
+  }
+  main.shape = shape;
+  main.scale = kCountedScale;
+  // Of four tiles three hand a row on, of two one a column; each number is read, and the gradient's
+  // read and written. And the records of the blocks, and four numbers.
+  const double shared = gradient ? 19.0 * (3 * (3 * 61 + 13) + 3) : 0;
+  simt::Limits finish{.kernel = "cross_entropy_finish_kernel",
+                      .minimum_bytes = 4.0 * shared + 32.0 * 8 + 96};
+  finish.moved = gradient ? 1.45 : 1.2;
+  finish.sectors = 3.1;
+  finish.reason =
+      "a lane reads a record of four numbers; of columns, one number of each row of a plane";
+  finish.shape = shape;
+  finish.scale = gradient ? kCountedScale : 1;
+  simt::counted({main, finish}, [&] { call.run(); });
+}
+void counters() {
+  count(Layout::kContiguous, true, "1x19x256x512 to 1024x2048");
+  count(Layout::kChannelsLast, true, "1x19x256x512 to 1024x2048, channels last");
+  count(Layout::kContiguous, false, "1x19x256x512 to 1024x2048, no gradient");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return simt::run_cases(argc, argv,
+                         {
+                             {"cross-entropy, float", shapes<float, int64_t>},
+                             {"cross-entropy, double", shapes<double, int32_t>},
+                             {"cross-entropy, half", shapes<__half, uint8_t>},
+                             {"cross-entropy, bfloat16", shapes<__nv_bfloat16, int8_t>},
+                             {"forward of all options", forward_of_options},
+                             {"gradient of all options", gradient_of_options},
+                             {"tiles", tiles},
+                             {"large logits", large_logits},
+                             {"not finite", not_finite},
+                             {"counts with NaN", counts_with_nan},
+                             {"labels that are no class", labels_that_are_no_class},
+                             {"nothing", nothing},
+                             {"refuses", refuses},
+                             {"counters", counters},
+                         });
+}
