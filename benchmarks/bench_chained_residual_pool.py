@@ -17,9 +17,9 @@ from benchmarks._residual_pool_cases import case_of, problems, quick_problems
 
 BENCHMARK = Benchmark(
     name="chained_residual_pool",
-    title="Chained residual pooling on the CPU, forward and backward: pydense on contiguous tensors",
+    title="Chained residual pooling on the CPU, forward and backward: pydense, contiguous tensors",
     cases=lambda quick: [case_of(p) for p in (quick_problems() if quick else problems())],
-    memoryless=("torch.compile",),  # a fresh process would measure its compiler
+    memoryless=("torch.compile", "torch.compile channels_last"),  # it would measure the compiler
 )
 make_case = BENCHMARK.make_case
 

@@ -35,7 +35,7 @@ def test_the_cases_are_those_of_the_plan():
 
 def test_quick_run_writes_a_valid_result(tmp_path):
     path = tmp_path / "result.json"
-    bench_chained_residual_pool.main(
+    bench_chained_residual_pool.BENCHMARK.main(
         ["--quick", "--no-memory", "--threads", "1", "--output", str(path)]
     )
     result = _result.load_result(path)
