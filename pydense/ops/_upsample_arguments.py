@@ -20,9 +20,9 @@ MAX_INPUTS = 16
 _MAX_OFFSET = 10**12
 
 
-def picture(op: str, name: str, value: object) -> Tensor:
+def picture(op: str, name: str, value: object, devices: Sequence[str] = ("cpu", "cuda")) -> Tensor:
     """A floating-point tensor (N, C, H, W) with C, H and W at least 1."""
-    tensor = check.floating(op, name, value, (4,), ("cpu", "cuda"))
+    tensor = check.floating(op, name, value, (4,), devices)
     if tensor.shape[2] < 1 or tensor.shape[3] < 1:
         raise ValueError(f"{op}: {name} must have H and W >= 1, got {check.shape(tensor)}")
     return tensor

@@ -20,6 +20,7 @@ _library.load()
 from . import _pool_autograd as _pool_autograd  # noqa: E402  registers
 from . import _residual_pool_autograd as _residual_pool_autograd  # noqa: E402  registers
 
+DEVICES = ("cpu",)
 MIN_POOL, MAX_POOL = 3, 13
 MAX_STAGES = 64
 VARIANTS = ("pool_conv", "conv_pool")
@@ -72,7 +73,7 @@ def max_pool2d_same(x: Tensor, kernel_size: int = 5) -> Tensor:
         tensor([[[[4., 4., 4., 2.]]]])
     """
     op = "max_pool2d_same"
-    arguments.picture(op, "x", x)
+    arguments.picture(op, "x", x, DEVICES)
     size = window_size(op, "kernel_size", kernel_size)
     result: Tensor
     if x.requires_grad and torch.is_grad_enabled():
@@ -141,7 +142,7 @@ def chained_residual_pool(
         torch.Size([1, 8, 16, 16])
     """
     op = "chained_residual_pool"
-    arguments.picture(op, "x", x)
+    arguments.picture(op, "x", x, DEVICES)
     check.choice(op, "variant", variant, VARIANTS)
     size = window_size(op, "pool_size", pool_size)
     row = _parameters(op, "weights", weights)
@@ -166,7 +167,7 @@ def _parameters(op: str, name: str, value: object) -> list[Tensor]:
     if not 1 <= len(row) <= MAX_STAGES:
         raise ValueError(f"{op}: {name} must be 1 to {MAX_STAGES} tensors, got {len(row)}")
     return [
-        check.on_cpu(op, f"{name}[{i}]", check.any_tensor(op, f"{name}[{i}]", item))
+        check.on_device(op, f"{name}[{i}]", check.any_tensor(op, f"{name}[{i}]", item), DEVICES)
         for i, item in enumerate(row)
     ]
 

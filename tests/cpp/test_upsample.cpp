@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "axis_weights.h"
+#include "common/half.h"
 #include "common/thread_pool.h"
 #include "testing.h"
 #include "upsample/upsample.h"
