@@ -95,7 +95,7 @@ def upsample_cross_entropy(
     logits, which is what is saved for backward. ``reduction="none"`` saves logits, target and
     weight, and computes again in backward. Beside that, on the CPU up to about 1 MB per thread
     (C <= 150; more where the size shrinks much), and on a GPU a part of the gradient that tiles
-    share: less than a fifth of it where it is large, up to about three times it where it is small.
+    share: a tenth to a third of it on large maps, up to about three times it on small ones.
 
     Source: the mean over all pixels is that of mmsegmentation's ``CrossEntropyLoss``; the formula
     is torch's.
