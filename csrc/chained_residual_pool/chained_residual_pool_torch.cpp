@@ -3,7 +3,7 @@
 #include <optional>
 #include <vector>
 
-#include "chained_residual_pool/pool_tensor.h"
+#include "chained_residual_pool/arguments_torch.h"
 #include "chained_residual_pool/residual_stage.h"
 
 namespace pydense {
@@ -30,7 +30,7 @@ void check_parameter(const char* name, const Tensor& parameter, const Tensor& x,
 std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
                             const std::vector<Tensor>& biases, bool pool_first, int64_t pool_size,
                             bool save_inputs, bool save_offsets) {
-  check_pool_tensor(kOp, "x", x);
+  check_picture(kOp, "x", x, false);
   const FloatType dtype = float_type(kOp, "x", x);
   const size_t stages = weights.size();
   PYDENSE_CHECK(stages >= 1 && stages <= kMaxResidualStages, kOp, ": weights must be 1 to ",

@@ -4,8 +4,8 @@
 #include <optional>
 #include <tuple>
 
+#include "chained_residual_pool/arguments_torch.h"
 #include "chained_residual_pool/max_pool.h"
-#include "chained_residual_pool/pool_tensor.h"
 
 namespace pydense {
 namespace {
@@ -14,7 +14,7 @@ using torch::headeronly::ScalarType;
 
 std::tuple<Tensor, std::optional<Tensor>> forward(const char* op, const Tensor& x, int64_t size,
                                                   bool with_offsets) {
-  check_pool_tensor(op, "x", x);
+  check_picture(op, "x", x, false);
   const FloatType dtype = float_type(op, "x", x);
   const bool last = is_channels_last(x);
   const PoolShape shape = pool_shape(x, size, last);
@@ -44,22 +44,22 @@ std::tuple<Tensor, Tensor> forward_with_offsets_op(const Tensor& x, int64_t kern
 Tensor backward_op(const Tensor& grad, const Tensor& offsets, const std::optional<Tensor>& addend,
                    int64_t kernel_size) {
   constexpr const char* kOp = "max_pool2d_same_backward";
-  check_pool_tensor(kOp, "grad", grad);
+  check_picture(kOp, "grad", grad, false);
   const FloatType dtype = float_type(kOp, "grad", grad);
-  check_pool_tensor(kOp, "offsets", offsets);
+  check_picture(kOp, "offsets", offsets, false);
   require_dtype(kOp, "offsets", offsets, ScalarType::Byte);
   require_shape(kOp, "offsets", offsets, grad);
   const bool last = is_channels_last(offsets);
   const PoolShape shape = pool_shape(grad, kernel_size, last);
   check_pool_shape(kOp, shape);
   const Tensor rows = with_contiguous_rows(grad, last);
-  const Tensor codes = dense(offsets, last);
+  const Tensor codes = as_dense(offsets, last);
   std::optional<Tensor> more;
   if (addend.has_value()) {
-    check_pool_tensor(kOp, "addend", *addend);
+    check_picture(kOp, "addend", *addend, false);
     require_dtype(kOp, "addend", *addend, grad.scalar_type());
     require_shape(kOp, "addend", *addend, grad);
-    more = dense(*addend, last);
+    more = as_dense(*addend, last);
   }
   Tensor result = new_picture(grad, grad.size(2), grad.size(3), grad.scalar_type(), last);
   max_pool_backward(

@@ -42,21 +42,8 @@ struct CrossEntropyPlan {
 enum class CrossEntropyDivisor : int32_t { kOne, kWeight, kPixels };
 
 template <class T>
-struct CrossEntropyCudaArgs {
-  LogitsView logits;
+struct CrossEntropyCudaArgs : CrossEntropyTerms<T> {
   HeadAxes<T> axes;
-  const void* target;  // [images, H, W]
-  IntegerType target_type;
-  int64_t target_strides[3];
-  int64_t ignore_index;
-  const T* weight;        // [classes], or null for 1
-  const T* pixel_weight;  // [images, H, W], or null for 1
-  int64_t pixel_weight_strides[3];
-  double smoothing;
-  T* loss;      // contiguous [images, H, W], or null
-  T* gradient;  // [images, classes, height, width], contiguous or channels last, or null
-  bool gradient_channels_last;
-  bool count_correct;
   CrossEntropyDivisor divisor;
   T* total;                       // the sum of the losses over the divisor, or null
   double* scale;                  // 1 / divisor, 0 where that is 0

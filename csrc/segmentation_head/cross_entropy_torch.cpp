@@ -3,8 +3,8 @@
 #include <string>
 #include <utility>
 
+#include "segmentation_head/arguments_torch.h"
 #include "segmentation_head/cross_entropy_cuda.h"
-#include "segmentation_head/door.h"
 
 namespace pydense {
 namespace {
@@ -21,11 +21,6 @@ Reduction parse_reduction(const std::string& name) {
          : name == "sum"  ? Reduction::kSum
          : name == "mean" ? Reduction::kMean
                           : Reduction::kMeanAll;
-}
-
-template <class T>
-const T* optional_data(const std::optional<Tensor>& x) {
-  return x.has_value() ? x->const_data_ptr<T>() : nullptr;
 }
 
 // loss: (N, H, W) or (); gradient of the sum over the pixels, empty where it is not asked for; what
@@ -69,28 +64,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
                             : torch::stable::new_empty(logits, {0}, dtype_of<T>());
     Tensor scale = torch::stable::new_empty(logits, {}, ScalarType::Double);
     Tensor counts = torch::stable::new_empty(logits, {2}, ScalarType::Long);
-    const T* const class_weights = weight.has_value() ? classes.const_data_ptr<T>() : nullptr;
-    T* const losses = per_pixel ? loss.mutable_data_ptr<T>() : nullptr;
-    T* const gradients = gradient ? falls.mutable_data_ptr<T>() : nullptr;
+    CrossEntropyTerms<T> terms{};
+    terms.logits = view;
+    terms.target = target.const_data_ptr();
+    terms.target_type = target_type;
+    copy_strides(target, terms.target_strides);
+    terms.ignore_index = ignore_index;
+    if (weight.has_value()) {
+      terms.weight = classes.const_data_ptr<T>();
+    }
+    if (pixel_weight.has_value()) {
+      terms.pixel_weight = pixel_weight->const_data_ptr<T>();
+      copy_strides(*pixel_weight, terms.pixel_weight_strides);
+    }
+    terms.smoothing = label_smoothing;
+    terms.loss = per_pixel ? loss.mutable_data_ptr<T>() : nullptr;
+    terms.gradient = gradient ? falls.mutable_data_ptr<T>() : nullptr;
+    terms.gradient_channels_last = is_channels_last(logits);
+    terms.count_correct = count_correct;
 #ifdef PYDENSE_WITH_CUDA
     if (on_gpu(logits)) {
       CrossEntropyCudaArgs<T> args{};
-      args.logits = view;
+      static_cast<CrossEntropyTerms<T>&>(args) = terms;
       args.axes = head_axes<T>(view, height, width, align_corners);
-      args.target = target.const_data_ptr();
-      args.target_type = target_type;
-      copy_strides(target, args.target_strides);
-      args.ignore_index = ignore_index;
-      args.weight = class_weights;
-      args.pixel_weight = optional_data<T>(pixel_weight);
-      if (pixel_weight.has_value()) {
-        copy_strides(*pixel_weight, args.pixel_weight_strides);
-      }
-      args.smoothing = label_smoothing;
-      args.loss = losses;
-      args.gradient = gradients;
-      args.gradient_channels_last = is_channels_last(logits);
-      args.count_correct = count_correct;
       args.divisor = reduction == Reduction::kMean      ? CrossEntropyDivisor::kWeight
                      : reduction == Reduction::kMeanAll ? CrossEntropyDivisor::kPixels
                                                         : CrossEntropyDivisor::kOne;
@@ -109,24 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_op(
     }
 #endif
     const Axes<T> axes(view, height, width, align_corners);
-    UpsampleCrossEntropyArgs<T> args{view,
-                                     &axes.y,
-                                     &axes.x,
-                                     target.const_data_ptr(),
-                                     target_type,
-                                     {target.stride(0), target.stride(1), target.stride(2)},
-                                     ignore_index,
-                                     class_weights,
-                                     optional_data<T>(pixel_weight),
-                                     {},
-                                     label_smoothing,
-                                     losses,
-                                     gradients,
-                                     is_channels_last(logits),
-                                     count_correct};
-    if (pixel_weight.has_value()) {
-      copy_strides(*pixel_weight, args.pixel_weight_strides);
-    }
+    const UpsampleCrossEntropyArgs<T> args{terms, &axes.y, &axes.x};
     const CrossEntropySums sums = upsample_cross_entropy(args, torch_parallel_for);
     const double by = reduction == Reduction::kMean ? sums.weight
                       : reduction == Reduction::kMeanAll

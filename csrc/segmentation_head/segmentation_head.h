@@ -100,10 +100,8 @@ void upsample_accumulate(const UpsampleAccumulateArgs<T>& args, ParallelFor para
 //   loss = a ((1 - smoothing) w_t (-log p_t) + smoothing / classes * sum_c w_c (-log p_c))
 // and 0 where t is ignore_index. The gradient is that of the sum over all pixels.
 template <class T>
-struct UpsampleCrossEntropyArgs {
+struct CrossEntropyTerms {
   LogitsView logits;
-  const AxisTable<T>* y;
-  const AxisTable<T>* x;
   const void* target;  // [images, H, W]
   IntegerType target_type;
   int64_t target_strides[3];
@@ -116,6 +114,11 @@ struct UpsampleCrossEntropyArgs {
   T* gradient;  // [images, classes, height, width], contiguous or channels last, or null
   bool gradient_channels_last;
   bool count_correct;
+};
+template <class T>
+struct UpsampleCrossEntropyArgs : CrossEntropyTerms<T> {
+  const AxisTable<T>* y;
+  const AxisTable<T>* x;
 };
 struct CrossEntropySums {
   double loss = 0;

@@ -3,7 +3,7 @@
 #include <array>
 #include <string>
 
-#include "segmentation_head/door.h"
+#include "segmentation_head/arguments_torch.h"
 #include "segmentation_head/segmentation_head_cuda.h"
 
 namespace pydense {

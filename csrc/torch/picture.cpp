@@ -45,6 +45,26 @@ bool is_channels_last(const Tensor& x) {
   return true;
 }
 
+void check_picture(const char* op, const char* name, const Tensor& x, bool cuda) {
+  PYDENSE_CHECK(x.dim() == 4, op, ": ", name,
+                " must have 4 dimensions (batch, channels, height, width), got ", x.dim());
+  PYDENSE_CHECK(x.is_cpu() || (cuda && on_gpu(x)), op, ": ", name, " must be on the CPU",
+                cuda ? " or a CUDA device" : "", ", got another device");
+}
+
+Tensor as_dense(const Tensor& x, bool channels_last) {
+  return torch::stable::contiguous(
+      x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+Tensor with_contiguous_rows(const Tensor& x, bool channels_last) {
+  const auto fits = [&](int64_t axis, int64_t stride) {
+    return x.size(axis) == 1 || x.stride(axis) == stride;
+  };
+  const bool contiguous = channels_last ? fits(1, 1) && fits(3, x.size(1)) : fits(3, 1);
+  return contiguous ? x : as_dense(x, channels_last);
+}
+
 void on_huge_pages(const Tensor& fresh) {
   // The pages of less are soon faulted in, and may be in use already.
   constexpr size_t kLarge = size_t{4} << 20;

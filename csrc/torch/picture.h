@@ -13,6 +13,15 @@ FloatType float_type(const char* op, const char* name, const Tensor& x);
 // torch's suggest_memory_format: whether the strides are those of channels last, gaps allowed.
 bool is_channels_last(const Tensor& x);
 
+// Whether it has four dimensions and lies on the CPU or, where `cuda` is set, on a GPU.
+void check_picture(const char* op, const char* name, const Tensor& x, bool cuda);
+
+// x itself where it is dense in that format, else a copy.
+Tensor as_dense(const Tensor& x, bool channels_last);
+
+// x itself where the pixels of its rows lie side by side, else a dense copy.
+Tensor with_contiguous_rows(const Tensor& x, bool channels_last);
+
 // Asks for huge pages where a new tensor is large: fresh 4 KB pages cost more than what is written
 // to them.
 void on_huge_pages(const Tensor& fresh);

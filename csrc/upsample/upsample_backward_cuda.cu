@@ -161,13 +161,8 @@ void upsample_backward_cuda(const char* op, FloatType dtype, const UpsampleBackw
   if (args.shape.batches == 0 || args.shape.channels == 0) {
     return;
   }
-  with_cuda_type(dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if (args.shape.channels_last) {
-      launch_all<T, true>(args, device, stream);
-    } else {
-      launch_all<T, false>(args, device, stream);
-    }
+  with_picture_type(dtype, args.shape.channels_last, [&]<class T>(T, auto channels_last) {
+    launch_all<T, decltype(channels_last)::value>(args, device, stream);
   });
 }
 

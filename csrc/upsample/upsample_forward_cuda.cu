@@ -112,13 +112,8 @@ void upsample_forward_cuda(const char* op, FloatType dtype, const UpsampleArgs& 
   if (args.shape.batches == 0 || args.shape.channels == 0) {
     return;
   }
-  with_cuda_type(dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if (args.shape.channels_last) {
-      launch_forward_of<T, true>(args, device, stream);
-    } else {
-      launch_forward_of<T, false>(args, device, stream);
-    }
+  with_picture_type(dtype, args.shape.channels_last, [&]<class T>(T, auto channels_last) {
+    launch_forward_of<T, decltype(channels_last)::value>(args, device, stream);
   });
 }
 

@@ -2,23 +2,28 @@
 // What the launchers of upsampling share.
 #pragma once
 
+#include <type_traits>
+
 #include "common/launch.cuh"
 #include "upsample/upsample.h"
 
 namespace pydense {
 
-// Calls fn with a null pointer of the type in memory.
+// Calls fn(T{}, std::bool_constant<channels_last>{}) with T the type in memory.
 template <class Fn>
-void with_cuda_type(FloatType dtype, const Fn& fn) {
+void with_picture_type(FloatType dtype, bool channels_last, const Fn& fn) {
+  const auto with_format = [&](auto zero) {
+    return channels_last ? fn(zero, std::true_type{}) : fn(zero, std::false_type{});
+  };
   switch (dtype) {
     case FloatType::kFloat32:
-      return fn(static_cast<float*>(nullptr));
+      return with_format(float{});
     case FloatType::kFloat64:
-      return fn(static_cast<double*>(nullptr));
+      return with_format(double{});
     case FloatType::kBFloat16:
-      return fn(static_cast<__nv_bfloat16*>(nullptr));
+      return with_format(__nv_bfloat16{});
     case FloatType::kFloat16:
-      return fn(static_cast<__half*>(nullptr));
+      return with_format(__half{});
   }
 }
 

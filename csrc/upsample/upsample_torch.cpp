@@ -13,15 +13,6 @@
 namespace pydense {
 namespace {
 
-using torch::headeronly::MemoryFormat;
-
-void check_picture(const char* op, const char* name, const Tensor& x) {
-  PYDENSE_CHECK(x.dim() == 4, op, ": ", name,
-                " must have 4 dimensions (batch, channels, height, width), got ", x.dim());
-  PYDENSE_CHECK(x.is_cpu() || on_gpu(x), op, ": ", name,
-                " must be on the CPU or a CUDA device, got another one");
-}
-
 void require_same_device(const char* op, const char* name, const Tensor& x, const Tensor& first) {
   PYDENSE_CHECK(x.is_cpu() == first.is_cpu() && x.get_device_index() == first.get_device_index(),
                 op, ": ", name, " must be on one device");
@@ -53,21 +44,7 @@ void run_backward(const char* op, FloatType dtype, const UpsampleBackwardArgs& a
   upsample_backward(op, dtype, args, torch_parallel_for);
 }
 
-// A tensor whose rows the kernels can read: x itself, unless its strides are unusual.
-struct Picture {
-  Tensor tensor;
-
-  Picture(const Tensor& x, bool channels_last) : tensor(x) {
-    const auto fits = [&](int64_t axis, int64_t stride) {
-      return x.size(axis) == 1 || x.stride(axis) == stride;
-    };
-    if (!(channels_last ? fits(1, 1) && fits(3, x.size(1)) : fits(3, 1))) {
-      tensor = torch::stable::contiguous(
-          x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-    }
-  }
-  PictureStrides strides() const { return {tensor.stride(0), tensor.stride(1), tensor.stride(2)}; }
-};
+PictureStrides strides_of(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2)}; }
 
 // Dense strides, whatever the tensor says of axes with one element.
 PictureStrides dense_strides(const Tensor& x, bool channels_last) {
@@ -138,12 +115,12 @@ UpsampleInput input_of(const Tensor& x, const PictureStrides& strides, Axes axes
 }
 
 Tensor forward(const char* op, const Tensor& x, int64_t height, int64_t width, const Axes& axes) {
-  check_picture(op, "x", x);
+  check_picture(op, "x", x, true);
   const FloatType dtype = float_type(op, "x", x);
   const bool last = is_channels_last(x);
-  const Picture picture(x, last);
+  const Tensor rows = with_contiguous_rows(x, last);
   Tensor out = checked_picture(op, x, height, width, last);
-  const UpsampleInput input = input_of(picture.tensor, picture.strides(), axes, height, width);
+  const UpsampleInput input = input_of(rows, strides_of(rows), axes, height, width);
   run_forward(op, dtype,
               {shape_of(x, height, width, last), &input, 1, out.mutable_data_ptr(), false}, x);
   return out;
@@ -151,16 +128,16 @@ Tensor forward(const char* op, const Tensor& x, int64_t height, int64_t width, c
 
 Tensor backward(const char* op, const Tensor& grad, int64_t height, int64_t width,
                 const Axes& axes) {
-  check_picture(op, "grad", grad);
+  check_picture(op, "grad", grad, true);
   const FloatType dtype = float_type(op, "grad", grad);
   const bool last = is_channels_last(grad);
-  const Picture picture(grad, last);
+  const Tensor rows = with_contiguous_rows(grad, last);
   Tensor result = checked_picture(op, grad, height, width, last);
   const UpsampleInput input =
       input_of(result, dense_strides(result, last), axes, grad.size(2), grad.size(3));
   run_backward(op, dtype,
-               {shape_of(grad, grad.size(2), grad.size(3), last), picture.tensor.const_data_ptr(),
-                picture.strides(), nullptr, &input, 1},
+               {shape_of(grad, grad.size(2), grad.size(3), last), rows.const_data_ptr(),
+                strides_of(rows), nullptr, &input, 1},
                grad);
   return result;
 }
@@ -199,20 +176,20 @@ Tensor fuse_op(const std::vector<Tensor>& xs, int64_t height, int64_t width,
                 kMaxUpsampleInputs, " tensors, got ", xs.size());
   const Axes axes = fuse_axes(kOp, mode, align_corners);
   const Tensor& first = xs[0];
-  check_picture(kOp, "inputs", first);
+  check_picture(kOp, "inputs", first, true);
   const FloatType dtype = float_type(kOp, "inputs", first);
   const bool last = is_channels_last(first);
-  std::vector<Picture> pictures;
+  std::vector<Tensor> pictures;
   std::vector<UpsampleInput> inputs;
   for (const Tensor& x : xs) {
-    check_picture(kOp, "inputs", x);
+    check_picture(kOp, "inputs", x, true);
     require_same_device(kOp, "inputs", x, first);
     require_dtype(kOp, "inputs", x, first.scalar_type());
     PYDENSE_CHECK(x.size(0) == first.size(0) && x.size(1) == first.size(1), kOp,
                   ": inputs must have batch ", first.size(0), " and channels ", first.size(1),
                   " as the first one, got ", x.size(0), " and ", x.size(1));
-    const Picture& picture = pictures.emplace_back(x, last);
-    inputs.push_back(input_of(picture.tensor, picture.strides(), axes, height, width));
+    const Tensor& rows = pictures.emplace_back(with_contiguous_rows(x, last));
+    inputs.push_back(input_of(rows, strides_of(rows), axes, height, width));
     inputs.back().same_size = x.size(2) == height && x.size(3) == width;
   }
   Tensor out = checked_picture(kOp, first, height, width, last);
@@ -229,7 +206,7 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
                                      const std::vector<int64_t>& widths, const std::string& mode,
                                      bool align_corners) {
   constexpr const char* kOp = "fuse_sum_upsample_backward";
-  check_picture(kOp, "grad", grad);
+  check_picture(kOp, "grad", grad, true);
   const FloatType dtype = float_type(kOp, "grad", grad);
   PYDENSE_CHECK(
       heights.size() == widths.size() && !heights.empty() && heights.size() <= kMaxUpsampleInputs,
@@ -237,10 +214,10 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
       " and ", widths.size());
   const Axes axes = fuse_axes(kOp, mode, align_corners);
   const bool last = is_channels_last(grad);
-  const Picture picture(grad, last);
+  const Tensor rows = with_contiguous_rows(grad, last);
   std::optional<Tensor> mask;
   if (out.has_value()) {
-    check_picture(kOp, "out", *out);
+    check_picture(kOp, "out", *out, true);
     require_same_device(kOp, "out", *out, grad);
     require_dtype(kOp, "out", *out, grad.scalar_type());
     for (int64_t axis = 0; axis < 4; ++axis) {
@@ -248,8 +225,7 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
                     ": out must have the shape of grad, got ", out->size(axis), " instead of ",
                     grad.size(axis), " along axis ", axis);
     }
-    mask = torch::stable::contiguous(*out,
-                                     last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    mask = as_dense(*out, last);
   }
   std::vector<Tensor> results;
   std::vector<UpsampleInput> inputs;
@@ -265,8 +241,8 @@ std::vector<Tensor> fuse_backward_op(const Tensor& grad, const std::optional<Ten
     same = same || inputs.back().same_size;
   }
   run_backward(kOp, dtype,
-               {shape_of(grad, grad.size(2), grad.size(3), last), picture.tensor.const_data_ptr(),
-                picture.strides(), mask.has_value() ? mask->const_data_ptr() : nullptr,
+               {shape_of(grad, grad.size(2), grad.size(3), last), rows.const_data_ptr(),
+                strides_of(rows), mask.has_value() ? mask->const_data_ptr() : nullptr,
                 inputs.data(), static_cast<int>(inputs.size())},
                grad);
   return results;

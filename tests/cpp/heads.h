@@ -152,21 +152,21 @@ CrossEntropy<T> cross_entropy(const Logits<S>& logits, const Targets& targets, d
   CrossEntropy<T> out;
   out.loss.resize(static_cast<size_t>(c.images * area));
   out.gradient.assign(logits.memory.size(), std::numeric_limits<T>::quiet_NaN());
-  out.sums = upsample_cross_entropy<T>({logits.view,
+  out.sums = upsample_cross_entropy<T>({{logits.view,
+                                         targets.labels.data(),
+                                         IntegerType::kInt16,
+                                         {area, c.out_width, 1},
+                                         -1,
+                                         weight.data(),
+                                         factors.data(),
+                                         {area, c.out_width, 1},
+                                         smoothing,
+                                         out.loss.data(),
+                                         out.gradient.data(),
+                                         channels_last,
+                                         true},
                                         &y,
-                                        &x,
-                                        targets.labels.data(),
-                                        IntegerType::kInt16,
-                                        {area, c.out_width, 1},
-                                        -1,
-                                        weight.data(),
-                                        factors.data(),
-                                        {area, c.out_width, 1},
-                                        smoothing,
-                                        out.loss.data(),
-                                        out.gradient.data(),
-                                        channels_last,
-                                        true},
+                                        &x},
                                        parallel_for);
   return out;
 }

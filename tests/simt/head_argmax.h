@@ -15,15 +15,9 @@ using pydense::upsample_argmax_cuda;
 using simt::HeadCase;
 using simt::Layout;
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-template <class U>
-constexpr IntegerType kIntegerType = IntegerType::kInt64;
-template <>
-constexpr IntegerType kIntegerType<uint8_t> = IntegerType::kUInt8;
-template <>
-constexpr IntegerType kIntegerType<int32_t> = IntegerType::kInt32;
+using simt::kInfinity;
+using simt::kIntegerType;
+using simt::kNan;
 
 // One output: its largest class, the first of equals, a NaN above all.
 struct Winner {

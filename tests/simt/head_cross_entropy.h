@@ -21,19 +21,9 @@ using pydense::IntegerType;
 using simt::HeadCase;
 using simt::Layout;
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-template <class L>
-constexpr IntegerType kIntegerType = IntegerType::kInt64;
-template <>
-constexpr IntegerType kIntegerType<uint8_t> = IntegerType::kUInt8;
-template <>
-constexpr IntegerType kIntegerType<int8_t> = IntegerType::kInt8;
-template <>
-constexpr IntegerType kIntegerType<int16_t> = IntegerType::kInt16;
-template <>
-constexpr IntegerType kIntegerType<int32_t> = IntegerType::kInt32;
+using simt::kInfinity;
+using simt::kIntegerType;
+using simt::kNan;
 
 struct Options {
   bool weight = false;

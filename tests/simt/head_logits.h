@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "driver.h"
@@ -34,6 +35,20 @@ template <>
 constexpr pydense::FloatType kFloatType<__half> = pydense::FloatType::kFloat16;
 template <>
 constexpr pydense::FloatType kFloatType<__nv_bfloat16> = pydense::FloatType::kBFloat16;
+
+template <class L>
+constexpr pydense::IntegerType kIntegerType = pydense::IntegerType::kInt64;
+template <>
+constexpr pydense::IntegerType kIntegerType<uint8_t> = pydense::IntegerType::kUInt8;
+template <>
+constexpr pydense::IntegerType kIntegerType<int8_t> = pydense::IntegerType::kInt8;
+template <>
+constexpr pydense::IntegerType kIntegerType<int16_t> = pydense::IntegerType::kInt16;
+template <>
+constexpr pydense::IntegerType kIntegerType<int32_t> = pydense::IntegerType::kInt32;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 // Strides of [images, classes, height, width]; with gaps, every second element of a row is unused.
 inline std::array<int64_t, 4> strides_of(int64_t classes, int64_t height, int64_t width,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <sstream>
+#include "segmentation_head/arguments_torch.h"
 
-#include "segmentation_head/door.h"
+#include <sstream>
 
 namespace pydense {
 

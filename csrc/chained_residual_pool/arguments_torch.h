@@ -7,32 +7,11 @@
 
 namespace pydense {
 
-inline void check_pool_tensor(const char* op, const char* name, const Tensor& x) {
-  PYDENSE_CHECK(x.dim() == 4, op, ": ", name,
-                " must have 4 dimensions (batch, channels, height, width), got ", x.dim());
-  PYDENSE_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU, got another device");
-}
-
 inline void require_shape(const char* op, const char* name, const Tensor& x, const Tensor& like) {
   for (int64_t axis = 0; axis < 4; ++axis) {
     PYDENSE_CHECK(x.size(axis) == like.size(axis), op, ": ", name, " must have ", like.size(axis),
                   " elements along axis ", axis, ", got ", x.size(axis));
   }
-}
-
-inline Tensor dense(const Tensor& x, bool channels_last) {
-  using torch::headeronly::MemoryFormat;
-  return torch::stable::contiguous(
-      x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-// x itself where the pixels of its rows lie side by side, else a dense copy.
-inline Tensor with_contiguous_rows(const Tensor& x, bool channels_last) {
-  const auto fits = [&](int64_t axis, int64_t stride) {
-    return x.size(axis) == 1 || x.stride(axis) == stride;
-  };
-  const bool contiguous = channels_last ? fits(1, 1) && fits(3, x.size(1)) : fits(3, 1);
-  return contiguous ? x : dense(x, channels_last);
 }
 
 inline PoolSource pool_source(const Tensor& x) {
