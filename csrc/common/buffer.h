@@ -32,10 +32,8 @@ class Buffer {
  private:
   void* data_ = nullptr;
   size_t bytes_ = 0;
+  size_t mapped_ = 0;  // bytes of the mapping, 0 on the heap
 };
-
-// Asks for huge pages where memory that is not a Buffer has not been touched yet; a hint.
-void advise_huge_pages(void* data, size_t bytes);
 
 // Buffers that tasks use one after the other: getting fresh pages from the system costs more than
 // what many a task does with them.

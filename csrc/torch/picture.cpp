@@ -4,7 +4,7 @@
 #include <array>
 #include <optional>
 
-#include "common/buffer.h"
+#include "common/mapping.h"
 
 namespace pydense {
 

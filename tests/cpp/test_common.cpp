@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "common/buffer.h"
 #include "common/check.h"
 #include "common/cpu_isa.h"
+#include "common/mapping.h"
 #include "common/simd.h"
 #include "common/thread_pool.h"
 #include "selftest/selftest.h"
@@ -37,6 +39,56 @@ void test_buffer() {
   EXPECT(moved.bytes() == 1000);
   EXPECT(Buffer(0).data() == nullptr);
   EXPECT_THROWS(checked_bytes(SIZE_MAX / 2, 4), "bad_alloc");
+}
+
+void test_mappings(ParallelFor parallel_for) {
+  constexpr size_t kMiB = size_t{1} << 20;
+  if (kMinMappedBytes > kMiB) {
+    return;  // no mappings on this system, or in this build
+  }
+  drop_kept_mappings();
+  const size_t before = mapped_bytes().in_use;
+  EXPECT(mapped_bytes().kept == 0);
+  void* first = nullptr;
+  {
+    const Buffer large(8 * kMiB);
+    first = large.data();
+    EXPECT(reinterpret_cast<uintptr_t>(first) % (2 * kMiB) == 0);
+    std::memset(first, 1, large.bytes());
+    EXPECT(mapped_bytes().in_use - before == 8 * kMiB);
+  }
+  EXPECT(mapped_bytes().in_use == before && mapped_bytes().kept == 8 * kMiB);
+  {
+    Buffer again(8 * kMiB - 100);  // the same pages
+    EXPECT(again.data() == first && mapped_bytes().kept == 0);
+    const Buffer moved(std::move(again));
+    EXPECT(moved.data() == first && mapped_bytes().in_use - before == 8 * kMiB);
+  }
+  {
+    const Buffer small(kMiB);  // would waste most of it
+    EXPECT(small.data() != first);
+    // What is kept and in use together takes no more than was in use before.
+    EXPECT(mapped_bytes().in_use - before + mapped_bytes().kept <= 8 * kMiB);
+  }
+  {
+    const Buffer a(4 * kMiB);
+    const Buffer b(16 * kMiB);
+    std::memset(b.data(), 1, b.bytes());
+  }
+  EXPECT(mapped_bytes().in_use == before && mapped_bytes().kept <= 20 * kMiB);
+  parallel_tasks(parallel_for, 200, [&](int64_t i) {
+    const Buffer mine(kMiB + static_cast<size_t>(i % 7) * 100000);
+    auto* const bytes = mine.as<unsigned char>();
+    const auto value = static_cast<unsigned char>(i);
+    std::memset(bytes, value, mine.bytes());
+    EXPECT(bytes[0] == value && bytes[mine.bytes() / 2] == value &&
+           bytes[mine.bytes() - 1] == value);
+  });
+  EXPECT(mapped_bytes().in_use == before);
+  drop_kept_mappings();
+  EXPECT(mapped_bytes().kept == 0);
+  EXPECT_THROWS(Buffer(SIZE_MAX / 4), "bad_alloc");
+  EXPECT(mapped_bytes().in_use == before);
 }
 
 void test_parallel_tasks(ParallelFor parallel_for) {
@@ -158,6 +210,8 @@ void test_exp() {
 int main() {
   test_check();
   test_buffer();
+  test_mappings(serial_for);
+  test_mappings(thread_for);
   test_parallel_tasks(serial_for);
   test_parallel_tasks(thread_for);
   test_parallel_phases(serial_for);

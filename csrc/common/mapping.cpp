@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "common/mapping.h"
+
+#ifdef __linux__
+#include <pthread.h>
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <mutex>
+
+namespace pydense {
+
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+
+namespace {
+
+constexpr size_t kPage = 65536;  // the largest there is; smaller ones divide it
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kMaxKept = size_t{256} << 20;
+constexpr int kMaxMappings = 64;
+
+// The end of a mapping gets a huge page of its own if it fills half of it.
+size_t rounded(size_t bytes) {
+  const size_t rest = bytes % kHugePage;
+  const size_t unit = rest >= kHugePage / 2 ? kHugePage : kPage;
+  return (bytes + unit - 1) / unit * unit;
+}
+
+// On huge pages: rows are walked in lattice order, where 4 KB pages miss the TLB on nearly every
+// row.
+void* map_fresh(size_t size) {
+  void* mapping =
+      mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapping == MAP_FAILED) {  // NOLINT(performance-no-int-to-ptr): the system's definition
+    return nullptr;
+  }
+  auto* const start = static_cast<char*>(mapping);
+  const size_t skipped = (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage;
+  if (skipped > 0) {
+    munmap(start, skipped);
+  }
+  if (skipped < kHugePage) {
+    munmap(start + skipped + size, kHugePage - skipped);
+  }
+  static_cast<void>(madvise(start + skipped, size, MADV_HUGEPAGE));
+  return start + skipped;
+}
+
+// The mappings that nobody uses, oldest first.
+class KeptMappings {
+ public:
+  // One that is large enough and wastes a quarter at most.
+  Mapping take(size_t size) {
+    int best = -1;
+    for (int i = 0; i < count_; ++i) {
+      const size_t has = kept_[i].bytes;
+      if (has >= size && has - size <= size / 4 && (best < 0 || has < kept_[best].bytes)) {
+        best = i;
+      }
+    }
+    const Mapping found = best < 0 ? Mapping{} : remove(best);
+    use(best < 0 ? size : found.bytes);
+    return found;
+  }
+
+  void give_back(Mapping mapping) {
+    in_use_ -= mapping.bytes;
+    if (count_ == kMaxMappings) {
+      drop_oldest();
+    }
+    // Its pages are the first that the system takes when memory is short, and no fault if it did
+    // not.
+    static_cast<void>(madvise(mapping.data, mapping.bytes, MADV_FREE));
+    kept_[count_++] = mapping;
+    kept_bytes_ += mapping.bytes;
+    make_room();
+  }
+
+  // Of a mapping that did not come to be.
+  void forget(size_t size) { in_use_ -= size; }
+
+  void drop_all() {
+    while (count_ > 0) {
+      drop_oldest();
+    }
+    most_ = in_use_;
+  }
+
+  MappedBytes bytes() const { return {in_use_, kept_bytes_}; }
+
+ private:
+  void use(size_t size) {
+    in_use_ += size;
+    most_ = std::max(most_, in_use_);
+    make_room();
+  }
+
+  void make_room() {
+    while (count_ > 0 && (in_use_ + kept_bytes_ > most_ || kept_bytes_ > kMaxKept)) {
+      drop_oldest();
+    }
+  }
+
+  Mapping remove(int i) {
+    const Mapping mapping = kept_[i];
+    std::copy(kept_ + i + 1, kept_ + count_, kept_ + i);
+    --count_;
+    kept_bytes_ -= mapping.bytes;
+    return mapping;
+  }
+
+  void drop_oldest() {
+    const Mapping mapping = remove(0);
+    munmap(mapping.data, mapping.bytes);
+  }
+
+  Mapping kept_[kMaxMappings];
+  int count_ = 0;
+  size_t kept_bytes_ = 0;
+  size_t in_use_ = 0;
+  size_t most_ = 0;  // ever in use at a time
+};
+
+std::mutex mutex;  // no destructor: threads may outlive main
+KeptMappings kept;
+
+// A fork must not happen while another thread is inside: the child would find the mutex locked.
+void lock() noexcept { mutex.lock(); }
+void unlock() noexcept { mutex.unlock(); }
+[[maybe_unused]] const int kForkHook = pthread_atfork(lock, unlock, unlock);
+
+}  // namespace
+
+const size_t kMinMappedBytes = size_t{256} << 10;
+
+Mapping map_memory(size_t bytes) {
+  if (bytes > SIZE_MAX / 2) {
+    return {};
+  }
+  const size_t size = rounded(bytes);
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const Mapping found = kept.take(size); found.data != nullptr) {
+      return found;
+    }
+  }
+  void* data = map_fresh(size);
+  if (data == nullptr) {
+    drop_kept_mappings();
+    data = map_fresh(size);
+  }
+  if (data == nullptr) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    kept.forget(size);
+    return {};
+  }
+  return {data, size};
+}
+
+void unmap_memory(Mapping mapping) noexcept {
+  const std::lock_guard<std::mutex> lock(mutex);
+  kept.give_back(mapping);
+}
+
+void drop_kept_mappings() noexcept {
+  const std::lock_guard<std::mutex> lock(mutex);
+  kept.drop_all();
+}
+
+void advise_huge_pages(void* data, size_t bytes) {
+  auto* const first = static_cast<char*>(data);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(first) % kHugePage) % kHugePage;
+  if (bytes >= before + kHugePage) {
+    const size_t whole = (bytes - before) / kHugePage * kHugePage;
+    static_cast<void>(madvise(first + before, whole, MADV_HUGEPAGE));
+  }
+}
+
+MappedBytes mapped_bytes() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return kept.bytes();
+}
+
+#else
+
+const size_t kMinMappedBytes = SIZE_MAX;
+
+Mapping map_memory(size_t /*bytes*/) { return {}; }
+void unmap_memory(Mapping /*mapping*/) noexcept {}
+void drop_kept_mappings() noexcept {}
+void advise_huge_pages(void* /*data*/, size_t /*bytes*/) {}
+MappedBytes mapped_bytes() { return {0, 0}; }
+
+#endif
+
+}  // namespace pydense

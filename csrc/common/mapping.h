@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Large pieces of memory, mapped by themselves and used again: faulting fresh pages in costs as
+// much as filling them, and a mapping that is given back leaves no hole in the heap.
+#pragma once
+
+#include <cstddef>
+
+namespace pydense {
+
+struct Mapping {
+  void* data = nullptr;
+  size_t bytes = 0;  // at least what was asked for
+};
+
+// Requests from here on are worth a mapping. None are where the system has none, or where
+// AddressSanitizer is to watch the borders of what it allocates itself.
+extern const size_t kMinMappedBytes;
+
+// Uninitialised memory on huge pages where the system has them, or {nullptr, 0} where there is
+// none.
+Mapping map_memory(size_t bytes);
+
+// Keeps the mapping for a later request, as long as all mappings, in use and kept, take no more
+// than were ever in use at a time. The system may take the pages of a kept one where it runs short.
+void unmap_memory(Mapping mapping) noexcept;
+
+// Gives all kept mappings back to the system, and forgets how much was in use before.
+void drop_kept_mappings() noexcept;
+
+// Asks for huge pages where memory of somebody else's has not been touched yet; a hint.
+void advise_huge_pages(void* data, size_t bytes);
+
+// For tests: bytes in use, and bytes kept.
+struct MappedBytes {
+  size_t in_use;
+  size_t kept;
+};
+MappedBytes mapped_bytes();
+
+}  // namespace pydense
