@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import ops as ops
     from . import reference as reference
-    from ._info import build_info, get_num_threads, set_num_threads
+    from ._info import build_info, empty_cache, get_num_threads, set_num_threads
 
-__all__ = ["__version__", "build_info", "get_num_threads", "set_num_threads"]
+__all__ = ["__version__", "build_info", "empty_cache", "get_num_threads", "set_num_threads"]
 
 _SUBMODULES = ("densecrf", "nn", "ops", "reference")
 

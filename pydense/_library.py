@@ -65,6 +65,11 @@ def load() -> None:
         _loaded = True
 
 
+def is_loaded() -> bool:
+    """Whether ``torch.ops.pydense`` is there."""
+    return _loaded
+
+
 def _fake_selftest(x: "torch.Tensor") -> "torch.Tensor":
     return x.new_empty(x.shape)
 

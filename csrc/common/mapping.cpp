@@ -8,9 +8,29 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <mutex>
 
+#include "common/check.h"
+
 namespace pydense {
+
+size_t max_kept_bytes() {
+  static const size_t bytes = [] {
+    const char* wanted = std::getenv("PYDENSE_CACHE_MIB");  // NOLINT(concurrency-mt-unsafe)
+    if (wanted == nullptr || *wanted == '\0') {
+      return size_t{256} << 20;
+    }
+    constexpr int64_t kMost = int64_t{1} << 30;
+    char* end = nullptr;
+    const int64_t mib = std::strtoll(wanted, &end, 10);
+    PYDENSE_CHECK(*end == '\0' && mib >= 0 && mib <= kMost,
+                  "PYDENSE_CACHE_MIB must be a whole number from 0 to ", kMost, ", got '", wanted,
+                  "'");
+    return static_cast<size_t>(mib) << 20;
+  }();
+  return bytes;
+}
 
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
 
@@ -18,7 +38,6 @@ namespace {
 
 constexpr size_t kPage = 65536;  // the largest there is; smaller ones divide it
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kMaxKept = size_t{256} << 20;
 constexpr int kMaxMappings = 64;
 
 // The end of a mapping gets a huge page of its own if it fills half of it.
@@ -92,13 +111,14 @@ class KeptMappings {
 
  private:
   void use(size_t size) {
+    max_kept_ = max_kept_bytes();
     in_use_ += size;
     most_ = std::max(most_, in_use_);
     make_room();
   }
 
   void make_room() {
-    while (count_ > 0 && (in_use_ + kept_bytes_ > most_ || kept_bytes_ > kMaxKept)) {
+    while (count_ > 0 && (in_use_ + kept_bytes_ > most_ || kept_bytes_ > max_kept_)) {
       drop_oldest();
     }
   }
@@ -119,6 +139,7 @@ class KeptMappings {
   Mapping kept_[kMaxMappings];
   int count_ = 0;
   size_t kept_bytes_ = 0;
+  size_t max_kept_ = 0;
   size_t in_use_ = 0;
   size_t most_ = 0;  // ever in use at a time
 };
@@ -169,15 +190,6 @@ void drop_kept_mappings() noexcept {
   kept.drop_all();
 }
 
-void advise_huge_pages(void* data, size_t bytes) {
-  auto* const first = static_cast<char*>(data);
-  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(first) % kHugePage) % kHugePage;
-  if (bytes >= before + kHugePage) {
-    const size_t whole = (bytes - before) / kHugePage * kHugePage;
-    static_cast<void>(madvise(first + before, whole, MADV_HUGEPAGE));
-  }
-}
-
 MappedBytes mapped_bytes() {
   const std::lock_guard<std::mutex> lock(mutex);
   return kept.bytes();
@@ -190,7 +202,6 @@ const size_t kMinMappedBytes = SIZE_MAX;
 Mapping map_memory(size_t /*bytes*/) { return {}; }
 void unmap_memory(Mapping /*mapping*/) noexcept {}
 void drop_kept_mappings() noexcept {}
-void advise_huge_pages(void* /*data*/, size_t /*bytes*/) {}
 MappedBytes mapped_bytes() { return {0, 0}; }
 
 #endif

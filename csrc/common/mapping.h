@@ -21,16 +21,18 @@ extern const size_t kMinMappedBytes;
 Mapping map_memory(size_t bytes);
 
 // Keeps the mapping for a later request, as long as all mappings, in use and kept, take no more
-// than were ever in use at a time. The system may take the pages of a kept one where it runs short.
+// than were ever in use at a time and no more than max_kept_bytes() are kept. The system may take
+// the pages of a kept one where it runs short.
 void unmap_memory(Mapping mapping) noexcept;
+
+// 256 MiB, or what PYDENSE_CACHE_MIB says; 0: every mapping is a fresh one. Throws
+// std::invalid_argument where that is not a number of MiB.
+size_t max_kept_bytes();
 
 // Gives all kept mappings back to the system, and forgets how much was in use before.
 void drop_kept_mappings() noexcept;
 
-// Asks for huge pages where memory of somebody else's has not been touched yet; a hint.
-void advise_huge_pages(void* data, size_t bytes);
-
-// For tests: bytes in use, and bytes kept.
+// Bytes in use, and bytes kept.
 struct MappedBytes {
   size_t in_use;
   size_t kept;

@@ -10,6 +10,7 @@
 
 #include "dense_crf/lattice_bytes.h"
 #include "dense_crf/mean_field.h"
+#include "torch/memory.h"
 #include "torch/picture.h"
 
 namespace pydense {
@@ -89,7 +90,7 @@ Normalization parse_normalization(const std::string& name) {
 }
 
 Tensor new_bytes(const Tensor& like, int64_t size) {
-  return torch::stable::new_empty(like, {size}, ScalarType::Byte);
+  return new_dense(like, {&size, 1}, ScalarType::Byte);
 }
 
 Tensor lattice_op(const Tensor& features, const std::string& normalization, bool self_term) {
@@ -292,7 +293,8 @@ Tensor filter_op(const Tensor& values, const Tensor& lattice, bool reverse) {
   check_pictures(kOp, "values", values);
   require_dtype(kOp, "lattice", lattice, ScalarType::Byte);
   return with_dtype(kOp, "values", values, [&]<class T>(T) {
-    Tensor out = torch::stable::new_empty(values, values.sizes());
+    Tensor out =
+        new_dense(values, {values.sizes().data(), values.sizes().size()}, values.scalar_type());
     if (values.numel() == 0) {
       return out;
     }

@@ -6,6 +6,7 @@
 
 #include "common/build_info.h"
 #include "common/cpu_isa.h"
+#include "common/mapping.h"
 #include "common/thread_pool.h"
 #include "numpy/array.h"
 #include "selftest/selftest.h"
@@ -39,9 +40,10 @@ py::dict build_info_dict() {
 PYBIND11_MODULE(_core, m) {
   namespace py = pybind11;
   using namespace pydense;  // NOLINT(google-build-using-namespace)
-  // A wrong PYDENSE_CPU_CAPABILITY or PYDENSE_NUM_THREADS shows at import.
+  // A wrong PYDENSE_CPU_CAPABILITY, PYDENSE_NUM_THREADS or PYDENSE_CACHE_MIB shows at import.
   current_cpu_isa();
   get_num_threads();
+  max_kept_bytes();
   m.def("build_info", &numpy::build_info_dict);
   m.def("cpu_capability", [] { return cpu_isa_name(current_cpu_isa()); });
   m.def("cpu_capabilities", [] {
@@ -60,6 +62,8 @@ PYBIND11_MODULE(_core, m) {
         set_num_threads(n);
       },
       py::arg("n"));
+  m.def("empty_cache", &drop_kept_mappings);
+  m.def("cached_bytes", [] { return mapped_bytes().kept; });
   m.def("selftest", &numpy::selftest, py::arg("x").noconvert());
   numpy::bind_dense_crf(m);
 }

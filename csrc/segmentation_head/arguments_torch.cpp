@@ -3,6 +3,8 @@
 
 #include <sstream>
 
+#include "torch/memory.h"
+
 namespace pydense {
 
 using torch::headeronly::ScalarType;
@@ -85,9 +87,7 @@ void check_size(const char* op, const char* name, const LogitsView& logits, int6
 }
 
 Tensor new_array(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  const Tensor out = torch::stable::new_empty(like, shape, dtype);
-  on_huge_pages(out);
-  return out;
+  return new_dense(like, {shape.begin(), shape.size()}, dtype);
 }
 
 Tensor new_in_format_of(const Tensor& x, int64_t height, int64_t width, ScalarType dtype) {

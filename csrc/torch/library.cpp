@@ -9,6 +9,7 @@
 #include <string>
 
 #include "common/build_info.h"
+#include "common/mapping.h"
 #include "torch/tensor.h"
 
 namespace pydense {
@@ -18,6 +19,8 @@ std::atomic<bool> forked{false};
 [[maybe_unused]] const int fork_hook = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 std::string library_version() { return build_info().version; }
+void empty_cache() { drop_kept_mappings(); }
+int64_t cached_bytes() { return static_cast<int64_t>(mapped_bytes().kept); }
 
 }  // namespace
 
@@ -75,5 +78,13 @@ void require_dtype(const char* op, const char* name, const Tensor& x,
 
 }  // namespace pydense
 
-PYDENSE_TORCH_SCHEMAS(m) { m.def("_version() -> str"); }
-PYDENSE_TORCH_ANY(m) { m.impl("_version", TORCH_BOX(&pydense::library_version)); }
+PYDENSE_TORCH_SCHEMAS(m) {
+  m.def("_version() -> str");
+  m.def("_empty_cache() -> ()");
+  m.def("_cached_bytes() -> int");
+}
+PYDENSE_TORCH_ANY(m) {
+  m.impl("_version", TORCH_BOX(&pydense::library_version));
+  m.impl("_empty_cache", TORCH_BOX(&pydense::empty_cache));
+  m.impl("_cached_bytes", TORCH_BOX(&pydense::cached_bytes));
+}

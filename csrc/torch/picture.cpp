@@ -2,9 +2,8 @@
 #include "torch/picture.h"
 
 #include <array>
-#include <optional>
 
-#include "common/mapping.h"
+#include "torch/memory.h"
 
 namespace pydense {
 
@@ -65,24 +64,10 @@ Tensor with_contiguous_rows(const Tensor& x, bool channels_last) {
   return contiguous ? x : as_dense(x, channels_last);
 }
 
-void on_huge_pages(const Tensor& fresh) {
-  // The pages of less are soon faulted in, and may be in use already.
-  constexpr size_t kLarge = size_t{4} << 20;
-  const size_t bytes =
-      static_cast<size_t>(fresh.numel()) * static_cast<size_t>(fresh.element_size());
-  if (fresh.is_cpu() && bytes >= kLarge) {
-    advise_huge_pages(fresh.mutable_data_ptr(), bytes);
-  }
-}
-
 Tensor new_picture(const Tensor& like, int64_t height, int64_t width, ScalarType dtype,
                    bool channels_last) {
   const std::array<int64_t, 4> size = {like.size(0), like.size(1), height, width};
-  const Tensor out =
-      torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt,
-                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  on_huge_pages(out);
-  return out;
+  return new_dense(like, size, dtype, channels_last);
 }
 
 }  // namespace pydense

@@ -22,10 +22,6 @@ Tensor as_dense(const Tensor& x, bool channels_last);
 // x itself where the pixels of its rows lie side by side, else a dense copy.
 Tensor with_contiguous_rows(const Tensor& x, bool channels_last);
 
-// Asks for huge pages where a new tensor is large: fresh 4 KB pages cost more than what is written
-// to them.
-void on_huge_pages(const Tensor& fresh);
-
 // An uninitialised picture with the batch and channels of `like`.
 Tensor new_picture(const Tensor& like, int64_t height, int64_t width,
                    torch::headeronly::ScalarType dtype, bool channels_last);
