@@ -169,7 +169,11 @@ def losses(result: Result) -> str:
     weighed = [run for run in compared if run["fastest_rival"] in run.get("memory", {})]
     if weighed:
         heavier = sum(
-            any(r["memory"][r["subject"]] > r["memory"].get(label, 0) for label in r["ratios"])
+            any(
+                r["memory"][r["subject"]] > r["memory"][label]
+                for label in r["ratios"]
+                if label in r["memory"]
+            )
             for r in weighed
         )
         text += f" A higher memory peak in {heavier} of {len(weighed)}."

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from _benchmarks import ROOT, FakeClock, example
 
-from benchmarks import _harness, _result, report
+from benchmarks import _comparison_report, _harness, _result, report
 from benchmarks._harness import Case
 from benchmarks._scaling_report import growth
 
@@ -87,6 +87,15 @@ def test_report_writes_tables_and_check_tells_when_they_are_old(papers):
     assert [d.read_text() for d in documents] == written  # a second time changes nothing
     _result.write_result(example(theirs=(2, 9, 9)), results / "demo.json")
     assert call(papers, check=True) == 1
+
+
+def test_a_rival_whose_memory_was_not_measured_is_no_lighter_one():
+    result = example()
+    with_memory = next(run for run in result["runs"] if len(run.get("memory", {})) > 1)
+    other = copy.deepcopy(with_memory["ratios"]["rival"])
+    with_memory["ratios"]["unmeasured"] = other
+    with_memory["rivals"]["unmeasured"] = copy.deepcopy(with_memory["rivals"]["rival"])
+    assert _comparison_report.losses(result) == _comparison_report.losses(example())
 
 
 def test_report_shows_figures_and_losses(papers):
