@@ -60,6 +60,7 @@ void tiles() {
     check<float, uint8_t>({1, 3, 20, 150, 20, 150, false, layout}, {});
     check<float, int32_t>({2, 37, 3, 70, 6, 140, false, layout}, {});
     check<float, int32_t>({1, 3, 90, 64, 12, 70, true, layout}, {});
+    check<float, uint8_t>({1, 2, 30, 127, 4, 127, true, layout}, {});  // as many cells as threads
     check<float, int64_t>({1, 2, 2, 3, 9, 400, false, layout}, {});
     Options options;
     options.everything_ignored_before = 0.5;
@@ -279,6 +280,8 @@ void beyond_32_bits() {
     upsample_cross_entropy_cuda(args, plan, 0, nullptr);
     simt::config().only_blocks.clear();
 
+    // Of three tiles, 128 columns each, but that the first has none left of the picture.
+    SIMT_EXPECT(counts[1] == 16 * (128 + 128 + 127));
     const double log_classes = std::log(static_cast<double>(kClasses));
     const float* const losses = loss.as<float>();
     simt::expect_close_at(__FILE__, __LINE__, losses[kMap - 1], log_classes, 1e-6, 0, 0);
