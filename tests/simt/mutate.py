@@ -13,7 +13,7 @@ so on. Each is tried in turn until a driver notices: first with kernels that are
 optimization, which is quick, then in the builds release and trace, last in asan without
 optimization. A fault that leaves release's machine code as it is, or does not compile, is not
 counted. With ``--log``, what a former run noticed is not tried again. Faults that are explained
-(below) are planted together first, and one by one only where that is noticed.
+(below) are planted together, last, and one by one only where that is noticed.
 
 What nothing notices must be explained in ``tests/simt/survivors/<room>.txt``, a paragraph each:
 the file, the line before, the line after, and the reason why no result changes. A reason that
@@ -288,7 +288,8 @@ class Log:
         return None if verdict == "unnoticed" else verdict
 
     def add(self, fault: Fault, verdict: str) -> None:
-        if self.path is not None:
+        if self.path is not None and self.verdicts.get((fault.line, fault.key)) != verdict:
+            self.verdicts[fault.line, fault.key] = verdict
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([fault.line, fault.key, verdict]) + "\n")
 
@@ -307,7 +308,7 @@ def verdict_on(harness: Harness, faults: Sequence[Fault], stages: Sequence[Stage
 
 
 def all_at_once(
-    harness: Harness, faults: Sequence[Fault], stages: Sequence[Stage]
+    harness: Harness, faults: Sequence[Fault], stages: Sequence[Stage], log: Log
 ) -> dict[Fault, str]:
     """Verdicts on faults that probably nothing notices: nothing together, nothing each."""
     verdicts: dict[Fault, str] = {}
@@ -317,12 +318,14 @@ def all_at_once(
         verdicts = dict.fromkeys(group, verdict)
     elif len(group) > 1:
         middle = len(group) // 2
-        verdicts = all_at_once(harness, group[:middle], stages)
-        verdicts |= all_at_once(harness, group[middle:], stages)
+        for half in (group[:middle], group[middle:]):
+            verdicts |= all_at_once(harness, half, stages, log)
     elif group:
         verdicts = {group[0]: verdict}
+    for fault, verdict in verdicts.items():
+        log.add(fault, verdict)
     others = [fault for fault in faults if fault not in verdicts]
-    return verdicts | all_at_once(harness, others, stages) if others else verdicts
+    return verdicts | all_at_once(harness, others, stages, log) if others else verdicts
 
 
 def run(options: argparse.Namespace, folder: Path) -> int:
@@ -340,23 +343,31 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     print(f"mutate: {len(faults)} of {len(every)} faults", flush=True)
     explained = explanations(SURVIVORS / f"{harness.name}.txt")
     log = Log(options.log)
-    hopeless = [f for f in faults if f.key in explained and log.find(f) is None]
-    expected = all_at_once(harness, hopeless, stages)
-    tally: Counter[str] = Counter()
-    unexplained = []
+    verdicts: dict[Fault, str] = {}
     start = time.monotonic()
-    for number, fault in enumerate(faults, 1):
-        verdict = log.find(fault)
-        if verdict is None:
-            verdict = expected.get(fault) or verdict_on(harness, [fault], stages)
-            log.add(fault, verdict)
+
+    def judge(fault: Fault, verdict: str) -> None:
         if verdict == "unnoticed":
             reason = explained.get(fault.key)
             kind = "is no fault" if reason and not reason.startswith("A fault") else "missed"
             verdict = f"unnoticed, {kind}: {reason}" if reason else "UNNOTICED"
-            unexplained += [] if reason else [fault]
-        tally[verdict.split(":")[0]] += 1
-        print(f"{number}/{len(faults)} {verdict}: {fault.title()}", flush=True)
+        verdicts[fault] = verdict
+        print(f"{len(verdicts)}/{len(faults)} {verdict}: {fault.title()}", flush=True)
+
+    hopeless = []
+    for fault in faults:
+        verdict = log.find(fault)
+        if verdict is None and fault.key in explained:
+            hopeless.append(fault)
+            continue
+        if verdict is None:
+            verdict = verdict_on(harness, [fault], stages)
+            log.add(fault, verdict)
+        judge(fault, verdict)
+    for fault, verdict in all_at_once(harness, hopeless, stages, log).items():
+        judge(fault, verdict)
+    tally = Counter(verdict.split(":")[0] for verdict in verdicts.values())
+    unexplained = [fault for fault, verdict in verdicts.items() if verdict == "UNNOTICED"]
     noticed = sum(count for verdict, count in tally.items() if verdict.startswith("noticed"))
     counted = noticed + tally["unnoticed, missed"] + len(unexplained)
     for verdict, count in tally.most_common():
