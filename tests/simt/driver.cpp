@@ -17,6 +17,7 @@ struct Options {
   const char* only = "";
   const char* counters = nullptr;
   bool lines = false;
+  bool first_failure = false;  // and no further
 };
 Options options;
 int failures = 0;
@@ -192,6 +193,8 @@ int run_cases(int argc, char** argv, const std::vector<Case>& cases) {
     const bool has_value = i + 1 < argc;
     if (std::strcmp(argv[i], "--lines") == 0) {
       options.lines = true;
+    } else if (std::strcmp(argv[i], "--first-failure") == 0) {
+      options.first_failure = true;
     } else if (std::strcmp(argv[i], "--schedules") == 0 && has_value) {
       options.schedules = static_cast<int>(std::strtol(argv[++i], nullptr, 10));
     } else if (std::strcmp(argv[i], "--only") == 0 && has_value) {
@@ -199,7 +202,9 @@ int run_cases(int argc, char** argv, const std::vector<Case>& cases) {
     } else if (std::strcmp(argv[i], "--counters") == 0 && has_value) {
       options.counters = argv[++i];
     } else {
-      std::printf("usage: %s [--schedules N] [--only TEXT] [--counters FILE] [--lines]\n", argv[0]);
+      std::printf(
+          "usage: %s [--schedules N] [--only TEXT] [--counters FILE] [--lines] [--first-failure]\n",
+          argv[0]);
       return 2;
     }
   }
@@ -208,6 +213,9 @@ int run_cases(int argc, char** argv, const std::vector<Case>& cases) {
   for (const Case& one : cases) {
     if (std::strstr(one.name, options.only) == nullptr || (one.builds & this_build()) == 0) {
       continue;
+    }
+    if (failed > 0 && options.first_failure) {
+      break;
     }
     const auto start = std::chrono::steady_clock::now();
     const Stats before = stats();

@@ -143,7 +143,7 @@ struct Case {
   std::function<void()> run;  // once per schedule
   unsigned builds = kEverywhere;
 };
-// main() of a driver: [--schedules N] [--only TEXT] [--counters FILE] [--lines].
+// main() of a driver: [--schedules N] [--only TEXT] [--counters FILE] [--lines] [--first-failure].
 int run_cases(int argc, char** argv, const std::vector<Case>& cases);
 
 // Whether some schedule of this build finds fault with run(), which runs in processes of its own.

@@ -135,6 +135,8 @@ void softmax_backward() {
   softmax_backward_of<S>({1, 5, 20, 30, 7, 11, false, Layout::kGaps}, Layout::kGaps);
   softmax_backward_of<S>({1, 3, 2, 300, 2, 100, false, Layout::kContiguous}, Layout::kContiguous);
   softmax_backward_of<S>({1, 2, 3, 130, 3, 130, true, Layout::kContiguous}, Layout::kContiguous);
+  // Two whole blocks of columns in the first cell, none in the second.
+  softmax_backward_of<S>({1, 3, 2, 2, 3, 257, true, Layout::kContiguous}, Layout::kContiguous);
 }
 // More classes than shared memory holds.
 void softmax_backward_in_parts() {
@@ -181,7 +183,7 @@ void softmax_of_many_images() {
       many.view, args.axes,        upstream.as<float>(), {}, gradient.as<float>(),
       false,     parts.as<float>()};
   std::copy_n(strides.begin(), 4, backward.strides);
-  simt::config().only_blocks = {0, 1, static_cast<uint64_t>((c.images * 12 - 1) / 128)};
+  simt::config().only_blocks = {0, 1, static_cast<uint64_t>((c.images * 12 - 1) / 128) % (1 << 20)};
   upsample_softmax_backward_cuda(backward, 0, nullptr);
   simt::config().only_blocks.clear();
   double sum = 0;

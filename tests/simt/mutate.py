@@ -2,19 +2,23 @@
 """Plants faults in CUDA kernels, one at a time, and counts those that the tests notice.
 
     python tests/simt/mutate.py upsample                  # all faults of a room
-    python tests/simt/mutate.py upsample --sample 60      # as many, chosen at random
+    python tests/simt/mutate.py upsample --sample 60      # as many of them
     python tests/simt/mutate.py upsample --pytest         # what is left, by the tests in Python too
     python tests/simt/mutate.py segmentation_head --part cross_entropy   # with a driver of its own
 
 Needs a build with PYDENSE_SIMT=ON (``--build``, default build/simt), whose compiler calls it
 repeats. Faults are planted in ``csrc/<room>/*.cuh`` and ``*.cu``: a barrier left out, ``<`` for
 ``<=``, a constant moved by one, min for max, an atomic operation made plain, another shuffle, and
-so on. Each is tried in the builds release, trace and asan in turn until one notices. A fault that
-leaves the machine code as it is, or does not compile, is not counted.
+so on. Each is tried in turn until a driver notices: first with kernels that are compiled without
+optimization, which is quick, then in the builds release and trace, last in asan without
+optimization. A fault that leaves release's machine code as it is, or does not compile, is not
+counted. With ``--log``, what a former run noticed is not tried again. Faults that are explained
+(below) are planted together, last, and one by one only where that is noticed.
 
-What no build notices must be explained in ``tests/simt/survivors/<room>.txt``, a paragraph each:
-the file, the line before, the line after, and the reason why the kernel is still right (or why it
-is worth no test). Exit status 0: at least 95 % of the others are noticed, and all are explained.
+What nothing notices must be explained in ``tests/simt/survivors/<room>.txt``, a paragraph each:
+the file, the line before, the line after, and the reason why no result changes. A reason that
+begins with "A fault" is one why it is not tested for: such a fault counts as missed. Exit status 0:
+at least 95 % of those that change a result are noticed, and all others are explained.
 """
 
 from __future__ import annotations
@@ -22,104 +26,49 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import re
+import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from planted_faults import ROOT, Fault, explanations, faults_of, sample_of
+
 SURVIVORS = Path(__file__).with_name("survivors")
-BUILDS = ("release", "trace", "asan")
-TIMEOUT = 120  # seconds of a driver: a kernel that never ends is noticed too
 GOAL = 0.95
+# Read once: most of a compiler call would be these.
+PRECOMPILED = """#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
 
-OPERATORS = [
-    (r"__syncthreads\(\);", ";"),
-    (r"__syncwarp\([^)]*\);", ";"),
-    (r"(?<= )<(?= )", "<="),
-    (r"(?<= )<=(?= )", "<"),
-    (r"(?<= )>(?= )", ">="),
-    (r"(?<= )>=(?= )", ">"),
-    (r"(?<= )==(?= )", "!="),
-    (r"(?<= )!=(?= )", "=="),
-    (r"(?<= )&&(?= )", "||"),
-    (r"(?<= )\|\|(?= )", "&&"),
-    (r"(?<= )\+ 1\b", "+ 0"),
-    (r"(?<= )\+ 1\b", "+ 2"),
-    (r"(?<= )- 1\b", "- 0"),
-    (r"(?<= )- 1\b", "- 2"),
-    (r"(?<=[\w\])] )\+(?= [a-z(])", "-"),
-    (r"(?<=[\w\])] )-(?= [a-z(])", "+"),
-    (r"(?<=[\w\])] )\*(?= [a-zA-Z(])", "+"),
-    (r"(?<=[\w\])] )/(?= [a-zA-Z(])", "*"),
-    (r"(?<=[\w\])] )%(?= [a-zA-Z(])", "/"),
-    (r"(?<= )\+=(?= )", "-="),
-    (r"(?<= )\+=(?= )", "="),
-    (r"\bmin\(", "max("),
-    (r"\bmax\(", "min("),
-    (r"\bfminf\(", "fmaxf("),
-    (r"\bfmaxf\(", "fminf("),
-    (r"\batomicAdd\(", "::simt::plain_add("),
-    (r"\bthreadIdx\.x", "threadIdx.y"),
-    (r"\bthreadIdx\.y", "threadIdx.x"),
-    (r"\bblockIdx\.x", "blockIdx.y"),
-    (r"\bblockIdx\.y", "blockIdx.x"),
-    (r"\bblockIdx\.z", "blockIdx.y"),
-    (r"\bgridDim\.(\w)", r"(gridDim.\1 + 1)"),
-    (r"\breturn;", ";"),
-    (r"\bcontinue;", ";"),
-    (r"\bbreak;", ";"),
-    (r"\b__shfl_xor_sync\b", "__shfl_down_sync"),
-    (r"\b__shfl_down_sync\b", "__shfl_up_sync"),
-    (r"\b0xFFFFFFFFU?\b", "0xFFFFU"),
-    (r"-INFINITY\b", "0.0f"),
-    (r"(?<![\w.])(\d+)(?=[;,)\]])", lambda m: str(int(m[1]) + 1)),
-    (r"(?<=[(\s])0\.5f?\b", "0.25f"),
-    (r"\btrue\b", "false"),
-    (r"\bfalse\b", "true"),
-    (r"\bint64_t\b", "int32_t"),
-    (r"(?<=\()!(?=\w)", ""),
-]
-# Lines where a change is no fault of a kernel.
-SKIPPED = re.compile(r"^\s*(//|#|template|static_assert|using|namespace|}?\s*$)|__launch_bounds__")
+#include "common/launch.cuh"
+"""
 
 
-class Mutant(NamedTuple):
-    """One change of one line."""
+class Stage(NamedTuple):
+    """One way to try a fault."""
 
-    path: Path
-    line: int  # from 0
-    before: str
-    after: str
-
-    def title(self) -> str:
-        name = self.path.relative_to(ROOT).as_posix()
-        return f"{name}:{self.line + 1}: {self.before.strip()}  =>  {self.after.strip()}"
+    name: str
+    build: str
+    options: tuple[str, ...] = ()
 
 
-def mutants_of(path: Path) -> Iterator[Mutant]:
-    """Every fault that can be planted in a file."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        code = line.split("//")[0]
-        if SKIPPED.search(line):
-            continue
-        seen = {line}
-        for pattern, replacement in OPERATORS:
-            for match in re.finditer(pattern, code):
-                new = match.expand(replacement) if isinstance(replacement, str) else None
-                text = new if new is not None else replacement(match)  # type: ignore[operator]
-                after = line[: match.start()] + text + line[match.end() :]
-                if after not in seen:
-                    seen.add(after)
-                    yield Mutant(path, number, line, after)
+STAGES = (
+    Stage("release -O0", "release", ("-O0",)),
+    Stage("release", "release"),
+    Stage("trace", "trace"),  # its counts are of optimized code
+    Stage("asan -O0", "asan", ("-O0",)),
+)
+PYTEST = Stage("pytest", "")
 
 
 class Harness:
@@ -127,51 +76,67 @@ class Harness:
 
     def __init__(self, room: str, part: str, build: Path, folder: Path) -> None:
         self.room, self.part, self.build, self.folder = room, part, build, folder
+        drivers = (ROOT / "tests" / "simt").glob(f"test_{room}_*.cpp")
+        self.parts = tuple(driver.stem.removeprefix(f"test_{room}_") for driver in drivers)
         entries = json.loads((build / "compile_commands.json").read_text(encoding="utf-8"))
-        self.sources = sorted(
-            {
-                Path(e["file"])
-                for e in entries
-                if f"/csrc/{room}/" in e["file"] and ".cu" in e["file"]
-            }
-        )
+        kernels = (Path(e["file"]) for e in entries if f"/csrc/{room}/" in e["file"])
+        self.all_sources = sorted({path for path in kernels if path.suffix == ".cu"})
+        self.sources = [path for path in self.all_sources if self.is_own(path)]
         self.commands = {
-            (target, Path(entry["file"])): shlex.split(entry["command"])
+            (target[1], Path(entry["file"])): shlex.split(entry["command"])
             for entry in entries
             if (target := re.search(r"CMakeFiles/([^/]+)\.dir/", entry["command"]))
-            and (target := target[1])
         }
-        self.originals: dict[Path, bytes] = {}
+        self.seconds: dict[str, float] = {}  # of a build's driver without a fault
         self.affected = list(self.sources)  # by the planted fault
 
-    def files(self) -> list[Path]:
+    def is_own(self, path: Path) -> bool:
         """Of the part, or of the room without the parts that have drivers of their own."""
-        found = (ROOT / "csrc" / self.room).iterdir()
-        files = sorted(path for path in found if path.suffix in (".cu", ".cuh"))
         if self.part:
-            return [path for path in files if path.name.startswith(self.part)]
-        drivers = (ROOT / "tests" / "simt").glob(f"test_{self.room}_*.cpp")
-        parts = tuple(driver.stem.removeprefix(f"test_{self.room}_") for driver in drivers)
-        return [path for path in files if not path.name.startswith(parts)]
+            return path.name.startswith(self.part)
+        return not self.parts or not path.name.startswith(self.parts)
+
+    def files(self) -> list[Path]:
+        """Where faults are planted."""
+        found = sorted((ROOT / "csrc" / self.room).iterdir())
+        return [path for path in found if path.suffix in (".cu", ".cuh") and self.is_own(path)]
 
     @property
     def name(self) -> str:
         return f"{self.room}_{self.part}" if self.part else self.room
 
-    def compile(self, source: Path, target: str) -> Path | None:
-        """The object of a source with the planted fault, None where it does not compile."""
+    def words(self, source: Path, target: str, options: Sequence[str]) -> list[str]:
+        """The build's compiler call without files of dependencies, input and output."""
         words = list(self.commands[target, source])
         words = words[1:] if words[0].endswith("ccache") else words
-        output = self.folder / f"{target}-{source.stem}.o"
-        overlay = self.folder / "csrc" / source.relative_to(ROOT / "csrc")
-        words[words.index("-o") + 1] = str(output)
-        words[words.index("-c") + 1] = str(overlay if overlay.exists() else source)
-        words = [word for word in words if not word.startswith("-M") and not word.endswith(".d")]
-        words = [word for word in words if word not in ("-MT", "-MF") and word != "-Werror"]
-        words = [word for word in words if not word.endswith(".o") or word == str(output)]
+        for flag in ("-o", "-c", "-MT", "-MF", "-x"):
+            if flag in words:
+                del words[words.index(flag) : words.index(flag) + 2]
+        words = [word for word in words if word not in ("-MD", "-Werror")]
         # Before the tree's own, and under its names.
         words[1:1] = [f"-I{self.folder / 'csrc'}", f"-ffile-prefix-map={self.folder}/="]
-        done = subprocess.run(words, cwd=self.build, capture_output=True, text=True)
+        return [*words, *options, "-w"]
+
+    def precompiled(self, words: Sequence[str], label: str) -> Path:
+        header = self.folder / f"{label}.h"
+        if not header.exists():
+            header.write_text(PRECOMPILED, encoding="utf-8")
+            output = ["-x", "c++-header", "-c", str(header), "-o", f"{header}.gch"]
+            subprocess.run([*words, *output], cwd=self.build, check=True)
+        return header
+
+    def compile(self, source: Path, target: str, options: Sequence[str]) -> Path | None:
+        """The object of a source with the planted fault, None where it does not compile."""
+        words = self.words(source, target, options)
+        label = f"{target}{''.join(options)}"
+        output = self.folder / f"{label}-{source.stem}.o"
+        overlay = self.folder / "csrc" / source.relative_to(ROOT / "csrc")
+        header = self.precompiled(words, label)
+        words += ["-include", str(header), "-x", "c++", "-c"]
+        words.append(str(overlay if overlay.exists() else source))
+        done = subprocess.run(
+            [*words, "-o", str(output)], cwd=self.build, capture_output=True, text=True
+        )
         return output if done.returncode == 0 else None
 
     def link(self, build: str, objects: Sequence[Path]) -> Path:
@@ -181,7 +146,8 @@ class Harness:
         shim = sorted((tests / f"simt_shim_{build}.dir").glob("*.o"))
         driver = sorted((tests / f"simt_{self.name}_{build}.dir").glob("*.o"))
         core = self.build / "libpydense_core.a"
-        words = ["g++", *shim, *driver, *objects, core, "-o", program]
+        # First the objects with the fault: of an inline function, the first copy is taken.
+        words = ["g++", *objects, *shim, *driver, core, "-o", program]
         words += ["-fsanitize=address,undefined"] if build == "asan" else []
         subprocess.run([str(word) for word in words], check=True)
         return program
@@ -192,7 +158,7 @@ class Harness:
         return self.build / words[words.index("-o") + 1]
 
     def includers(self, path: Path) -> list[Path]:
-        """The sources of the room that a file is part of."""
+        """The sources that a file is part of."""
         name = path.relative_to(ROOT / "csrc").as_posix()
         if path in self.sources:
             return [path]
@@ -210,42 +176,72 @@ class Harness:
                 found.append(source)
         return found
 
-    def plant(self, mutant: Mutant) -> None:
-        self.affected = self.includers(mutant.path)
+    def plant(self, faults: Sequence[Fault]) -> None:
+        """All of these, which are of different lines, and no others."""
         shutil.rmtree(self.folder / "csrc", ignore_errors=True)
-        target = self.folder / "csrc" / mutant.path.relative_to(ROOT / "csrc")
-        target.parent.mkdir(parents=True)
-        lines = mutant.path.read_text(encoding="utf-8").splitlines()
-        lines[mutant.line] = mutant.after
-        target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        paths = {fault.path for fault in faults}
+        for path in paths:
+            target = self.folder / "csrc" / path.relative_to(ROOT / "csrc")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_text(encoding="utf-8").splitlines()
+            for fault in faults:
+                if fault.path == path:
+                    lines[fault.line] = fault.after
+            target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        affected = {source for path in paths for source in self.includers(path)}
+        self.affected = sorted(affected)
 
-    def try_build(self, build: str) -> str:
-        """ "noticed", "unnoticed", "same code" or "does not compile"."""
-        target = f"simt_kernels_{build}"
+    def attempt(self, stage: Stage) -> str:
+        """ "noticed", "never ends", "unnoticed", "same code" or "does not compile"."""
+        if stage == PYTEST:
+            return self.attempt_pytest()
+        target = f"simt_kernels_{stage.build}"
         objects = []
         for source in self.affected:
-            compiled = self.compile(source, target)
+            compiled = self.compile(source, target, stage.options)
             if compiled is None:
                 return "does not compile"
             objects.append(compiled)
-        if build == "release":
-            code = {path: code_of(path) for path in objects}
-            if not self.originals:  # the first call is without a fault
-                self.originals = code
-            elif all(code[path] == self.originals[path] for path in objects):
-                return "same code"
-        objects += [self.own_object(target, s) for s in self.sources if s not in self.affected]
-        program = self.link(build, objects)
-        try:
-            done = subprocess.run([program], capture_output=True, timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            return "noticed"
+        if stage.name == "release" and all(
+            code_of(path) == code_of(self.own_object(target, source))
+            for path, source in zip(objects, self.affected, strict=True)
+        ):
+            return "same code"
+        objects += [self.own_object(target, s) for s in self.all_sources if s not in self.affected]
+        return self.execute(stage, self.link(stage.build, objects))
+
+    def execute(self, stage: Stage, program: Path) -> str:
+        usual = self.seconds.get(stage.build)
+        limit = None if usual is None else 10 + 8 * int(usual)  # of processor time
+
+        def set_limits() -> None:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [program, "--first-failure"], capture_output=True, preexec_fn=set_limits
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.seconds.setdefault(stage.build, after.ru_utime - before.ru_utime)
+        if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+            return "never ends"
         return "noticed" if done.returncode != 0 else "unnoticed"
 
-    def try_pytest(self) -> str:
+    def without_fault(self, stage: Stage) -> str:
+        """By the build's own driver, and without optimization, where nothing may fail either."""
+        if stage == PYTEST or stage.name == "release -O0":
+            state = self.attempt(stage)
+            if stage == PYTEST or state != "unnoticed":
+                return state
+        program = self.build / "tests" / "simt" / f"simt_{self.name}_{stage.build}"
+        return self.execute(stage, program)
+
+    def attempt_pytest(self) -> str:
         """The same by the tests of the operators in Python, with ``backend`` simt."""
         library = self.folder / "libpydense_simt.so"
-        objects = [self.compile(source, "libpydense_simt") for source in self.affected]
+        objects = [self.compile(source, "libpydense_simt", ()) for source in self.affected]
         if None in objects:
             return "does not compile"
         folder = self.build / "tests" / "simt" / "CMakeFiles" / "libpydense_simt.dir"
@@ -276,20 +272,60 @@ def code_of(path: Path) -> bytes:
     return stripped.read_bytes()
 
 
-def explanations(path: Path) -> dict[tuple[str, str, str], str]:
-    """Paragraphs of four lines or more: file, line before, line after, reason."""
-    found = {}
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for paragraph in re.split(r"\n\s*\n", text):
-        lines = [line.strip() for line in paragraph.splitlines() if not line.startswith("#")]
-        if len(lines) >= 4:
-            found[lines[0], lines[1], lines[2]] = " ".join(lines[3:])
-    return found
+class Log:
+    """What former runs noticed: a line of JSON for each fault."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.verdicts: dict[tuple[int, tuple[str, str, str]], str] = {}
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                number, key, verdict = json.loads(line)
+                self.verdicts[number, tuple(key)] = verdict
+
+    def find(self, fault: Fault) -> str | None:
+        verdict = self.verdicts.get((fault.line, fault.key))
+        return None if verdict == "unnoticed" else verdict
+
+    def add(self, fault: Fault, verdict: str) -> None:
+        if self.path is not None and self.verdicts.get((fault.line, fault.key)) != verdict:
+            self.verdicts[fault.line, fault.key] = verdict
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([fault.line, fault.key, verdict]) + "\n")
 
 
-def key_of(mutant: Mutant) -> tuple[str, str, str]:
-    name = mutant.path.relative_to(ROOT).as_posix()
-    return name, mutant.before.strip(), mutant.after.strip()
+def verdict_on(harness: Harness, faults: Sequence[Fault], stages: Sequence[Stage]) -> str:
+    harness.plant(faults)
+    for stage in stages:
+        state = harness.attempt(stage)
+        if state == "noticed":
+            return f"noticed by {stage.name}"
+        if state == "never ends":
+            return f"noticed by {stage.name}, which takes too long"
+        if state != "unnoticed":
+            return state
+    return "unnoticed"
+
+
+def all_at_once(
+    harness: Harness, faults: Sequence[Fault], stages: Sequence[Stage], log: Log
+) -> dict[Fault, str]:
+    """Verdicts on faults that probably nothing notices: nothing together, nothing each."""
+    verdicts: dict[Fault, str] = {}
+    first = {(fault.path, fault.line): fault for fault in reversed(faults)}
+    group = list(first.values())
+    if group and (verdict := verdict_on(harness, group, stages)) in ("unnoticed", "same code"):
+        verdicts = dict.fromkeys(group, verdict)
+    elif len(group) > 1:
+        middle = len(group) // 2
+        for half in (group[:middle], group[middle:]):
+            verdicts |= all_at_once(harness, half, stages, log)
+    elif group:
+        verdicts = {group[0]: verdict}
+    for fault, verdict in verdicts.items():
+        log.add(fault, verdict)
+    others = [fault for fault in faults if fault not in verdicts]
+    return verdicts | all_at_once(harness, others, stages, log) if others else verdicts
 
 
 def run(options: argparse.Namespace, folder: Path) -> int:
@@ -297,47 +333,52 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     if not harness.sources:
         print(f"mutate: {options.build} holds no CUDA kernels of {options.room}")
         return 2
-    for build in BUILDS:
-        if (state := harness.try_build(build)) != "unnoticed":
-            print(f"mutate: without a fault, the tests must pass in {build}; it is: {state}")
+    stages = (*STAGES, PYTEST) if options.pytest else STAGES
+    for stage in stages:
+        if (state := harness.without_fault(stage)) != "unnoticed":
+            print(f"mutate: without a fault, the tests must pass in {stage.name}; it is: {state}")
             return 2
-    if options.pytest and (state := harness.try_pytest()) != "unnoticed":
-        print(f"mutate: without a fault, the tests in Python must pass; it is: {state}")
-        return 2
-    mutants = [mutant for path in harness.files() for mutant in mutants_of(path)]
-    if options.sample and options.sample < len(mutants):
-        mutants = random.Random(options.seed).sample(mutants, options.sample)
+    every = [fault for path in harness.files() for fault in faults_of(path)]
+    faults = sample_of(every, options.sample, options.seed)
+    print(f"mutate: {len(faults)} of {len(every)} faults", flush=True)
     explained = explanations(SURVIVORS / f"{harness.name}.txt")
-    tally: Counter[str] = Counter()
-    unexplained = []
+    log = Log(options.log)
+    verdicts: dict[Fault, str] = {}
     start = time.monotonic()
-    for number, mutant in enumerate(mutants, 1):
-        harness.plant(mutant)
-        verdict = "unnoticed"
-        for build in BUILDS:
-            verdict = harness.try_build(build)
-            if verdict != "unnoticed":
-                verdict = f"noticed by {build}" if verdict == "noticed" else verdict
-                break
-        if verdict == "unnoticed" and options.pytest and harness.try_pytest() == "noticed":
-            verdict = "noticed by pytest"
+
+    def judge(fault: Fault, verdict: str) -> None:
         if verdict == "unnoticed":
-            reason = explained.get(key_of(mutant))
-            verdict = f"unnoticed, explained: {reason}" if reason else "UNNOTICED"
-            unexplained += [] if reason else [mutant]
-        tally[verdict.split(":")[0]] += 1
-        print(f"{number}/{len(mutants)} {verdict}: {mutant.title()}", flush=True)
+            reason = explained.get(fault.key)
+            kind = "is no fault" if reason and not reason.startswith("A fault") else "missed"
+            verdict = f"unnoticed, {kind}: {reason}" if reason else "UNNOTICED"
+        verdicts[fault] = verdict
+        print(f"{len(verdicts)}/{len(faults)} {verdict}: {fault.title()}", flush=True)
+
+    hopeless = []
+    for fault in faults:
+        verdict = log.find(fault)
+        if verdict is None and fault.key in explained:
+            hopeless.append(fault)
+            continue
+        if verdict is None:
+            verdict = verdict_on(harness, [fault], stages)
+            log.add(fault, verdict)
+        judge(fault, verdict)
+    for fault, verdict in all_at_once(harness, hopeless, stages, log).items():
+        judge(fault, verdict)
+    tally = Counter(verdict.split(":")[0] for verdict in verdicts.values())
+    unexplained = [fault for fault, verdict in verdicts.items() if verdict == "UNNOTICED"]
     noticed = sum(count for verdict, count in tally.items() if verdict.startswith("noticed"))
-    share = noticed / max(noticed + len(unexplained), 1)
+    counted = noticed + tally["unnoticed, missed"] + len(unexplained)
     for verdict, count in tally.most_common():
         print(f"{count:>5} {verdict}")
     print(
-        f"mutate: {noticed} of {noticed + len(unexplained)} faults noticed ({100 * share:.1f} %), "
+        f"mutate: {noticed} of {counted} faults noticed ({100 * noticed / max(counted, 1):.1f} %), "
         f"{time.monotonic() - start:.0f} s"
     )
-    for mutant in unexplained:
-        print("\n" + "\n".join(key_of(mutant)) + "\n(reason)")
-    return 0 if share >= GOAL and not unexplained else 1
+    for fault in unexplained:
+        print("\n" + "\n".join(fault.key) + "\n(reason)")
+    return 0 if noticed >= GOAL * counted and not unexplained else 1
 
 
 def main() -> int:
@@ -345,8 +386,9 @@ def main() -> int:
     parser.add_argument("room", help="a folder of csrc")
     parser.add_argument("--part", default="", help="its files that begin so, with their own driver")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "simt")
-    parser.add_argument("--sample", type=int, default=0, help="so many faults, chosen at random")
+    parser.add_argument("--sample", type=int, default=0, help="so many faults, chosen evenly")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--log", type=Path, help="verdicts, read and added to")
     parser.add_argument("--pytest", action="store_true", help="the tests in Python as well")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

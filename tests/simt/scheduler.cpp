@@ -262,7 +262,9 @@ void make_stacks(size_t count) {
 
 std::vector<uint64_t> block_order(uint64_t blocks) {
   std::vector<uint64_t> order = config().only_blocks;
-  if (order.empty()) {
+  if (!order.empty()) {
+    std::erase_if(order, [&](uint64_t i) { return i >= blocks; });
+  } else {
     order.resize(blocks);
     for (uint64_t i = 0; i < blocks; ++i) {
       order[i] = i;

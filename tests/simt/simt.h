@@ -39,7 +39,7 @@ struct Config {
   Order order = Order::kForward;  // of threads and of blocks
   bool preempt = true;            // let others run at atomics and, under trace, at one access in 16
   uint64_t max_switches = 2'000'000'000;  // then the kernel is taken to never end
-  std::vector<uint64_t> only_blocks;      // unless empty: the linear numbers of the blocks to run
+  std::vector<uint64_t> only_blocks;      // unless empty: of which numbers to run, if in the grid
 };
 Config& config();
 

@@ -60,6 +60,7 @@ void tiles() {
     check<float, uint8_t>({1, 3, 20, 150, 20, 150, false, layout}, {});
     check<float, int32_t>({2, 37, 3, 70, 6, 140, false, layout}, {});
     check<float, int32_t>({1, 3, 90, 64, 12, 70, true, layout}, {});
+    check<float, uint8_t>({1, 2, 30, 127, 4, 127, true, layout}, {});  // as many cells as threads
     check<float, int64_t>({1, 2, 2, 3, 9, 400, false, layout}, {});
     Options options;
     options.everything_ignored_before = 0.5;
@@ -226,6 +227,79 @@ void nothing() {
   }
 }
 
+// A map of more than 2^31 logits of a class, and as many in the halo: the last tile alone, and what
+// it gets from the one above.
+void beyond_32_bits() {
+  constexpr int64_t kClasses = 17;
+  constexpr int64_t kHeight = 16 * 4097;
+  constexpr int64_t kWidth = 128 * 256 - 1;  // of cells there is one more
+  constexpr int64_t kMap = kHeight * kWidth;
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    const bool last = layout == Layout::kChannelsLast;
+    const HeadCase c = {1, kClasses, kHeight, kWidth, kHeight, kWidth, false, layout};
+    simt::SparseMemory logits(kClasses * kMap * sizeof(float));
+    simt::SparseMemory gradient(kClasses * kMap * sizeof(float));
+    simt::SparseMemory loss(kMap * sizeof(float));
+    simt::SparseMemory target(kMap);  // class 0
+    CrossEntropyCudaArgs<float> args{};
+    args.logits = {
+        logits.as<float>(), pydense::FloatType::kFloat32, 1, kClasses, kHeight, kWidth, {}};
+    const std::array<int64_t, 4> strides = simt::strides_of(kClasses, kHeight, kWidth, layout);
+    std::copy_n(strides.begin(), 4, args.logits.strides);
+    args.axes = simt::axes_of<float>(c);
+    args.target = target.as<uint8_t>();
+    args.target_type = IntegerType::kUInt8;
+    args.target_strides[1] = kWidth;
+    args.target_strides[2] = 1;
+    args.ignore_index = 255;
+    args.loss = loss.as<float>();
+    args.gradient = gradient.as<float>();
+    args.gradient_channels_last = last;
+    const CrossEntropyPlan plan = plan_cross_entropy(args.logits, args.axes, true);
+    SIMT_EXPECT(plan.tiles_x == 256 && plan.tiles_y == 4097 && plan.rows == 16);
+    simt::SparseMemory halo(static_cast<size_t>(plan.halo_rows + plan.halo_columns) *
+                            sizeof(float));
+    simt::SparseMemory partials(static_cast<size_t>(plan.blocks) * sizeof(CrossEntropyPartial));
+    simt::Buffer<double> scale(1, "scale");
+    simt::Buffer<int64_t> counts(2, "counts");
+    args.halo = halo.as<float>();
+    args.partials = partials.as<CrossEntropyPartial>();
+    args.scale = scale.data();
+    args.counts = counts.data();
+
+    // The last class in the first row of the last tiles; number `shared` of those in the halo.
+    const int64_t k = kClasses - 1;
+    const int64_t y = kHeight - 16;
+    const int64_t x = kWidth - 5;
+    const int64_t from = last ? (4095 * kWidth + x) * kClasses + k : (k * 4097 + 4095) * kWidth + x;
+    const int64_t shared =
+        last ? (4095 * kWidth + x) * kClasses + k : (4095 * kClasses + k) * kWidth + x;
+    halo.as<float>()[from] = 1;
+    simt::config().only_blocks = {0, static_cast<uint64_t>(plan.blocks - 1),
+                                  static_cast<uint64_t>(shared / 256 % (1 << 20) + 1)};
+    upsample_cross_entropy_cuda(args, plan, 0, nullptr);
+    simt::config().only_blocks.clear();
+
+    // Of three tiles, 128 columns each, but that the first has none left of the picture.
+    SIMT_EXPECT(counts[1] == 16 * (128 + 128 + 127));
+    const double log_classes = std::log(static_cast<double>(kClasses));
+    const float* const losses = loss.as<float>();
+    simt::expect_close_at(__FILE__, __LINE__, losses[kMap - 1], log_classes, 1e-6, 0, 0);
+    SIMT_EXPECT(losses[kMap - 16 * kWidth - 1] == 0);  // of another tile
+    const auto gradient_at = [&](int64_t channel, int64_t row, int64_t column) {
+      return static_cast<double>(
+          gradient.as<float>()[channel * strides[1] + row * strides[2] + column * strides[3]]);
+    };
+    const double p = 1.0 / kClasses;
+    simt::expect_close_at(__FILE__, __LINE__, gradient_at(0, y + 15, kWidth - 1), p - 1, 1e-6, 0,
+                          0);
+    simt::expect_close_at(__FILE__, __LINE__, gradient_at(k, y + 15, kWidth - 1), p, 1e-6, 0, 0);
+    simt::expect_close_at(__FILE__, __LINE__, gradient_at(k, y, x), p + 1, 1e-6, 0, 0);
+    simt::expect_close_at(__FILE__, __LINE__, gradient_at(k, y, x - 1), p, 1e-6, 0, 0);
+    SIMT_EXPECT(gradient_at(k, y - 1, x) == 0);
+  }
+}
+
 void refuses() {
   const HeadCase c = {1, 4, 4, 5, 16, 20, false, Layout::kContiguous};
   simt::Logits<float> logits(c);
@@ -241,6 +315,9 @@ void refuses() {
     }
     SIMT_EXPECT(refused);
   }
+  Options all;
+  all.smoothing = 1;  // nothing is left for the label
+  check<float, int64_t>(c, all);
 }
 
 // Tiles of 31 cells and four rows, as those of the large map.
@@ -306,6 +383,7 @@ int main(int argc, char** argv) {
                              {"counts with NaN", counts_with_nan},
                              {"labels that are no class", labels_that_are_no_class},
                              {"nothing", nothing},
+                             {"beyond 32 bits", beyond_32_bits, simt::kRelease | simt::kAsan},
                              {"refuses", refuses},
                              {"counters", counters},
                          });

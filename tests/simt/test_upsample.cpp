@@ -2,6 +2,7 @@
 #include <numeric>
 
 #include "upsample_checks.h"
+#include "upsample_large.h"
 
 namespace {
 
@@ -128,42 +129,6 @@ void random_shapes() {
   }
 }
 
-// Past 2^31 elements: the block of the last plane alone, on memory that is not there.
-void beyond_32_bits() {
-  constexpr int64_t kSide = 64;
-  constexpr int64_t kPlanes = (int64_t{1} << 31) / (kSide * kSide) + 5;
-  constexpr uint64_t kGroups = 8192;       // the launchers' largest grid here
-  constexpr uint64_t kPlanesOfAGroup = 8;  // backward
-  simt::SparseMemory wide(kPlanes * kSide * kSide * sizeof(__half));
-  simt::SparseMemory narrow(kPlanes * 16 * sizeof(__half));
-  __half* const outputs = wide.as<__half>();
-  __half* const last_output = outputs + (kPlanes - 1) * kSide * kSide;
-  __half* const inputs = narrow.as<__half>();
-  __half* const last_input = inputs + (kPlanes - 1) * 16;
-  const pydense::UpsampleShape shape = {1, kPlanes, kSide, kSide, false};
-  const AxisSpec axis4 = axis({{4, 4}}, 4, kSide);
-  const UpsampleInput input = {inputs, {kPlanes * 16, 16, 4}, axis4, axis4, false};
-  std::fill(last_input, last_input + 16, pydense::from_float<__half>(1));
-  simt::config().only_blocks = {uint64_t{kPlanes - 1} % kGroups};
-  pydense::upsample_forward_cuda(kOp, FloatType::kFloat16, {shape, &input, 1, outputs, false}, 0,
-                                 nullptr);
-  for (int64_t i = 0; i < kSide * kSide; ++i) {
-    SIMT_EXPECT(pydense::to_float(last_output[i]) == 1);
-  }
-  std::fill(last_input, last_input + 16, pydense::from_float<__half>(0));
-  simt::config().only_blocks = {uint64_t{kPlanes - 1} / kPlanesOfAGroup % kGroups};
-  pydense::upsample_backward_cuda(
-      kOp, FloatType::kFloat16,
-      {shape, outputs, {kPlanes * kSide * kSide, kSide * kSide, kSide}, nullptr, &input, 1}, 0,
-      nullptr);
-  simt::config().only_blocks.clear();
-  double total = 0;
-  for (int i = 0; i < 16; ++i) {
-    total += value(last_input[i]);
-  }
-  SIMT_EXPECT(std::fabs(total - kSide * kSide) <= 2);
-}
-
 // ---- what is asked of memory -------------------------------------------------------------------
 // One plane, or image, is counted and stands for all of the shape.
 
@@ -276,7 +241,10 @@ int main(int argc, char** argv) {
           {"gaps between rows", gaps},
           {"empty batch", nothing},
           {"random shapes", random_shapes, simt::kRelease},
-          {"2^31 + 16384 elements", beyond_32_bits, simt::kRelease | simt::kAsan},
+          {"2^31 + 16384 elements", large_elements, simt::kRelease | simt::kAsan},
+          {"2^31 + 5 planes", large_planes, simt::kRelease | simt::kAsan},
+          {"2^31 + 8 channels", large_channels, simt::kRelease | simt::kAsan},
+          {"refuses 2^31 tiles", refuses_tiles},
           {"counters", counters, simt::kTrace},
       });
 }
