@@ -25,6 +25,7 @@ struct ResidualStageArgs {
   void* out;         // S, dense
   void* pooled;      // S, dense: pool(x); or null
   uint8_t* offsets;  // of the pool, dense; or null
+  bool transposed = false;  // weight is input by output: the gradient of a convolution
 };
 
 struct ResidualSumArgs {

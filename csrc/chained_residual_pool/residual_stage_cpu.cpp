@@ -68,10 +68,12 @@ class Stage {
     const auto* const weight = static_cast<const S*>(args.weight);
     weights_ = buffer_of<T>(static_cast<size_t>(
         (last_ ? gemm_panels(channels_, kColumns) * kColumns : channels_) * channels_));
+    const int64_t output = args.transposed ? 1 : channels_;  // from one to the next
+    const int64_t input = args.transposed ? channels_ : 1;
     if (last_) {
-      gemm_pack_columns(weight, 1, channels_, channels_, channels_, weights_.as<T>());
+      gemm_pack_columns(weight, input, output, channels_, channels_, weights_.as<T>());
     } else {
-      gemm_pack_rows(weight, channels_, 1, channels_, channels_, weights_.as<T>());
+      gemm_pack_rows(weight, output, input, channels_, channels_, weights_.as<T>());
     }
     bias_ = buffer_of<T>(static_cast<size_t>(channels_));
     for (int64_t c = 0; c < channels_; ++c) {
