@@ -5,6 +5,7 @@
 #include "chained_residual_pool/max_pool_tile.h"
 #include "chained_residual_pool/residual_stage.h"
 #include "common/gemm/gemm.h"
+#include "common/lines_ahead.h"
 
 namespace pydense::PYDENSE_ISA {
 namespace {
@@ -16,10 +17,10 @@ constexpr int64_t kTileColumns = 128;
 constexpr int64_t kTileColumnsLast = 64;
 constexpr int64_t kUnit = 64;  // channels that are pooled together, channels_last
 
-// out[e] = addends[0][e] + ... + (sum[e] + bias) for e in [0, count); sum may be null.
+// out[e] = addends[0][at + e] + ... + (sum[e] + bias) for e in [0, count); sum may be null.
 template <class S, class T>
-void finish(const T* sum, const T* bias, T one_bias, const S* const* addends, int num_addends,
-            int64_t count, S* out) {
+PYDENSE_HD void finish(const T* sum, const T* bias, T one_bias, const S* const* addends,
+                       int num_addends, int64_t at, int64_t count, S* out) {
   constexpr int kLanes = kNativeLanesOf<T>;
   using V = Vec<T, kLanes>;
   for (int64_t e = 0; e < count; e += kLanes) {
@@ -34,9 +35,9 @@ void finish(const T* sum, const T* bias, T one_bias, const S* const* addends, in
       own = bias != nullptr ? own + read(bias) : own + broadcast<V>(one_bias);
     }
     if (num_addends > 0) {
-      V total = read(addends[0]);
+      V total = read(addends[0] + at);
       for (int k = 1; k < num_addends; ++k) {
-        total += read(addends[k]);
+        total += read(addends[k] + at);
       }
       own = sum != nullptr ? total + own : total;
     }
@@ -52,6 +53,8 @@ template <class S>
 class Stage {
   using T = ComputeOf<S>;
   static constexpr int64_t kColumns = kGemmColumns<T>;
+  static constexpr auto kSize = static_cast<int64_t>(sizeof(S));
+  static constexpr int kAhead = 3;
 
  public:
   explicit Stage(const ResidualStageArgs& args)
@@ -59,7 +62,9 @@ class Stage {
     const PoolShape& shape = args.shape;
     const int64_t pixels =
         larger(kMinTilePixels, kTileBytes / (channels_ * static_cast<int64_t>(sizeof(T))));
-    columns_ =
+    direct_ = std::is_same_v<S, T> && last_ && shape.size == 1 &&
+              args.x.row == shape.width * channels_ && args.pooled == nullptr;
+    columns_ = direct_ ? shape.width :
         ceil_div(shape.width,
                  ceil_div(shape.width, smaller(last_ ? kTileColumnsLast : kTileColumns, pixels)));
     rows_ = smaller(shape.height, larger(1, pixels / columns_));
@@ -83,28 +88,80 @@ class Stage {
   }
 
   void run(ParallelFor parallel_for) {
-    parallel_tasks(parallel_for, args_.shape.batches * across_ * down_, [&](int64_t task) {
-      const int64_t image = task / (across_ * down_);
-      const int64_t top = task / across_ % down_ * rows_;
-      const int64_t left = task % across_ * columns_;
-      const PoolTile tile = {top, smaller(top + rows_, args_.shape.height), left,
-                             smaller(left + columns_, args_.shape.width)};
+    const int64_t tasks = args_.shape.batches * across_ * down_;
+    parallel_tasks(parallel_for, tasks, [&](int64_t task) {
+      const int64_t image = image_of(task);
+      const PoolTile tile = tile_of(task);
+      LinesAhead ahead[kAhead];  // of what the next task reads, and of what its pool writes
+      if (task + 1 < tasks) {
+        ahead[0] = lines_of(task + 1);
+        ahead[1] = result_lines_of(task + 1, args_.offsets, 1);
+        ahead[2] = result_lines_of(task + 1, args_.pooled, kSize);
+      }
       const int64_t pixels = rows_ * columns_ + kColumns;
       Buffer buffer = pool_.take(checked_bytes(
           static_cast<size_t>(pixels * channels_ + kGemmRows * product_row(pixels)), sizeof(T)));
       T* const pooled = buffer.as<T>();
-      if (last_) {
+      if (direct_) {
+        const S* const from = picture(image, 0, 1).from + tile.top * args_.x.row;
+        multiply_pixels(image, tile, reinterpret_cast<const T*>(from), ahead);
+      } else if (last_) {
         pool_pixels(image, tile, pooled);
-        multiply_pixels(image, tile, pooled);
+        multiply_pixels(image, tile, pooled, ahead);
       } else {
-        pool_planes(image, tile, pooled);
-        multiply_planes(image, tile, pooled, pooled + pixels * channels_);
+        if (args_.shape.size > 1) {
+          pool_planes(image, tile, pooled);
+        } else {
+          copy_planes(image, tile, pooled);
+        }
+        multiply_planes(image, tile, pooled, pooled + pixels * channels_, ahead);
       }
       pool_.give_back(std::move(buffer));
     });
   }
 
  private:
+  int64_t image_of(int64_t task) const { return task / (across_ * down_); }
+  PoolTile tile_of(int64_t task) const {
+    const int64_t top = task / across_ % down_ * rows_;
+    const int64_t left = task % across_ * columns_;
+    return {top, smaller(top + rows_, args_.shape.height), left,
+            smaller(left + columns_, args_.shape.width)};
+  }
+
+  // What a task reads.
+  LinesAhead lines_of(int64_t task) const {
+    const int64_t reach = args_.shape.size / 2;
+    const PoolTile tile = tile_of(task);
+    const PoolPicture<S> from = picture(image_of(task), 0, 1);
+    const int64_t left = larger(0, tile.left - reach);
+    const int64_t right = smaller(from.width, tile.right + reach);
+    const int64_t top = larger(0, tile.top - reach);
+    const int64_t bottom = smaller(from.height, tile.bottom + reach);
+    return {from.from + top * from.row_stride + left * from.pixel_stride,
+            (right - left) * from.pixel_stride * kSize,
+            bottom - top,
+            from.row_stride * kSize,
+            last_ ? 1 : channels_,
+            last_ ? 0 : args_.x.channel * kSize};
+  }
+
+  // Of a dense picture that a task writes, or none.
+  LinesAhead result_lines_of(int64_t task, const void* picture, int64_t size) const {
+    const PoolTile tile = tile_of(task);
+    const int64_t pixel = (last_ ? channels_ : 1) * size;
+    if (picture == nullptr) {
+      return {};
+    }
+    return {static_cast<const char*>(picture) +
+                dense_index(image_of(task), 0, tile.top, tile.left) * size,
+            (tile.right - tile.left) * pixel,
+            tile.bottom - tile.top,
+            args_.shape.width * pixel,
+            last_ ? 1 : channels_,
+            last_ ? 0 : args_.shape.height * args_.shape.width * size};
+  }
+
   // Elements of a dense picture before (image, channel, y, x).
   int64_t dense_index(int64_t image, int64_t channel, int64_t y, int64_t x) const {
     const PoolShape& shape = args_.shape;
@@ -124,6 +181,48 @@ class Stage {
             unit};
   }
 
+  // Nothing is pooled.
+  void copy_planes(int64_t image, const PoolTile& tile, T* pooled) const {
+    using V = Vec<T, kNativeLanesOf<T>>;
+    const int64_t width = tile.right - tile.left;
+    const int64_t pixels = (tile.bottom - tile.top) * width;
+    for (int64_t c = 0; c < channels_; ++c) {
+      const PoolPicture<S> plane = picture(image, c, 1);
+      T* const to = pooled + c * kColumns;
+      for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
+        const S* const from = plane.from + y * plane.row_stride + x;
+        for (int64_t i = 0; i < count;) {
+          const int64_t at = p + i;
+          T* const segment = to + at / kColumns * kColumns * channels_ + at % kColumns;
+          const int64_t part = smaller(count - i, kColumns - at % kColumns);
+          if (part == kColumns) {
+            store(segment, load_as<V>(from + i));
+            store(segment + kLanesIn<V>, load_as<V>(from + i + kLanesIn<V>));
+          } else {
+            for (int64_t j = 0; j < part; ++j) {
+              segment[j] = load_as<T>(from + i + j);
+            }
+          }
+          i += part;
+        }
+      });
+      clear_behind(to, pixels);
+      if (args_.pooled != nullptr) {
+        for_pieces(tile, 0, pixels, [&](int64_t, int64_t y, int64_t x, int64_t count) {
+          std::memcpy(static_cast<S*>(args_.pooled) + dense_index(image, c, y, x),
+                      plane.from + y * plane.row_stride + x, static_cast<size_t>(count * kSize));
+        });
+      }
+    }
+  }
+
+  // Of a last panel that is not full.
+  void clear_behind(T* to, int64_t pixels) const {
+    for (int64_t p = pixels; p % kColumns != 0; ++p) {
+      to[p / kColumns * kColumns * channels_ + p % kColumns] = 0;
+    }
+  }
+
   // Contiguous: pixel p of the tile is column p % kColumns of panel p / kColumns.
   void pool_planes(int64_t image, const PoolTile& tile, T* pooled) const {
     TilePool<S, T> pool(args_.shape.size, args_.offsets != nullptr, columns_, 1);
@@ -141,9 +240,7 @@ class Stage {
                            panel,
                            kColumns};
       });
-      for (int64_t p = pixels; p % kColumns != 0; ++p) {  // of a last panel that is not full
-        pooled[p / kColumns * panel + c * kColumns + p % kColumns] = 0;
-      }
+      clear_behind(pooled + c * kColumns, pixels);
     }
     if (args_.pooled == nullptr) {
       return;
@@ -154,7 +251,7 @@ class Stage {
           const int64_t at = p + done;
           const int64_t part = smaller(count - done, kColumns - at % kColumns);
           finish<S, T>(pooled + at / kColumns * panel + c * kColumns + at % kColumns, nullptr, 0,
-                       nullptr, 0, part,
+                       nullptr, 0, 0, part,
                        static_cast<S*>(args_.pooled) + dense_index(image, c, y, x + done));
           done += part;
         }
@@ -164,21 +261,39 @@ class Stage {
 
   // The product of a panel of weights and the whole tile is kept: so few rows of addends are read
   // at a time, and long ones. Planes often lie a power of 2 apart, where caches hold few.
-  void multiply_planes(int64_t image, const PoolTile& tile, const T* pooled, T* product) const {
+  void multiply_planes(int64_t image, const PoolTile& tile, const T* pooled, T* product,
+                       LinesAhead* ahead) const {
     const int64_t pixels = (tile.bottom - tile.top) * (tile.right - tile.left);
     const int64_t row = product_row(pixels);
+    const int64_t blocks =
+        ceil_div(pixels, kColumns) * ceil_div(channels_, kGemmRows);
+    int64_t lines[kAhead];
+    for (int i = 0; i < kAhead; ++i) {
+      lines[i] = ceil_div(ahead[i].lines(), blocks);
+    }
     const S* addends[kMaxResidualStages];
+    GemmAhead asked;
     for (int64_t c = 0; c < channels_; c += kGemmRows) {
       const int64_t rows = smaller(kGemmRows, channels_ - c);
       for (int64_t p = 0; p < pixels; p += kColumns) {
+        asked.clear();
+        for_pieces(tile, p, smaller(p + kColumns, pixels),
+                   [&](int64_t /*pixel*/, int64_t y, int64_t x, int64_t count) {
+                     for (int64_t i = 0; i < rows; ++i) {
+                       ask_for_results(image, c + i, y, x, count, asked);
+                     }
+                   });
+        for (int i = 0; i < kAhead; ++i) {
+          ahead[i].next(lines[i], [&](const void* line) { asked.add(line); });
+        }
         gemm_rows<T, true>(rows, channels_, weights_.as<T>() + c * channels_, 0,
-                           pooled + p * channels_, product + p, row);
+                           pooled + p * channels_, product + p, row, false, &asked);
       }
       for (int64_t i = 0; i < rows; ++i) {
         for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
           find_addends(image, c + i, y, x, addends);
           finish<S, T>(product + i * row + p, nullptr, bias_.as<T>()[c + i], addends,
-                       args_.num_addends, count,
+                       args_.num_addends, 0, count,
                        static_cast<S*>(args_.out) + dense_index(image, c + i, y, x));
         });
       }
@@ -206,47 +321,66 @@ class Stage {
       });
     }
     for (int64_t y = tile.top; args_.pooled != nullptr && y < tile.bottom; ++y) {
-      finish<S, T>(pooled + (y - tile.top) * width * channels_, nullptr, 0, nullptr, 0,
+      finish<S, T>(pooled + (y - tile.top) * width * channels_, nullptr, 0, nullptr, 0, 0,
                    width * channels_,
                    static_cast<S*>(args_.pooled) + dense_index(image, 0, y, tile.left));
     }
   }
 
-  void multiply_pixels(int64_t image, const PoolTile& tile, const T* pooled) const {
+  void multiply_pixels(int64_t image, const PoolTile& tile, const T* pooled,
+                       LinesAhead* ahead) const {
     const int64_t pixels = (tile.bottom - tile.top) * (tile.right - tile.left);
+    const int64_t blocks =
+        ceil_div(pixels, kGemmRows) * ceil_div(channels_, kColumns);
+    int64_t lines[kAhead];
+    for (int i = 0; i < kAhead; ++i) {
+      lines[i] = ceil_div(ahead[i].lines(), blocks);
+    }
+    const int num_addends = args_.num_addends;
     T block[kGemmRows * kColumns];
-    const S* addends[kMaxResidualStages];
+    const S* addends[kGemmRows * kMaxResidualStages];
+    S* outs[kGemmRows];
+    GemmAhead asked;
     for (int64_t p = 0; p < pixels; p += kGemmRows) {
       const int64_t rows = smaller(kGemmRows, pixels - p);
+      for_pieces(tile, p, p + rows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
+        for (int64_t i = at - p; i < at - p + count; ++i, ++x) {
+          find_addends(image, 0, y, x, addends + i * num_addends);
+          outs[i] = static_cast<S*>(args_.out) + dense_index(image, 0, y, x);
+        }
+      });
       for (int64_t c = 0; c < channels_; c += kColumns) {
-        for_pieces(tile, p, p + rows, [&](int64_t /*pixel*/, int64_t y, int64_t x, int64_t count) {
-          for (int64_t i = 0; i < count; ++i) {
-            prefetch_results(image, c, y, x + i, kColumns);
+        const int64_t count = smaller(kColumns, channels_ - c);
+        asked.clear();
+        for (int64_t i = 0; i < rows; ++i) {
+          for (int k = 0; k < num_addends; ++k) {
+            asked.add(addends[i * num_addends + k] + c, count * kSize);
           }
-        });
+          asked.add(outs[i] + c, count * kSize);
+        }
+        for (int i = 0; i < kAhead; ++i) {
+          ahead[i].next(lines[i], [&](const void* line) { asked.add(line); });
+        }
         gemm_rows<T, false>(rows, channels_, pooled + p * channels_, channels_,
-                            weights_.as<T>() + c * channels_, block, kColumns);
-        for_pieces(tile, p, p + rows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
-          for (int64_t i = 0; i < count; ++i) {
-            find_addends(image, c, y, x + i, addends);
-            finish<S, T>(block + (at - p + i) * kColumns, bias_.as<T>() + c, 0, addends,
-                         args_.num_addends, smaller(kColumns, channels_ - c),
-                         static_cast<S*>(args_.out) + dense_index(image, c, y, x + i));
-          }
-        });
+                            weights_.as<T>() + c * channels_, block, kColumns, false, &asked);
+        for (int64_t i = 0; i < rows; ++i) {
+          finish<S, T>(block + i * kColumns, bias_.as<T>() + c, 0, addends + i * num_addends,
+                       num_addends, c, count, outs[i] + c);
+        }
       }
     }
   }
 
-  // What a matrix product's results meet in memory comes from afar, row by row from another page:
-  // the CPU does not foresee it, and the product gives it time to arrive.
-  void prefetch_results(int64_t image, int64_t c, int64_t y, int64_t x, int64_t count) const {
+  // What a product's results meet in memory comes from afar, row by row from another page: the CPU
+  // does not foresee it, and the product gives it time to arrive.
+  void ask_for_results(int64_t image, int64_t c, int64_t y, int64_t x, int64_t count,
+                       GemmAhead& asked) const {
     const S* addends[kMaxResidualStages];
     find_addends(image, c, y, x, addends);
     for (int k = 0; k < args_.num_addends; ++k) {
-      prefetch(addends[k], count);
+      asked.add(addends[k], count * kSize);
     }
-    prefetch(static_cast<const S*>(args_.out) + dense_index(image, c, y, x), count);
+    asked.add(static_cast<const S*>(args_.out) + dense_index(image, c, y, x), count * kSize);
   }
 
   void prefetch_plane(const PoolPicture<S>& plane, const PoolTile& tile) const {
@@ -282,6 +416,7 @@ class Stage {
   const ResidualStageArgs& args_;
   int64_t channels_;
   bool last_;
+  bool direct_;      // the product reads pixels where they are
   int64_t columns_;  // of a tile
   int64_t rows_;
   int64_t across_;  // tiles
@@ -314,7 +449,7 @@ void sum(const ResidualSumArgs& args, ParallelFor parallel_for) {
                                           : plane / shape.channels * from.batch +
                                                 plane % shape.channels * from.channel);
       }
-      finish<S, ComputeOf<S>>(nullptr, nullptr, 0, addends, args.num_addends, row,
+      finish<S, ComputeOf<S>>(nullptr, nullptr, 0, addends, args.num_addends, 0, row,
                               static_cast<S*>(args.out) + r * row);
     }
   });

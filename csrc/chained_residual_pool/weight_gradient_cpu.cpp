@@ -6,6 +6,7 @@
 
 #include "common/buffer.h"
 #include "common/gemm/gemm.h"
+#include "common/lines_ahead.h"
 #include "common/simd_lanes.h"
 
 namespace pydense::PYDENSE_ISA {
@@ -116,9 +117,9 @@ class WeightGradient {
       }
       int64_t filled = 0;
       bool more = false;
-      const auto multiply = [&] {
+      const auto multiply = [&](int64_t next_row, int64_t next_x) {
         if (filled > 0 || !more) {
-          add_block(filled, more);
+          add_block(filled, more, next_row, next_x);
         }
         more = true;
         filled = 0;
@@ -131,11 +132,11 @@ class WeightGradient {
           x += count;
           filled += count;
           if (filled == own.depth_) {
-            multiply();
+            multiply(x < own.width_ ? row : row + 1, x < own.width_ ? x : 0);
           }
         }
       }
-      multiply();
+      multiply(end, 0);
     }
 
     void take(int64_t row, int64_t x, int64_t count, int64_t k) {
@@ -233,26 +234,64 @@ class WeightGradient {
       }
     }
 
-    void add_block(int64_t depth, bool more) {
+    // What the block that begins at that pixel reads of `channels` channels, as far as it lies in
+    // the same picture.
+    LinesAhead lines_at(const PoolSource& source, int64_t channel, int64_t channels, int64_t row,
+                        int64_t x) const {
+      constexpr auto kSize = static_cast<int64_t>(sizeof(S));
+      if (row >= own.rows_) {
+        return {};
+      }
+      const int64_t height = own.args_.shape.height;
+      const int64_t pixels = smaller(own.width_ - x, own.depth_);
+      return {own.at(source, channel, row, x),
+              pixels * (own.last_ ? channels : 1) * kSize,
+              smaller(ceil_div(own.depth_, own.width_), height - row % height),
+              source.row * kSize,
+              own.last_ ? 1 : channels,
+              own.last_ ? 0 : source.channel * kSize};
+    }
+
+    void add_block(int64_t depth, bool more, int64_t next_row, int64_t next_x) {
+      if (own.args_.weight != nullptr) {
+        LinesAhead grad = lines_at(own.args_.grad, first, outputs, next_row, next_x);
+        LinesAhead input = lines_at(own.args_.input, 0, own.channels_, next_row, next_x);
+        const int64_t blocks = ceil_div(outputs, kGemmRows) * (own.columns_ / kColumns);
+        add_products(depth, more, ceil_div(grad.lines(), blocks), grad,
+                     ceil_div(input.lines(), blocks), input);
+      }
+      for (int64_t o = 0; own.args_.bias != nullptr && o < outputs; ++o) {
+        const int64_t panel = o / kGemmRows * kGemmRows;
+        const int64_t count = smaller(kGemmRows, outputs - panel);
+        const T* const from = left + (own.last_ ? panel * own.pitch_ + o - panel : o * own.pitch_);
+        const int64_t step = own.last_ ? count : 1;
+        T sum = 0;
+        for (int64_t k = 0; k < depth; ++k) {
+          sum += from[k * step];
+        }
+        own.bias_sums(slab)[first + o] += sum;
+      }
+    }
+
+    void add_products(int64_t depth, bool more, int64_t grad_lines, LinesAhead& grad,
+                      int64_t input_lines, LinesAhead& input) {
+      GemmAhead asked;
+      const auto ask = [&](const void* line) { asked.add(line); };
       for (int64_t o = 0; o < outputs; o += kGemmRows) {
         const int64_t count = smaller(kGemmRows, outputs - o);
         const T* const panel = left + o * own.pitch_;
         T* const to = own.weight_sums(slab, first + o);
-        for (int64_t c = 0; own.args_.weight != nullptr && c < own.columns_; c += kColumns) {
+        for (int64_t c = 0; c < own.columns_; c += kColumns) {
+          const T* const columns = right + c * own.depth_;
+          asked.clear();
+          grad.next(grad_lines, ask);
+          input.next(input_lines, ask);
           if (own.last_) {
-            gemm_rows<T, true>(count, depth, panel, 0, right + c * own.depth_, to + c,
-                               own.columns_, more);
+            gemm_rows<T, true>(count, depth, panel, 0, columns, to + c, own.columns_, more, &asked);
           } else {
-            gemm_rows<T, false>(count, depth, panel, own.pitch_, right + c * own.depth_, to + c,
-                                own.columns_, more);
+            gemm_rows<T, false>(count, depth, panel, own.pitch_, columns, to + c, own.columns_,
+                                more, &asked);
           }
-        }
-        for (int64_t j = 0; own.args_.bias != nullptr && j < count; ++j) {
-          T sum = 0;
-          for (int64_t k = 0; k < depth; ++k) {
-            sum += own.last_ ? panel[k * count + j] : panel[j * own.pitch_ + k];
-          }
-          own.bias_sums(slab)[first + o + j] += sum;
         }
       }
     }
