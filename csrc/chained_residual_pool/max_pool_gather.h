@@ -121,8 +121,7 @@ class PoolGather {
           store(staged_[slot] + s * length_ + e, load_as<V>(from + s * pixel_ + e));
         }
         if (e < length_) {
-          store(staged_[slot] + s * length_ + e,
-                load_part<V>(from + s * pixel_ + e, length_ - e));
+          store(staged_[slot] + s * length_ + e, load_part<V>(from + s * pixel_ + e, length_ - e));
         }
       }
     }

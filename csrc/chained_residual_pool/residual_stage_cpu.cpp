@@ -2,10 +2,7 @@
 // A task is a tile of pixels with all channels. Contiguous: the pool writes panels of pixels, and
 // the weights are the rows that pass over them. channels_last: the pool writes pixels, which pass
 // over panels of weights. The tile and the weights fit the second-level cache together.
-#include "chained_residual_pool/max_pool_tile.h"
-#include "chained_residual_pool/residual_stage.h"
-#include "common/gemm/gemm.h"
-#include "common/lines_ahead.h"
+#include "chained_residual_pool/residual_stage_tiles.h"
 
 namespace pydense::PYDENSE_ISA {
 namespace {
@@ -17,59 +14,43 @@ constexpr int64_t kTileColumns = 128;
 constexpr int64_t kTileColumnsLast = 64;
 constexpr int64_t kUnit = 64;  // channels that are pooled together, channels_last
 
-// out[e] = addends[0][at + e] + ... + (sum[e] + bias) for e in [0, count); sum may be null.
-template <class S, class T>
-PYDENSE_HD void finish(const T* sum, const T* bias, T one_bias, const S* const* addends,
-                       int num_addends, int64_t at, int64_t count, S* out) {
-  constexpr int kLanes = kNativeLanesOf<T>;
-  using V = Vec<T, kLanes>;
-  for (int64_t e = 0; e < count; e += kLanes) {
-    const int64_t part = count - e;
-    const bool whole = part >= kLanes;
-    const auto read = [&](const auto* from) {
-      return whole ? load_as<V>(from + e) : load_part<V>(from + e, part);
-    };
-    V own{};
-    if (sum != nullptr) {
-      own = read(sum);
-      own = bias != nullptr ? own + read(bias) : own + broadcast<V>(one_bias);
-    }
-    if (num_addends > 0) {
-      V total = read(addends[0] + at);
-      for (int k = 1; k < num_addends; ++k) {
-        total += read(addends[k] + at);
-      }
-      own = sum != nullptr ? total + own : total;
-    }
-    if (whole) {
-      store_as(out + e, own);
-    } else {
-      store_part(out + e, own, part);
-    }
-  }
-}
-
 template <class S>
-class Stage {
+class Stage : StageTiles<S> {
+  using Tiles = StageTiles<S>;
+  using Tiles::args_;
+  using Tiles::channels_;
+  using Tiles::columns_;
+  using Tiles::kSize;
+  using Tiles::last_;
+  using Tiles::picture;
+  using Tiles::rows_;
   using T = ComputeOf<S>;
   static constexpr int64_t kColumns = kGemmColumns<T>;
-  static constexpr auto kSize = static_cast<int64_t>(sizeof(S));
   static constexpr int kAhead = 3;
+
+  // Whether the product reads pixels where they are.
+  static bool reads_directly(const ResidualStageArgs& args) {
+    return std::is_same_v<S, T> && args.shape.channels_last && args.shape.size == 1 &&
+           args.x.row == args.shape.width * args.shape.channels && args.pooled == nullptr;
+  }
+  static int64_t tile_pixels(const ResidualStageArgs& args) {
+    return larger(kMinTilePixels,
+                  kTileBytes / (args.shape.channels * static_cast<int64_t>(sizeof(T))));
+  }
+  static int64_t tile_columns(const ResidualStageArgs& args) {
+    if (reads_directly(args)) {
+      return args.shape.width;
+    }
+    return args.shape.channels_last ? kTileColumnsLast : kTileColumns;
+  }
 
  public:
   explicit Stage(const ResidualStageArgs& args)
-      : args_(args), channels_(args.shape.channels), last_(args.shape.channels_last) {
-    const PoolShape& shape = args.shape;
-    const int64_t pixels =
-        larger(kMinTilePixels, kTileBytes / (channels_ * static_cast<int64_t>(sizeof(T))));
-    direct_ = std::is_same_v<S, T> && last_ && shape.size == 1 &&
-              args.x.row == shape.width * channels_ && args.pooled == nullptr;
-    columns_ = direct_ ? shape.width :
-        ceil_div(shape.width,
-                 ceil_div(shape.width, smaller(last_ ? kTileColumnsLast : kTileColumns, pixels)));
-    rows_ = smaller(shape.height, larger(1, pixels / columns_));
-    across_ = ceil_div(shape.width, columns_);
-    down_ = ceil_div(shape.height, rows_);
+      : Tiles(
+            args,
+            reads_directly(args) ? larger(args.shape.width, tile_pixels(args)) : tile_pixels(args),
+            tile_columns(args)),
+        direct_(reads_directly(args)) {
     const auto* const weight = static_cast<const S*>(args.weight);
     weights_ = buffer_of<T>(static_cast<size_t>(
         (last_ ? gemm_panels(channels_, kColumns) * kColumns : channels_) * channels_));
@@ -88,15 +69,15 @@ class Stage {
   }
 
   void run(ParallelFor parallel_for) {
-    const int64_t tasks = args_.shape.batches * across_ * down_;
+    const int64_t tasks = args_.shape.batches * this->across_ * this->down_;
     parallel_tasks(parallel_for, tasks, [&](int64_t task) {
-      const int64_t image = image_of(task);
-      const PoolTile tile = tile_of(task);
+      const int64_t image = this->image_of(task);
+      const PoolTile tile = this->tile_of(task);
       LinesAhead ahead[kAhead];  // of what the next task reads, and of what its pool writes
       if (task + 1 < tasks) {
-        ahead[0] = lines_of(task + 1);
-        ahead[1] = result_lines_of(task + 1, args_.offsets, 1);
-        ahead[2] = result_lines_of(task + 1, args_.pooled, kSize);
+        ahead[0] = this->lines_of(task + 1);
+        ahead[1] = this->result_lines_of(task + 1, args_.offsets, 1);
+        ahead[2] = this->result_lines_of(task + 1, args_.pooled, kSize);
       }
       const int64_t pixels = rows_ * columns_ + kColumns;
       Buffer buffer = pool_.take(checked_bytes(
@@ -121,66 +102,6 @@ class Stage {
   }
 
  private:
-  int64_t image_of(int64_t task) const { return task / (across_ * down_); }
-  PoolTile tile_of(int64_t task) const {
-    const int64_t top = task / across_ % down_ * rows_;
-    const int64_t left = task % across_ * columns_;
-    return {top, smaller(top + rows_, args_.shape.height), left,
-            smaller(left + columns_, args_.shape.width)};
-  }
-
-  // What a task reads.
-  LinesAhead lines_of(int64_t task) const {
-    const int64_t reach = args_.shape.size / 2;
-    const PoolTile tile = tile_of(task);
-    const PoolPicture<S> from = picture(image_of(task), 0, 1);
-    const int64_t left = larger(0, tile.left - reach);
-    const int64_t right = smaller(from.width, tile.right + reach);
-    const int64_t top = larger(0, tile.top - reach);
-    const int64_t bottom = smaller(from.height, tile.bottom + reach);
-    return {from.from + top * from.row_stride + left * from.pixel_stride,
-            (right - left) * from.pixel_stride * kSize,
-            bottom - top,
-            from.row_stride * kSize,
-            last_ ? 1 : channels_,
-            last_ ? 0 : args_.x.channel * kSize};
-  }
-
-  // Of a dense picture that a task writes, or none.
-  LinesAhead result_lines_of(int64_t task, const void* picture, int64_t size) const {
-    const PoolTile tile = tile_of(task);
-    const int64_t pixel = (last_ ? channels_ : 1) * size;
-    if (picture == nullptr) {
-      return {};
-    }
-    return {static_cast<const char*>(picture) +
-                dense_index(image_of(task), 0, tile.top, tile.left) * size,
-            (tile.right - tile.left) * pixel,
-            tile.bottom - tile.top,
-            args_.shape.width * pixel,
-            last_ ? 1 : channels_,
-            last_ ? 0 : args_.shape.height * args_.shape.width * size};
-  }
-
-  // Elements of a dense picture before (image, channel, y, x).
-  int64_t dense_index(int64_t image, int64_t channel, int64_t y, int64_t x) const {
-    const PoolShape& shape = args_.shape;
-    return last_ ? ((image * shape.height + y) * shape.width + x) * channels_ + channel
-                 : ((image * channels_ + channel) * shape.height + y) * shape.width + x;
-  }
-  uint8_t* offsets_at(int64_t index) const {
-    return args_.offsets == nullptr ? nullptr : args_.offsets + index;
-  }
-  PoolPicture<S> picture(int64_t image, int64_t channel, int64_t unit) const {
-    const PoolSource& x = args_.x;
-    return {static_cast<const S*>(x.data) + image * x.batch + channel * (last_ ? 1 : x.channel),
-            x.row,
-            last_ ? channels_ : 1,
-            args_.shape.height,
-            args_.shape.width,
-            unit};
-  }
-
   // Nothing is pooled.
   void copy_planes(int64_t image, const PoolTile& tile, T* pooled) const {
     using V = Vec<T, kNativeLanesOf<T>>;
@@ -189,7 +110,7 @@ class Stage {
     for (int64_t c = 0; c < channels_; ++c) {
       const PoolPicture<S> plane = picture(image, c, 1);
       T* const to = pooled + c * kColumns;
-      for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
+      Tiles::for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
         const S* const from = plane.from + y * plane.row_stride + x;
         for (int64_t i = 0; i < count;) {
           const int64_t at = p + i;
@@ -208,8 +129,8 @@ class Stage {
       });
       clear_behind(to, pixels);
       if (args_.pooled != nullptr) {
-        for_pieces(tile, 0, pixels, [&](int64_t, int64_t y, int64_t x, int64_t count) {
-          std::memcpy(static_cast<S*>(args_.pooled) + dense_index(image, c, y, x),
+        Tiles::for_pieces(tile, 0, pixels, [&](int64_t, int64_t y, int64_t x, int64_t count) {
+          std::memcpy(static_cast<S*>(args_.pooled) + this->dense_index(image, c, y, x),
                       plane.from + y * plane.row_stride + x, static_cast<size_t>(count * kSize));
         });
       }
@@ -234,7 +155,7 @@ class Stage {
       pool.run(picture(image, c, 1), tile, [&](int64_t y) {
         const int64_t p = (y - tile.top) * width;
         return PoolSink<T>{pooled + p / kColumns * panel + c * kColumns + p % kColumns,
-                           offsets_at(dense_index(image, c, y, tile.left)),
+                           this->offsets_at(this->dense_index(image, c, y, tile.left)),
                            kColumns,
                            p % kColumns,
                            panel,
@@ -246,13 +167,13 @@ class Stage {
       return;
     }
     for (int64_t c = 0; c < channels_; ++c) {
-      for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
+      Tiles::for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
         for (int64_t done = 0; done < count;) {  // a row of the tile lies in several panels
           const int64_t at = p + done;
           const int64_t part = smaller(count - done, kColumns - at % kColumns);
           finish<S, T>(pooled + at / kColumns * panel + c * kColumns + at % kColumns, nullptr, 0,
                        nullptr, 0, 0, part,
-                       static_cast<S*>(args_.pooled) + dense_index(image, c, y, x + done));
+                       static_cast<S*>(args_.pooled) + this->dense_index(image, c, y, x + done));
           done += part;
         }
       });
@@ -265,8 +186,7 @@ class Stage {
                        LinesAhead* ahead) const {
     const int64_t pixels = (tile.bottom - tile.top) * (tile.right - tile.left);
     const int64_t row = product_row(pixels);
-    const int64_t blocks =
-        ceil_div(pixels, kColumns) * ceil_div(channels_, kGemmRows);
+    const int64_t blocks = ceil_div(pixels, kColumns) * ceil_div(channels_, kGemmRows);
     int64_t lines[kAhead];
     for (int i = 0; i < kAhead; ++i) {
       lines[i] = ceil_div(ahead[i].lines(), blocks);
@@ -277,12 +197,12 @@ class Stage {
       const int64_t rows = smaller(kGemmRows, channels_ - c);
       for (int64_t p = 0; p < pixels; p += kColumns) {
         asked.clear();
-        for_pieces(tile, p, smaller(p + kColumns, pixels),
-                   [&](int64_t /*pixel*/, int64_t y, int64_t x, int64_t count) {
-                     for (int64_t i = 0; i < rows; ++i) {
-                       ask_for_results(image, c + i, y, x, count, asked);
-                     }
-                   });
+        Tiles::for_pieces(tile, p, smaller(p + kColumns, pixels),
+                          [&](int64_t /*pixel*/, int64_t y, int64_t x, int64_t count) {
+                            for (int64_t i = 0; i < rows; ++i) {
+                              this->ask_for_results(image, c + i, y, x, count, asked);
+                            }
+                          });
         for (int i = 0; i < kAhead; ++i) {
           ahead[i].next(lines[i], [&](const void* line) { asked.add(line); });
         }
@@ -290,11 +210,11 @@ class Stage {
                            pooled + p * channels_, product + p, row, false, &asked);
       }
       for (int64_t i = 0; i < rows; ++i) {
-        for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
-          find_addends(image, c + i, y, x, addends);
+        Tiles::for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
+          this->find_addends(image, c + i, y, x, addends);
           finish<S, T>(product + i * row + p, nullptr, bias_.as<T>()[c + i], addends,
                        args_.num_addends, 0, count,
-                       static_cast<S*>(args_.out) + dense_index(image, c + i, y, x));
+                       static_cast<S*>(args_.out) + this->dense_index(image, c + i, y, x));
         });
       }
     }
@@ -313,7 +233,7 @@ class Stage {
       const int64_t part = smaller(unit, channels_ - c);
       pool.run(picture(image, c, part), tile, [&](int64_t y) {
         return PoolSink<T>{pooled + (y - tile.top) * width * channels_ + c,
-                           offsets_at(dense_index(image, c, y, tile.left)),
+                           this->offsets_at(this->dense_index(image, c, y, tile.left)),
                            part,
                            0,
                            channels_,
@@ -323,15 +243,14 @@ class Stage {
     for (int64_t y = tile.top; args_.pooled != nullptr && y < tile.bottom; ++y) {
       finish<S, T>(pooled + (y - tile.top) * width * channels_, nullptr, 0, nullptr, 0, 0,
                    width * channels_,
-                   static_cast<S*>(args_.pooled) + dense_index(image, 0, y, tile.left));
+                   static_cast<S*>(args_.pooled) + this->dense_index(image, 0, y, tile.left));
     }
   }
 
   void multiply_pixels(int64_t image, const PoolTile& tile, const T* pooled,
                        LinesAhead* ahead) const {
     const int64_t pixels = (tile.bottom - tile.top) * (tile.right - tile.left);
-    const int64_t blocks =
-        ceil_div(pixels, kGemmRows) * ceil_div(channels_, kColumns);
+    const int64_t blocks = ceil_div(pixels, kGemmRows) * ceil_div(channels_, kColumns);
     int64_t lines[kAhead];
     for (int i = 0; i < kAhead; ++i) {
       lines[i] = ceil_div(ahead[i].lines(), blocks);
@@ -343,10 +262,10 @@ class Stage {
     GemmAhead asked;
     for (int64_t p = 0; p < pixels; p += kGemmRows) {
       const int64_t rows = smaller(kGemmRows, pixels - p);
-      for_pieces(tile, p, p + rows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
+      Tiles::for_pieces(tile, p, p + rows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
         for (int64_t i = at - p; i < at - p + count; ++i, ++x) {
-          find_addends(image, 0, y, x, addends + i * num_addends);
-          outs[i] = static_cast<S*>(args_.out) + dense_index(image, 0, y, x);
+          this->find_addends(image, 0, y, x, addends + i * num_addends);
+          outs[i] = static_cast<S*>(args_.out) + this->dense_index(image, 0, y, x);
         }
       });
       for (int64_t c = 0; c < channels_; c += kColumns) {
@@ -371,18 +290,6 @@ class Stage {
     }
   }
 
-  // What a product's results meet in memory comes from afar, row by row from another page: the CPU
-  // does not foresee it, and the product gives it time to arrive.
-  void ask_for_results(int64_t image, int64_t c, int64_t y, int64_t x, int64_t count,
-                       GemmAhead& asked) const {
-    const S* addends[kMaxResidualStages];
-    find_addends(image, c, y, x, addends);
-    for (int k = 0; k < args_.num_addends; ++k) {
-      asked.add(addends[k], count * kSize);
-    }
-    asked.add(static_cast<const S*>(args_.out) + dense_index(image, c, y, x), count * kSize);
-  }
-
   void prefetch_plane(const PoolPicture<S>& plane, const PoolTile& tile) const {
     const int64_t reach = args_.shape.size / 2;
     const int64_t first = larger(0, tile.left - reach);
@@ -393,34 +300,7 @@ class Stage {
     }
   }
 
-  // Calls fn(pixel of the tile, y, x, count) for the parts of [begin, end) that lie in one row.
-  template <class Fn>
-  static void for_pieces(const PoolTile& tile, int64_t begin, int64_t end, const Fn& fn) {
-    const int64_t width = tile.right - tile.left;
-    for (int64_t p = begin; p < end;) {
-      const int64_t x = p % width;
-      const int64_t count = smaller(width - x, end - p);
-      fn(p, tile.top + p / width, tile.left + x, count);
-      p += count;
-    }
-  }
-
-  void find_addends(int64_t image, int64_t c, int64_t y, int64_t x, const S** addends) const {
-    for (int k = 0; k < args_.num_addends; ++k) {
-      const PoolSource& from = args_.addends[k];
-      addends[k] = static_cast<const S*>(from.data) + image * from.batch + y * from.row +
-                   (last_ ? x * channels_ + c : c * from.channel + x);
-    }
-  }
-
-  const ResidualStageArgs& args_;
-  int64_t channels_;
-  bool last_;
-  bool direct_;      // the product reads pixels where they are
-  int64_t columns_;  // of a tile
-  int64_t rows_;
-  int64_t across_;  // tiles
-  int64_t down_;
+  bool direct_;
   Buffer weights_;
   Buffer bias_;
   BufferPool pool_;

@@ -3,7 +3,6 @@
 // both operands fit the second-level cache together with the sums: the gradient's channels are the
 // rows of the product, the input's channels its columns, and pixels the depth.
 #include "chained_residual_pool/weight_gradient.h"
-
 #include "common/buffer.h"
 #include "common/gemm/gemm.h"
 #include "common/lines_ahead.h"
@@ -12,9 +11,9 @@
 namespace pydense::PYDENSE_ISA {
 namespace {
 
-constexpr int64_t kSlabPixels = 1024;      // at least
-constexpr int64_t kSlabBytes = 16 << 20;   // of all slabs' sums, about
-constexpr int64_t kBlockBytes = 512 << 10;  // of both operands
+constexpr int64_t kSlabPixels = 1024;                          // at least
+constexpr int64_t kSlabBytes = 16 << 20;                       // of all slabs' sums, about
+constexpr int64_t kBlockBytes = 512 << 10;                     // of both operands
 constexpr int64_t kGroupRows = kGemmRows * (252 / kGemmRows);  // outputs of a task, at most
 
 template <class S>
@@ -100,10 +99,10 @@ class WeightGradient {
   struct Block {
     Block(const WeightGradient& owner, BufferPool& pool)
         : own(owner),
-          buffer(pool.take(checked_bytes(
-              static_cast<size_t>(own.group_ * own.pitch_ + own.columns_ * own.depth_ +
-                                  own.columns_ + kLanes),
-              sizeof(T)))),
+          buffer(pool.take(
+              checked_bytes(static_cast<size_t>(own.group_ * own.pitch_ +
+                                                own.columns_ * own.depth_ + own.columns_ + kLanes),
+                            sizeof(T)))),
           left(buffer.template as<T>()),
           right(left + own.group_ * own.pitch_),
           pixel(right + own.columns_ * own.depth_) {}
@@ -159,8 +158,8 @@ class WeightGradient {
         const S* const from = own.at(own.args_.grad, first + o, row, x);
         T* const to = left + o * own.pitch_ + k;
         for (int64_t i = 0; i < count; i += kLanes) {
-          store(to + i, i + kLanes <= count ? load_as<V>(from + i)
-                                            : load_part<V>(from + i, count - i));
+          store(to + i,
+                i + kLanes <= count ? load_as<V>(from + i) : load_part<V>(from + i, count - i));
         }
       }
     }
@@ -168,8 +167,7 @@ class WeightGradient {
     // Squares of channels and pixels are transposed.
     void take_right_planes(int64_t row, int64_t x, int64_t count, int64_t k) {
       for (int64_t c = 0; c < own.columns_; c += kLanes) {
-        T* const panel =
-            right + c / kColumns * kColumns * own.depth_ + k * kColumns + c % kColumns;
+        T* const panel = right + c / kColumns * kColumns * own.depth_ + k * kColumns + c % kColumns;
         for (int64_t i = 0; i < count; i += kLanes) {
           const int64_t part = smaller(kLanes, count - i);
           V square[kLanes];
@@ -195,8 +193,8 @@ class WeightGradient {
         return from;
       } else {
         for (int64_t i = 0; i < count; i += kLanes) {
-          store(pixel + i, i + kLanes <= count ? load_as<V>(from + i)
-                                               : load_part<V>(from + i, count - i));
+          store(pixel + i,
+                i + kLanes <= count ? load_as<V>(from + i) : load_part<V>(from + i, count - i));
         }
         return pixel;
       }
@@ -207,8 +205,7 @@ class WeightGradient {
         const T* const from = widened(own.at(own.args_.grad, first, row, x + i), outputs);
         int64_t o = 0;
         for (; o + kGemmRows <= outputs; o += kGemmRows) {
-          std::memcpy(left + o * own.pitch_ + (k + i) * kGemmRows, from + o,
-                      kGemmRows * sizeof(T));
+          std::memcpy(left + o * own.pitch_ + (k + i) * kGemmRows, from + o, kGemmRows * sizeof(T));
         }
         for (int64_t j = 0; j < outputs - o; ++j) {
           left[o * own.pitch_ + (k + i) * (outputs - o) + j] = from[o + j];
@@ -219,8 +216,7 @@ class WeightGradient {
     void take_right_pixels(int64_t row, int64_t x, int64_t count, int64_t k) {
       const int64_t whole = own.channels_ / kColumns * kColumns;
       for (int64_t i = 0; i < count; ++i) {
-        const T* const from =
-            widened(own.at(own.args_.input, 0, row, x + i), own.channels_);
+        const T* const from = widened(own.at(own.args_.input, 0, row, x + i), own.channels_);
         for (int64_t c = 0; c < own.columns_; c += kColumns) {
           T* const to = right + c * own.depth_ + (k + i) * kColumns;
           if (c < whole) {

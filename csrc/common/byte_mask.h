@@ -14,8 +14,7 @@ using ByteVec = Vec<uint8_t, kNativeBytes>;
 template <int Usual>
 PYDENSE_HD ByteVec load_first_bytes(const uint8_t* from, int64_t count) {
 #if defined(__AVX512BW__)
-  return bit_cast<ByteVec>(
-      _mm512_maskz_loadu_epi8(~uint64_t{0} >> (kNativeBytes - count), from));
+  return bit_cast<ByteVec>(_mm512_maskz_loadu_epi8(~uint64_t{0} >> (kNativeBytes - count), from));
 #else
   ByteVec bytes{};
   std::memcpy(&bytes, from, static_cast<size_t>(count == Usual ? Usual : count));

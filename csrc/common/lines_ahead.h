@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that the next piece of work reads, line by line: to be asked for little by little while the
-// present one computes.
+// Memory that the next piece of work reads, line by line: to be asked for little by little while
+// the present one computes.
 #pragma once
 
 #include <cstdint>

@@ -176,6 +176,20 @@ def _fake_backward(
     ]
 
 
+def _fake_stage_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    addend: Tensor | None,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> list[Tensor]:
+    made = [empty_picture(grad, grad.shape[2], grad.shape[3])] if need_x else []
+    made += [weight.new_empty(weight.shape)] if need_weight else []
+    return made + ([grad.new_empty(grad.shape[1])] if need_bias else [])
+
+
 def _flops(
     shape: Any, weights: Any, biases: Any, pool_first: Any, pool_size: int, *rest: Any, **v: Any
 ) -> int:
@@ -201,6 +215,7 @@ def _backward_flops(
 
 torch.library.register_fake("pydense::chained_residual_pool")(_fake)
 torch.library.register_fake("pydense::chained_residual_pool_backward")(_fake_backward)
+torch.library.register_fake("pydense::residual_stage_backward")(_fake_stage_backward)
 torch.library.register_autograd("pydense::chained_residual_pool", _backward, setup_context=_setup)
 register_flop_formula(_OPS.chained_residual_pool)(_flops)
 register_flop_formula(_OPS.chained_residual_pool_backward)(_backward_flops)
