@@ -256,6 +256,8 @@ class Stage : StageTiles<S> {
       lines[i] = ceil_div(ahead[i].lines(), blocks);
     }
     const int num_addends = args_.num_addends;
+    // Products that are results go straight to memory, where their pixels lie side by side.
+    const bool straight = num_addends == 0 && args_.bias == nullptr;
     T block[kGemmRows * kColumns];
     const S* addends[kGemmRows * kMaxResidualStages];
     S* outs[kGemmRows];
@@ -279,6 +281,14 @@ class Stage : StageTiles<S> {
         }
         for (int i = 0; i < kAhead; ++i) {
           ahead[i].next(lines[i], [&](const void* line) { asked.add(line); });
+        }
+        if constexpr (std::is_same_v<S, T>) {
+          if (straight && count == kColumns && outs[rows - 1] == outs[0] + (rows - 1) * channels_) {
+            gemm_rows<T, false>(rows, channels_, pooled + p * channels_, channels_,
+                                weights_.as<T>() + c * channels_, outs[0] + c, channels_, false,
+                                &asked);
+            continue;
+          }
         }
         gemm_rows<T, false>(rows, channels_, pooled + p * channels_, channels_,
                             weights_.as<T>() + c * channels_, block, kColumns, false, &asked);
