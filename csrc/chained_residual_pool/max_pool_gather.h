@@ -197,7 +197,7 @@ class PoolGather {
         collect<K, kParts>(from + s * length + e, unit, sum);
 #pragma GCC unroll 8
         for (int p = 0; p < kParts; ++p) {
-          const int64_t i = e + p * kLanes;
+          const int64_t i = e + int64_t{p} * kLanes;
           store_as(to + i, addend == nullptr ? sum[p] : sum[p] + load_as<V>(addend + i));
         }
       }
