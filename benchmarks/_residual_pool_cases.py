@@ -3,7 +3,8 @@
 
 Every rival gets its inputs in the memory format it is named for, made beforehand. Forward and
 backward are stages of one call through autograd, with gradients of every input and weight; cases
-called inference are forward alone, without autograd.
+called inference are forward alone, without autograd. Beside the light-weight block's inference
+stands what it cannot do without, torch's matrix products and pydense's pools in a row.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks._harness import Case, Rival
 
 OURS = "pydense"
 OURS_LAST = "pydense channels_last"
+FLOOR = "GEMM + pool"  # no rival: it leaves the sums out
 SEED = 1
 
 Shape = tuple[int, int, int, int]
@@ -40,6 +42,7 @@ class Problem:
     theirs: Function
     flop: float
     backward: bool = True
+    floor: Function | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -50,9 +53,11 @@ class Problem:
 def rivals(problem: Problem) -> Mapping[str, tuple[Function, torch.memory_format]]:
     """Functions by label, with the memory format of their inputs."""
     plain, last = torch.contiguous_format, torch.channels_last
+    floor = {} if problem.floor is None else {FLOOR: (problem.floor, plain)}
     return {
         OURS: (problem.own, plain),
         OURS_LAST: (problem.own, last),
+        **floor,
         "torch NCHW": (problem.theirs, plain),
         "torch channels_last": (problem.theirs, last),
         "torch.compile": (torch.compile(problem.theirs), plain),
@@ -68,19 +73,22 @@ def setup(problem: Problem) -> Mapping[str, Rival]:
     }
 
 
-def stages(function: Function, problem: Problem, layout: torch.memory_format) -> Rival:
-    """Forward, then the gradients of all inputs."""
+def _inputs(problem: Problem, layout: torch.memory_format) -> list[Tensor]:
+    """Maps and weights, and the gradient of the output at the end."""
     generator = torch.Generator().manual_seed(SEED)
 
     def made(shape: Shape, scale: float) -> Tensor:
         x = torch.randn(shape, generator=generator) * scale
-        x = x.to(problem.dtype).contiguous(memory_format=layout)
-        return x.requires_grad_(problem.backward)
+        return x.to(problem.dtype).contiguous(memory_format=layout)
 
     inputs = [made(shape, 1) for shape in problem.maps]
     inputs += [made(w, (w[1] * w[2] * w[3]) ** -0.5) for w in problem.weights]
-    grad = torch.randn(problem.out, generator=generator).to(problem.dtype)
-    grad = grad.contiguous(memory_format=layout)
+    return [*(x.requires_grad_(problem.backward) for x in inputs), made(problem.out, 1)]
+
+
+def stages(function: Function, problem: Problem, layout: torch.memory_format) -> Rival:
+    """Forward, then the gradients of all inputs."""
+    *inputs, grad = _inputs(problem, layout)
 
     def backward(out: Tensor) -> tuple[Tensor, ...]:
         return (out.detach(), *torch.autograd.grad(out, inputs, grad))
@@ -91,6 +99,38 @@ def stages(function: Function, problem: Problem, layout: torch.memory_format) ->
     return steps
 
 
+def saved_bytes(problem: Problem, label: str) -> int:
+    """Bytes of the tensors that a rival keeps for backward, the weights aside."""
+    function, layout = rivals(problem)[label]
+    *inputs, _ = _inputs(problem, layout)
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = function(*inputs)
+    weights = {w.untyped_storage().data_ptr() for w in inputs[len(problem.maps) :]}
+    del out  # it holds the tensors: no address came twice
+    return sum(size for place, size in kept.items() if place not in weights)
+
+
+def add_figures(problem: Problem, run: dict[str, Any]) -> None:
+    """What is kept for backward as a share of eager torch's, and speed as one of the floor's."""
+    if problem.backward:
+        eager = [label for label in run["rivals"] if not label.startswith("torch.compile")]
+        run["saved"] = {label: saved_bytes(problem, label) for label in eager}
+        for label in (x for x in eager if x in run["ratios"]):
+            share = run["saved"][OURS] / run["saved"][label]
+            run["checks"][label]["share_of_saved_bytes"] = share
+    if problem.floor is not None:
+        times = {label: r["seconds"]["total"]["median"] for label, r in run["rivals"].items()}
+        for label in run["ratios"]:
+            run["checks"][label]["share_of_floor"] = times[FLOOR] / times[OURS]
+
+
 def compare(results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
     """The largest difference of the output from pydense's, relative to the largest number."""
     outputs = {label: r[0] if isinstance(r, tuple) else r for label, r in results.items()}
@@ -98,7 +138,7 @@ def compare(results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
     return {
         label: {"max_relative_difference": float((out.float() - own).abs().max() / own.abs().max())}
         for label, out in outputs.items()
-        if label != OURS
+        if label not in (OURS, FLOOR)
     }
 
 
@@ -111,7 +151,7 @@ def case_of(problem: Problem) -> Case:
     return Case(
         name=problem.name,
         setup=partial(setup, problem),
-        variants=[OURS_LAST],
+        variants=[OURS_LAST] if problem.floor is None else [OURS_LAST, FLOOR],
         params={
             "maps": [list(shape) for shape in problem.maps],
             "weights": [list(shape) for shape in problem.weights],
@@ -137,9 +177,16 @@ def chain(
     name: str, channels: int, size: int, kernel: int, dtype: torch.dtype, backward: bool = True
 ) -> Problem:
     """A pooling block of 4 stages: light-weight (1x1) or original (3x3)."""
-    from pydense.ops import chained_residual_pool
+    from pydense.ops import chained_residual_pool, max_pool2d_same
 
     shape = (1, channels, size, size)
+
+    def floor(x: Tensor, *weights: Tensor) -> Tensor:
+        for weight in weights:
+            pooled = max_pool2d_same(x)
+            product: Tensor = torch.mm(weight.flatten(1), pooled.view(channels, -1))
+            x = product.view(shape)
+        return x
 
     def theirs(x: Tensor, *weights: Tensor) -> Tensor:
         top = x
@@ -158,6 +205,7 @@ def chain(
         theirs,
         8.0 * channels * channels * kernel * kernel * size * size,
         backward,
+        floor if kernel == 1 and not backward else None,
     )
 
 
@@ -209,6 +257,7 @@ def quick_problems() -> list[Problem]:
     return [
         pool(16, 20, torch.float32),
         chain("light-weight", 16, 20, 1, torch.bfloat16),
+        chain("light-weight-inference", 16, 20, 1, torch.float32, backward=False),
         chain("original", 8, 12, 3, torch.float32, backward=False),
         concat_head((8, 16), (16, 16), torch.float32),
     ]

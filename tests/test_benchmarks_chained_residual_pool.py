@@ -21,7 +21,7 @@ def test_rivals_compute_the_same(name):
     rivals = {k: v for k, v in case.setup().items() if not k.startswith("torch.compile")}
     results = {label: time_call(stages_of(rival))[1] for label, rival in rivals.items()}
     figures = case.check(results)
-    assert set(figures) == set(rivals) - {"pydense"} and len(figures) == 3
+    assert set(figures) == set(rivals) - {"pydense", "GEMM + pool"} and len(figures) == 3
     bound = 0.05 if name.endswith("bf16") else 1e-4
     assert all(f["max_relative_difference"] < bound for f in figures.values())
 
@@ -33,17 +33,34 @@ def test_the_cases_are_those_of_the_plan():
         bench_chained_residual_pool.make_case("x")
 
 
+def test_what_is_kept_for_backward():
+    """The pool: a byte for each element, where torch keeps the input and 8; less than a third."""
+    problem = QUICK["pool/16x20x20/f32"]
+    elements = 16 * 20 * 20
+    kept = {
+        label: _residual_pool_cases.saved_bytes(problem, label)
+        for label in ("pydense", "torch NCHW")
+    }
+    assert kept == {"pydense": elements, "torch NCHW": 12 * elements}
+    problem = QUICK["light-weight/16x20x20/bf16"]
+    kept = [_residual_pool_cases.saved_bytes(problem, x) for x in ("pydense", "torch NCHW")]
+    assert kept == [4 * 3 * elements, 4 * 12 * elements]
+
+
 def test_quick_run_writes_a_valid_result(tmp_path):
     path = tmp_path / "result.json"
     bench_chained_residual_pool.BENCHMARK.main(
         ["--quick", "--no-memory", "--threads", "1", "--output", str(path)]
     )
     result = _result.load_result(path)
-    assert len(result["runs"]) == 4
+    assert len(result["runs"]) == 5
     for run in result["runs"]:
         assert set(run["ratios"]) == {
             f"torch{form}"
             for form in (" NCHW", " channels_last", ".compile", ".compile channels_last")
         }
-        assert set(run["variants"]) == {"pydense channels_last"}
+        inference = run["case"].startswith("light-weight-inference")
+        floor = {"GEMM + pool"} if inference else set()
+        assert set(run["variants"]) == {"pydense channels_last"} | floor
+        assert bool(floor) == ("share_of_floor" in run["checks"]["torch NCHW"])
         assert {"forward", "total"} <= set(run["ratios"]["torch NCHW"])

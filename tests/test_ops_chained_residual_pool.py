@@ -193,11 +193,18 @@ class TestPromises:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_threads_and_runs(self, dtype, form):
         arguments = problem((2, 40, 90, 70), 3, 1, dtype, form, True)
+        grad = random(2, 40, 90, 70, seed=7).to(dtype)
         results = []
         for count in (1, 2, 4, 4):
             with threads(count):
                 results.append(
-                    [chained_residual_pool(*arguments, variant=variant) for variant in VARIANTS]
+                    [
+                        tensor
+                        for variant in VARIANTS
+                        for tensor in gradients(
+                            chained_residual_pool, arguments, grad, variant=variant
+                        )
+                    ]
                 )
         for row in results[1:]:
             assert all(map(same_bits, row, results[0]))
@@ -244,6 +251,31 @@ class TestPromises:
         assert 3 * own <= saved(reference.chained_residual_pool, x, weights) + 4 * 4 * x.numel()
         with torch.no_grad():
             assert saved(function, x, weights) == 0
+
+    def test_gradients_of_a_stage(self):
+        """The operator beneath, and what it refuses."""
+        x, weights, _ = problem((2, 5, 6, 7), 1, 1, torch.float64, FORMATS[0], False)
+        grad, addend = (random(2, 5, 6, 7, seed=s, dtype=torch.float64) for s in (8, 9))
+        run = OPS.residual_stage_backward
+        got = run(grad, x, weights[0], addend, True, True, True)
+        plain = torch.einsum("oi,nohw->nihw", weights[0].flatten(1), grad) + addend
+        assert torch.allclose(got[0], plain)
+        assert torch.allclose(got[1].flatten(1), torch.einsum("nohw,nihw->oi", grad, x))
+        assert torch.allclose(got[2], grad.sum((0, 2, 3)))
+        assert len(run(grad, None, weights[0], None, False, False, True)) == 1
+        opcheck(run.default, (grad, x, weights[0], addend, True, True, True))
+        for change, text in (
+            ({1: None}, "input must be given where weight's gradient is needed, got None"),
+            ({1: x[:1]}, "input must have 2 elements along axis 0, got 1"),
+            ({1: x.float()}, "input must be of dtype"),
+            ({2: weights[0][:4]}, r"weight must have shape \(5, C, 1, 1\)"),
+            ({3: addend[..., :3]}, "addend must have 7 elements along axis 3, got 3"),
+        ):
+            arguments = [grad, x, weights[0], addend, True, True, True]
+            for i, value in change.items():
+                arguments[i] = value
+            with pytest.raises((ValueError, TypeError), match=f"residual_stage_backward: {text}"):
+                run(*arguments)
 
     def test_second_derivatives_raise(self):
         x, weights, _ = leaves(*problem((1, 3, 4, 5), 2, 1, torch.float64, FORMATS[0], False))

@@ -21,10 +21,11 @@ struct ResidualStageArgs {
   const void* weight;  // S [C, C], output by input
   const void* bias;    // S [C], or null
   const PoolSource* addends;
-  int num_addends;   // at most kMaxResidualStages
-  void* out;         // S, dense
-  void* pooled;      // S, dense: pool(x); or null
-  uint8_t* offsets;  // of the pool, dense; or null
+  int num_addends;          // at most kMaxResidualStages
+  void* out;                // S, dense
+  void* pooled;             // S, dense: pool(x); or null
+  uint8_t* offsets;         // of the pool, dense; or null
+  bool transposed = false;  // weight is input by output: the gradient of a convolution
 };
 
 struct ResidualSumArgs {

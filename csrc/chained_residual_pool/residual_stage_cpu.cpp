@@ -2,9 +2,7 @@
 // A task is a tile of pixels with all channels. Contiguous: the pool writes panels of pixels, and
 // the weights are the rows that pass over them. channels_last: the pool writes pixels, which pass
 // over panels of weights. The tile and the weights fit the second-level cache together.
-#include "chained_residual_pool/max_pool_tile.h"
-#include "chained_residual_pool/residual_stage.h"
-#include "common/gemm/gemm.h"
+#include "chained_residual_pool/residual_stage_tiles.h"
 
 namespace pydense::PYDENSE_ISA {
 namespace {
@@ -16,62 +14,52 @@ constexpr int64_t kTileColumns = 128;
 constexpr int64_t kTileColumnsLast = 64;
 constexpr int64_t kUnit = 64;  // channels that are pooled together, channels_last
 
-// out[e] = addends[0][e] + ... + (sum[e] + bias) for e in [0, count); sum may be null.
-template <class S, class T>
-void finish(const T* sum, const T* bias, T one_bias, const S* const* addends, int num_addends,
-            int64_t count, S* out) {
-  constexpr int kLanes = kNativeLanesOf<T>;
-  using V = Vec<T, kLanes>;
-  for (int64_t e = 0; e < count; e += kLanes) {
-    const int64_t part = count - e;
-    const bool whole = part >= kLanes;
-    const auto read = [&](const auto* from) {
-      return whole ? load_as<V>(from + e) : load_part<V>(from + e, part);
-    };
-    V own{};
-    if (sum != nullptr) {
-      own = read(sum);
-      own = bias != nullptr ? own + read(bias) : own + broadcast<V>(one_bias);
-    }
-    if (num_addends > 0) {
-      V total = read(addends[0]);
-      for (int k = 1; k < num_addends; ++k) {
-        total += read(addends[k]);
-      }
-      own = sum != nullptr ? total + own : total;
-    }
-    if (whole) {
-      store_as(out + e, own);
-    } else {
-      store_part(out + e, own, part);
-    }
-  }
-}
-
 template <class S>
-class Stage {
+class Stage : StageTiles<S> {
+  using Tiles = StageTiles<S>;
+  using Tiles::args_;
+  using Tiles::channels_;
+  using Tiles::columns_;
+  using Tiles::kSize;
+  using Tiles::last_;
+  using Tiles::picture;
+  using Tiles::rows_;
   using T = ComputeOf<S>;
   static constexpr int64_t kColumns = kGemmColumns<T>;
+  static constexpr int kAhead = 3;
+
+  // Whether the product reads pixels where they are.
+  static bool reads_directly(const ResidualStageArgs& args) {
+    return std::is_same_v<S, T> && args.shape.channels_last && args.shape.size == 1 &&
+           args.x.row == args.shape.width * args.shape.channels && args.pooled == nullptr;
+  }
+  static int64_t tile_pixels(const ResidualStageArgs& args) {
+    return larger(kMinTilePixels,
+                  kTileBytes / (args.shape.channels * static_cast<int64_t>(sizeof(T))));
+  }
+  static int64_t tile_columns(const ResidualStageArgs& args) {
+    if (reads_directly(args)) {
+      return args.shape.width;
+    }
+    return args.shape.channels_last ? kTileColumnsLast : kTileColumns;
+  }
 
  public:
   explicit Stage(const ResidualStageArgs& args)
-      : args_(args), channels_(args.shape.channels), last_(args.shape.channels_last) {
-    const PoolShape& shape = args.shape;
-    const int64_t pixels =
-        larger(kMinTilePixels, kTileBytes / (channels_ * static_cast<int64_t>(sizeof(T))));
-    columns_ =
-        ceil_div(shape.width,
-                 ceil_div(shape.width, smaller(last_ ? kTileColumnsLast : kTileColumns, pixels)));
-    rows_ = smaller(shape.height, larger(1, pixels / columns_));
-    across_ = ceil_div(shape.width, columns_);
-    down_ = ceil_div(shape.height, rows_);
+      : Tiles(
+            args,
+            reads_directly(args) ? larger(args.shape.width, tile_pixels(args)) : tile_pixels(args),
+            tile_columns(args)),
+        direct_(reads_directly(args)) {
     const auto* const weight = static_cast<const S*>(args.weight);
     weights_ = buffer_of<T>(static_cast<size_t>(
         (last_ ? gemm_panels(channels_, kColumns) * kColumns : channels_) * channels_));
+    const int64_t output = args.transposed ? 1 : channels_;  // from one to the next
+    const int64_t input = args.transposed ? channels_ : 1;
     if (last_) {
-      gemm_pack_columns(weight, 1, channels_, channels_, channels_, weights_.as<T>());
+      gemm_pack_columns(weight, input, output, channels_, channels_, weights_.as<T>());
     } else {
-      gemm_pack_rows(weight, channels_, 1, channels_, channels_, weights_.as<T>());
+      gemm_pack_rows(weight, output, input, channels_, channels_, weights_.as<T>());
     }
     bias_ = buffer_of<T>(static_cast<size_t>(channels_));
     for (int64_t c = 0; c < channels_; ++c) {
@@ -81,45 +69,79 @@ class Stage {
   }
 
   void run(ParallelFor parallel_for) {
-    parallel_tasks(parallel_for, args_.shape.batches * across_ * down_, [&](int64_t task) {
-      const int64_t image = task / (across_ * down_);
-      const int64_t top = task / across_ % down_ * rows_;
-      const int64_t left = task % across_ * columns_;
-      const PoolTile tile = {top, smaller(top + rows_, args_.shape.height), left,
-                             smaller(left + columns_, args_.shape.width)};
+    const int64_t tasks = args_.shape.batches * this->across_ * this->down_;
+    parallel_tasks(parallel_for, tasks, [&](int64_t task) {
+      const int64_t image = this->image_of(task);
+      const PoolTile tile = this->tile_of(task);
+      LinesAhead ahead[kAhead];  // of what the next task reads, and of what its pool writes
+      if (task + 1 < tasks) {
+        ahead[0] = this->lines_of(task + 1);
+        ahead[1] = this->result_lines_of(task + 1, args_.offsets, 1);
+        ahead[2] = this->result_lines_of(task + 1, args_.pooled, kSize);
+      }
       const int64_t pixels = rows_ * columns_ + kColumns;
       Buffer buffer = pool_.take(checked_bytes(
           static_cast<size_t>(pixels * channels_ + kGemmRows * product_row(pixels)), sizeof(T)));
       T* const pooled = buffer.as<T>();
-      if (last_) {
+      if (direct_) {
+        const S* const from = picture(image, 0, 1).from + tile.top * args_.x.row;
+        multiply_pixels(image, tile, reinterpret_cast<const T*>(from), ahead);
+      } else if (last_) {
         pool_pixels(image, tile, pooled);
-        multiply_pixels(image, tile, pooled);
+        multiply_pixels(image, tile, pooled, ahead);
       } else {
-        pool_planes(image, tile, pooled);
-        multiply_planes(image, tile, pooled, pooled + pixels * channels_);
+        if (args_.shape.size > 1) {
+          pool_planes(image, tile, pooled);
+        } else {
+          copy_planes(image, tile, pooled);
+        }
+        multiply_planes(image, tile, pooled, pooled + pixels * channels_, ahead);
       }
       pool_.give_back(std::move(buffer));
     });
   }
 
  private:
-  // Elements of a dense picture before (image, channel, y, x).
-  int64_t dense_index(int64_t image, int64_t channel, int64_t y, int64_t x) const {
-    const PoolShape& shape = args_.shape;
-    return last_ ? ((image * shape.height + y) * shape.width + x) * channels_ + channel
-                 : ((image * channels_ + channel) * shape.height + y) * shape.width + x;
+  // Nothing is pooled.
+  void copy_planes(int64_t image, const PoolTile& tile, T* pooled) const {
+    using V = Vec<T, kNativeLanesOf<T>>;
+    const int64_t width = tile.right - tile.left;
+    const int64_t pixels = (tile.bottom - tile.top) * width;
+    for (int64_t c = 0; c < channels_; ++c) {
+      const PoolPicture<S> plane = picture(image, c, 1);
+      T* const to = pooled + c * kColumns;
+      Tiles::for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
+        const S* const from = plane.from + y * plane.row_stride + x;
+        for (int64_t i = 0; i < count;) {
+          const int64_t at = p + i;
+          T* const segment = to + at / kColumns * kColumns * channels_ + at % kColumns;
+          const int64_t part = smaller(count - i, kColumns - at % kColumns);
+          if (part == kColumns) {
+            store(segment, load_as<V>(from + i));
+            store(segment + kLanesIn<V>, load_as<V>(from + i + kLanesIn<V>));
+          } else {
+            for (int64_t j = 0; j < part; ++j) {
+              segment[j] = load_as<T>(from + i + j);
+            }
+          }
+          i += part;
+        }
+      });
+      clear_behind(to, pixels);
+      if (args_.pooled != nullptr) {
+        Tiles::for_pieces(tile, 0, pixels, [&](int64_t, int64_t y, int64_t x, int64_t count) {
+          std::memcpy(static_cast<S*>(args_.pooled) + this->dense_index(image, c, y, x),
+                      plane.from + y * plane.row_stride + x, static_cast<size_t>(count * kSize));
+        });
+      }
+    }
   }
-  uint8_t* offsets_at(int64_t index) const {
-    return args_.offsets == nullptr ? nullptr : args_.offsets + index;
-  }
-  PoolPicture<S> picture(int64_t image, int64_t channel, int64_t unit) const {
-    const PoolSource& x = args_.x;
-    return {static_cast<const S*>(x.data) + image * x.batch + channel * (last_ ? 1 : x.channel),
-            x.row,
-            last_ ? channels_ : 1,
-            args_.shape.height,
-            args_.shape.width,
-            unit};
+
+  // Of a last panel that is not full.
+  void clear_behind(T* to, int64_t pixels) const {
+    for (int64_t p = pixels; p % kColumns != 0; ++p) {
+      to[p / kColumns * kColumns * channels_ + p % kColumns] = 0;
+    }
   }
 
   // Contiguous: pixel p of the tile is column p % kColumns of panel p / kColumns.
@@ -133,27 +155,25 @@ class Stage {
       pool.run(picture(image, c, 1), tile, [&](int64_t y) {
         const int64_t p = (y - tile.top) * width;
         return PoolSink<T>{pooled + p / kColumns * panel + c * kColumns + p % kColumns,
-                           offsets_at(dense_index(image, c, y, tile.left)),
+                           this->offsets_at(this->dense_index(image, c, y, tile.left)),
                            kColumns,
                            p % kColumns,
                            panel,
                            kColumns};
       });
-      for (int64_t p = pixels; p % kColumns != 0; ++p) {  // of a last panel that is not full
-        pooled[p / kColumns * panel + c * kColumns + p % kColumns] = 0;
-      }
+      clear_behind(pooled + c * kColumns, pixels);
     }
     if (args_.pooled == nullptr) {
       return;
     }
     for (int64_t c = 0; c < channels_; ++c) {
-      for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
+      Tiles::for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
         for (int64_t done = 0; done < count;) {  // a row of the tile lies in several panels
           const int64_t at = p + done;
           const int64_t part = smaller(count - done, kColumns - at % kColumns);
           finish<S, T>(pooled + at / kColumns * panel + c * kColumns + at % kColumns, nullptr, 0,
-                       nullptr, 0, part,
-                       static_cast<S*>(args_.pooled) + dense_index(image, c, y, x + done));
+                       nullptr, 0, 0, part,
+                       static_cast<S*>(args_.pooled) + this->dense_index(image, c, y, x + done));
           done += part;
         }
       });
@@ -162,22 +182,39 @@ class Stage {
 
   // The product of a panel of weights and the whole tile is kept: so few rows of addends are read
   // at a time, and long ones. Planes often lie a power of 2 apart, where caches hold few.
-  void multiply_planes(int64_t image, const PoolTile& tile, const T* pooled, T* product) const {
+  void multiply_planes(int64_t image, const PoolTile& tile, const T* pooled, T* product,
+                       LinesAhead* ahead) const {
     const int64_t pixels = (tile.bottom - tile.top) * (tile.right - tile.left);
     const int64_t row = product_row(pixels);
+    const int64_t blocks = ceil_div(pixels, kColumns) * ceil_div(channels_, kGemmRows);
+    int64_t lines[kAhead];
+    for (int i = 0; i < kAhead; ++i) {
+      lines[i] = ceil_div(ahead[i].lines(), blocks);
+    }
     const S* addends[kMaxResidualStages];
+    GemmAhead asked;
     for (int64_t c = 0; c < channels_; c += kGemmRows) {
       const int64_t rows = smaller(kGemmRows, channels_ - c);
       for (int64_t p = 0; p < pixels; p += kColumns) {
+        asked.clear();
+        Tiles::for_pieces(tile, p, smaller(p + kColumns, pixels),
+                          [&](int64_t /*pixel*/, int64_t y, int64_t x, int64_t count) {
+                            for (int64_t i = 0; i < rows; ++i) {
+                              this->ask_for_results(image, c + i, y, x, count, asked);
+                            }
+                          });
+        for (int i = 0; i < kAhead; ++i) {
+          ahead[i].next(lines[i], [&](const void* line) { asked.add(line); });
+        }
         gemm_rows<T, true>(rows, channels_, weights_.as<T>() + c * channels_, 0,
-                           pooled + p * channels_, product + p, row);
+                           pooled + p * channels_, product + p, row, false, &asked);
       }
       for (int64_t i = 0; i < rows; ++i) {
-        for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
-          find_addends(image, c + i, y, x, addends);
+        Tiles::for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
+          this->find_addends(image, c + i, y, x, addends);
           finish<S, T>(product + i * row + p, nullptr, bias_.as<T>()[c + i], addends,
-                       args_.num_addends, count,
-                       static_cast<S*>(args_.out) + dense_index(image, c + i, y, x));
+                       args_.num_addends, 0, count,
+                       static_cast<S*>(args_.out) + this->dense_index(image, c + i, y, x));
         });
       }
     }
@@ -196,7 +233,7 @@ class Stage {
       const int64_t part = smaller(unit, channels_ - c);
       pool.run(picture(image, c, part), tile, [&](int64_t y) {
         return PoolSink<T>{pooled + (y - tile.top) * width * channels_ + c,
-                           offsets_at(dense_index(image, c, y, tile.left)),
+                           this->offsets_at(this->dense_index(image, c, y, tile.left)),
                            part,
                            0,
                            channels_,
@@ -204,47 +241,63 @@ class Stage {
       });
     }
     for (int64_t y = tile.top; args_.pooled != nullptr && y < tile.bottom; ++y) {
-      finish<S, T>(pooled + (y - tile.top) * width * channels_, nullptr, 0, nullptr, 0,
+      finish<S, T>(pooled + (y - tile.top) * width * channels_, nullptr, 0, nullptr, 0, 0,
                    width * channels_,
-                   static_cast<S*>(args_.pooled) + dense_index(image, 0, y, tile.left));
+                   static_cast<S*>(args_.pooled) + this->dense_index(image, 0, y, tile.left));
     }
   }
 
-  void multiply_pixels(int64_t image, const PoolTile& tile, const T* pooled) const {
+  void multiply_pixels(int64_t image, const PoolTile& tile, const T* pooled,
+                       LinesAhead* ahead) const {
     const int64_t pixels = (tile.bottom - tile.top) * (tile.right - tile.left);
+    const int64_t blocks = ceil_div(pixels, kGemmRows) * ceil_div(channels_, kColumns);
+    int64_t lines[kAhead];
+    for (int i = 0; i < kAhead; ++i) {
+      lines[i] = ceil_div(ahead[i].lines(), blocks);
+    }
+    const int num_addends = args_.num_addends;
+    // Products that are results go straight to memory, where their pixels lie side by side.
+    const bool straight = num_addends == 0 && args_.bias == nullptr;
     T block[kGemmRows * kColumns];
-    const S* addends[kMaxResidualStages];
+    const S* addends[kGemmRows * kMaxResidualStages];
+    S* outs[kGemmRows];
+    GemmAhead asked;
     for (int64_t p = 0; p < pixels; p += kGemmRows) {
       const int64_t rows = smaller(kGemmRows, pixels - p);
+      Tiles::for_pieces(tile, p, p + rows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
+        for (int64_t i = at - p; i < at - p + count; ++i, ++x) {
+          this->find_addends(image, 0, y, x, addends + i * num_addends);
+          outs[i] = static_cast<S*>(args_.out) + this->dense_index(image, 0, y, x);
+        }
+      });
       for (int64_t c = 0; c < channels_; c += kColumns) {
-        for_pieces(tile, p, p + rows, [&](int64_t /*pixel*/, int64_t y, int64_t x, int64_t count) {
-          for (int64_t i = 0; i < count; ++i) {
-            prefetch_results(image, c, y, x + i, kColumns);
+        const int64_t count = smaller(kColumns, channels_ - c);
+        asked.clear();
+        for (int64_t i = 0; i < rows; ++i) {
+          for (int k = 0; k < num_addends; ++k) {
+            asked.add(addends[i * num_addends + k] + c, count * kSize);
           }
-        });
+          asked.add(outs[i] + c, count * kSize);
+        }
+        for (int i = 0; i < kAhead; ++i) {
+          ahead[i].next(lines[i], [&](const void* line) { asked.add(line); });
+        }
+        if constexpr (std::is_same_v<S, T>) {
+          if (straight && count == kColumns && outs[rows - 1] == outs[0] + (rows - 1) * channels_) {
+            gemm_rows<T, false>(rows, channels_, pooled + p * channels_, channels_,
+                                weights_.as<T>() + c * channels_, outs[0] + c, channels_, false,
+                                &asked);
+            continue;
+          }
+        }
         gemm_rows<T, false>(rows, channels_, pooled + p * channels_, channels_,
-                            weights_.as<T>() + c * channels_, block, kColumns);
-        for_pieces(tile, p, p + rows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
-          for (int64_t i = 0; i < count; ++i) {
-            find_addends(image, c, y, x + i, addends);
-            finish<S, T>(block + (at - p + i) * kColumns, bias_.as<T>() + c, 0, addends,
-                         args_.num_addends, smaller(kColumns, channels_ - c),
-                         static_cast<S*>(args_.out) + dense_index(image, c, y, x + i));
-          }
-        });
+                            weights_.as<T>() + c * channels_, block, kColumns, false, &asked);
+        for (int64_t i = 0; i < rows; ++i) {
+          finish<S, T>(block + i * kColumns, bias_.as<T>() + c, 0, addends + i * num_addends,
+                       num_addends, c, count, outs[i] + c);
+        }
       }
     }
-  }
-
-  // What a matrix product's results meet in memory comes from afar, row by row from another page:
-  // the CPU does not foresee it, and the product gives it time to arrive.
-  void prefetch_results(int64_t image, int64_t c, int64_t y, int64_t x, int64_t count) const {
-    const S* addends[kMaxResidualStages];
-    find_addends(image, c, y, x, addends);
-    for (int k = 0; k < args_.num_addends; ++k) {
-      prefetch(addends[k], count);
-    }
-    prefetch(static_cast<const S*>(args_.out) + dense_index(image, c, y, x), count);
   }
 
   void prefetch_plane(const PoolPicture<S>& plane, const PoolTile& tile) const {
@@ -257,33 +310,7 @@ class Stage {
     }
   }
 
-  // Calls fn(pixel of the tile, y, x, count) for the parts of [begin, end) that lie in one row.
-  template <class Fn>
-  static void for_pieces(const PoolTile& tile, int64_t begin, int64_t end, const Fn& fn) {
-    const int64_t width = tile.right - tile.left;
-    for (int64_t p = begin; p < end;) {
-      const int64_t x = p % width;
-      const int64_t count = smaller(width - x, end - p);
-      fn(p, tile.top + p / width, tile.left + x, count);
-      p += count;
-    }
-  }
-
-  void find_addends(int64_t image, int64_t c, int64_t y, int64_t x, const S** addends) const {
-    for (int k = 0; k < args_.num_addends; ++k) {
-      const PoolSource& from = args_.addends[k];
-      addends[k] = static_cast<const S*>(from.data) + image * from.batch + y * from.row +
-                   (last_ ? x * channels_ + c : c * from.channel + x);
-    }
-  }
-
-  const ResidualStageArgs& args_;
-  int64_t channels_;
-  bool last_;
-  int64_t columns_;  // of a tile
-  int64_t rows_;
-  int64_t across_;  // tiles
-  int64_t down_;
+  bool direct_;
   Buffer weights_;
   Buffer bias_;
   BufferPool pool_;
@@ -312,7 +339,7 @@ void sum(const ResidualSumArgs& args, ParallelFor parallel_for) {
                                           : plane / shape.channels * from.batch +
                                                 plane % shape.channels * from.channel);
       }
-      finish<S, ComputeOf<S>>(nullptr, nullptr, 0, addends, args.num_addends, row,
+      finish<S, ComputeOf<S>>(nullptr, nullptr, 0, addends, args.num_addends, 0, row,
                               static_cast<S*>(args.out) + r * row);
     }
   });

@@ -42,6 +42,26 @@ PYDENSE_HD I load_bytes(const uint8_t* from) {
   return __builtin_convertvector(load<Bytes>(from), I);
 }
 
+// The same with the sign of each byte.
+template <class I>
+PYDENSE_HD I load_signed_bytes(const int8_t* from) {
+  constexpr int kLanes = kLanesIn<I>;
+#if defined(__AVX2__)
+  if constexpr (sizeof(I) == 32 && kLanes == 8) {
+    return bit_cast<I>(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  }
+  if constexpr (sizeof(I) == 32 && kLanes == 4) {
+    return bit_cast<I>(_mm256_cvtepi8_epi64(_mm_cvtsi32_si128(load<int32_t>(from))));
+  }
+#elif defined(__SSE4_1__)
+  if constexpr (sizeof(I) == 16 && kLanes == 4) {
+    return bit_cast<I>(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(load<int32_t>(from))));
+  }
+#endif
+  return __builtin_convertvector(load<Vec<int8_t, kLanes>>(from), I);
+}
+
 // Lanes J, J + 1, ... of a followed by b.
 template <int J, class V>
 PYDENSE_HD V lanes_from(const V& a, const V& b) {

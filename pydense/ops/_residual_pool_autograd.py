@@ -80,6 +80,31 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     )
 
 
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, addend: Tensor | None, needed: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a 1x1 convolution's input (plus ``addend``), weight and bias."""
+    if grad.is_cpu:
+        made = iter(_OPS.residual_stage_backward(grad, x, weight, addend, *needed))
+        return tuple(next(made) if need else None for need in needed)
+    below, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        [grad.shape[1]],
+        [1, 1],
+        [0, 0],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        needed,
+    )
+    if addend is not None and below is not None:
+        below = (below + addend).contiguous(memory_format=suggested(grad))
+    return below, None if of_weight is None else of_weight.contiguous(), of_bias
+
+
 # Without a derivative of its own: a second derivative raises.
 @torch.library.custom_op("pydense::chained_residual_pool_backward", mutates_args=())
 def _chain_backward(
@@ -93,7 +118,7 @@ def _chain_backward(
     need_weights: Sequence[bool],
     need_biases: Sequence[bool],
 ) -> list[Tensor]:
-    n, channels = len(weights), grad.shape[1]
+    n = len(weights)
     layout = suggested(offsets[0])
     grad = grad.contiguous(memory_format=layout)
     grads_of_weights: list[Tensor] = []
@@ -108,29 +133,21 @@ def _chain_backward(
         ]
         if not pool_first:
             top = _OPS.max_pool2d_same_backward(top, offsets[i], None, pool_size)
-        below, weight, bias = torch.ops.aten.convolution_backward(
-            top,
-            convolved[i] if convolved else top,  # without weights' gradients only its shape counts
-            weights[i],
-            [channels],
-            [1, 1],
-            [0, 0],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            needed,
+        # Without weights' gradients only the shape of the input counts.
+        convolved_here = convolved[i] if convolved else top
+        below, weight, bias = _convolution_backward(
+            top, convolved_here, weights[i], None if pool_first else grad, needed
         )
-        if needed[1]:
-            grads_of_weights.insert(0, weight.contiguous())
-        if needed[2]:
+        if weight is not None:
+            grads_of_weights.insert(0, weight)
+        if bias is not None:
             grads_of_biases.insert(0, bias)
-        if not needed[0]:
+        if below is None:
             break
         if pool_first:
             top = _OPS.max_pool2d_same_backward(below, offsets[i], grad, pool_size)
         else:
-            top = (below + grad).contiguous(memory_format=layout)
+            top = below
     if need_x[0]:
         grad_x.append(top)
     return [*grad_x, *grads_of_weights, *grads_of_biases]
@@ -159,6 +176,20 @@ def _fake_backward(
     ]
 
 
+def _fake_stage_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    addend: Tensor | None,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> list[Tensor]:
+    made = [empty_picture(grad, grad.shape[2], grad.shape[3])] if need_x else []
+    made += [weight.new_empty(weight.shape)] if need_weight else []
+    return made + ([grad.new_empty(grad.shape[1])] if need_bias else [])
+
+
 def _flops(
     shape: Any, weights: Any, biases: Any, pool_first: Any, pool_size: int, *rest: Any, **v: Any
 ) -> int:
@@ -184,6 +215,7 @@ def _backward_flops(
 
 torch.library.register_fake("pydense::chained_residual_pool")(_fake)
 torch.library.register_fake("pydense::chained_residual_pool_backward")(_fake_backward)
+torch.library.register_fake("pydense::residual_stage_backward")(_fake_stage_backward)
 torch.library.register_autograd("pydense::chained_residual_pool", _backward, setup_context=_setup)
 register_flop_formula(_OPS.chained_residual_pool)(_flops)
 register_flop_formula(_OPS.chained_residual_pool_backward)(_backward_flops)

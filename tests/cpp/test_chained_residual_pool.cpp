@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Max pooling against a plain loop over the window, forward and backward, and stages of chained
-// residual pooling against a plain sum of products, over types, layouts, threads and instruction
-// sets. Memory ends with the last number, so that AddressSanitizer sees
+// Max pooling against a plain loop over the window, forward and backward, stages of chained
+// residual pooling and gradients of weights against plain sums of products, over types, layouts,
+// threads and instruction sets. Memory ends with the last number, so that AddressSanitizer sees
 // what reads or writes on.
 #include <cmath>
 #include <cstring>
@@ -13,6 +13,7 @@
 
 #include "chained_residual_pool/max_pool.h"
 #include "chained_residual_pool/residual_stage.h"
+#include "chained_residual_pool/weight_gradient.h"
 #include "common/partial.h"
 #include "testing.h"
 
@@ -204,6 +205,18 @@ void check_stage(const PoolShape& shape, bool whole) {
     }
     EXPECT(read(out[dense.at(n, c, y, x0)]) == sum);
   });
+  std::vector<S> transposed(weight.size());
+  for (size_t o = 0; o < channels; ++o) {
+    for (size_t i = 0; i < channels; ++i) {
+      transposed[i * channels + o] = weight[o * channels + i];
+    }
+  }
+  std::vector<S> again(dense.count());
+  residual_stage("op", kDtype<S>,
+                 {shape, source(x), transposed.data(), whole ? bias.data() : nullptr,
+                  addends.data(), whole ? 2 : 0, again.data(), nullptr, nullptr, true},
+                 serial_for);
+  EXPECT(std::memcmp(out.data(), again.data(), out.size() * sizeof(S)) == 0);
   if (whole) {
     residual_sum(kDtype<S>, {shape, addends.data(), 2, out.data()}, thread_for);
     for_pixels(shape, [&](int64_t n, int64_t c, int64_t y, int64_t x0) {
@@ -223,6 +236,58 @@ void check_stages() {
     check_stage<S>({1, 1, 1, 1, last, 5}, true);
     check_stage<S>({1, 13, 3, 1, last, 3}, true);
     check_stage<S>({1, 18, 40, 270, last, 5}, true);  // several tiles both ways
+  }
+}
+
+// Whole numbers again; a bias' or a weight's gradient alone has the same bits.
+template <class S>
+void check_weight_gradient(const PoolShape& shape, int64_t gap) {
+  const Layout own{shape, gap};
+  const auto channels = static_cast<size_t>(shape.channels);
+  const std::vector<S> grad = numbers<S>(own.count(), 1, false);
+  const std::vector<S> input = numbers<S>(own.count(), 2, false);
+  const auto source = [&](const std::vector<S>& data) {
+    return PoolSource{data.data(), own.batch(), own.channel(), own.row()};
+  };
+  std::vector<S> weight(channels * channels);
+  std::vector<S> bias(channels);
+  const WeightGradientArgs args{shape, source(grad), source(input), weight.data(), bias.data()};
+  weight_gradient(kDtype<S>, args, thread_for);
+  std::vector<double> wanted(channels * channels);
+  std::vector<double> wanted_bias(channels);
+  for_pixels(shape, [&](int64_t n, int64_t c, int64_t y, int64_t x) {
+    const double g = read(grad[own.at(n, c, y, x)]);
+    wanted_bias[static_cast<size_t>(c)] += g;
+    for (int64_t k = 0; k < shape.channels; ++k) {
+      wanted[static_cast<size_t>(c) * channels + static_cast<size_t>(k)] +=
+          g * read(input[own.at(n, k, y, x)]);
+    }
+  });
+  for (size_t i = 0; i < weight.size(); ++i) {
+    EXPECT(read(weight[i]) == read(written<S>(wanted[i])));
+  }
+  for (size_t i = 0; i < channels; ++i) {
+    EXPECT(read(bias[i]) == read(written<S>(wanted_bias[i])));
+  }
+  std::vector<S> weight_alone(weight.size());
+  std::vector<S> bias_alone(bias.size());
+  weight_gradient(kDtype<S>, {shape, source(grad), source(input), weight_alone.data(), nullptr},
+                  serial_for);
+  weight_gradient(kDtype<S>, {shape, source(grad), {}, nullptr, bias_alone.data()}, serial_for);
+  EXPECT(std::memcmp(weight.data(), weight_alone.data(), weight.size() * sizeof(S)) == 0);
+  EXPECT(std::memcmp(bias.data(), bias_alone.data(), bias.size() * sizeof(S)) == 0);
+}
+
+template <class S>
+void check_weight_gradients() {
+  for (const bool last : {false, true}) {
+    check_weight_gradient<S>({1, 1, 1, 1, last, 1}, 0);
+    check_weight_gradient<S>({2, 3, 9, 18, last, 1}, 3);
+    check_weight_gradient<S>({3, 30, 7, 5, last, 1}, 0);
+    check_weight_gradient<S>({2, 37, 40, 33, last, 1}, 1);  // several slabs, an odd width
+    check_weight_gradient<S>({1, 5, 2, 9000, last, 1}, 0);  // several blocks of a row
+    check_weight_gradient<S>({1, 280, 5, 20, last, 1}, 0);  // several groups of outputs
+    check_weight_gradient<S>({0, 3, 9, 18, last, 1}, 0);    // sums of nothing
   }
 }
 
@@ -252,6 +317,10 @@ int main() {
     check_stages<double>();
     check_stages<BFloat16>();
     check_stages<Half>();
+    check_weight_gradients<float>();
+    check_weight_gradients<double>();
+    check_weight_gradients<BFloat16>();
+    check_weight_gradients<Half>();
   }
   check_refusals();
   return testing::report("chained_residual_pool");

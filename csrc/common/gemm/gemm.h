@@ -25,11 +25,39 @@ constexpr int kGemmColumns = 2 * kNativeLanesOf<T>;
 
 constexpr int64_t gemm_panels(int64_t size, int64_t panel) { return (size + panel - 1) / panel; }
 
+// Lines of memory that are asked for while a block is at work, one at a step of its depth: it
+// leaves the way to memory idle, and many at once would be in the way of its own.
+class GemmAhead {
+ public:
+  static constexpr int kMaxLines = 256;
+
+  PYDENSE_HD void add(const void* line) {
+    if (count_ < kMaxLines) {
+      lines_[count_++] = line;
+    }
+  }
+  // The lines of `bytes` bytes.
+  PYDENSE_HD void add(const void* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += kLine) {
+      add(static_cast<const char*>(from) + i);
+    }
+  }
+  PYDENSE_HD void clear() { count_ = 0; }
+  PYDENSE_HD int64_t count() const { return count_; }
+  // Into the second-level cache.
+  PYDENSE_HD void ask(int64_t i) const { __builtin_prefetch(lines_[i], 0, 2); }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  int64_t count_ = 0;
+  const void* lines_[kMaxLines];
+};
+
 // One block: c[i][j] = sum over k of a(i, k) b[k][j], Rows x kGemmColumns, rows c_row apart.
 // `more`: added to what c holds. Packed: a(i, k) is a[k * Rows + i], else a[i * a_row + k].
 template <class T, int Rows, bool Packed>
 [[gnu::noinline]] void gemm_block(int64_t depth, const T* a, int64_t a_row, const T* b, T* c,
-                                  int64_t c_row, bool more) {
+                                  int64_t c_row, bool more, const GemmAhead* ahead) {
   constexpr int kLanes = kNativeLanesOf<T>;
   using V = Vec<T, kLanes>;
   V sum[Rows][2] = {};
@@ -40,7 +68,7 @@ template <class T, int Rows, bool Packed>
       sum[i][1] = load<V>(c + i * c_row + kLanes);
     }
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  const auto step = [&](int64_t k) {
     const V b0 = load<V>(b + k * 2 * kLanes);
     const V b1 = load<V>(b + k * 2 * kLanes + kLanes);
 #pragma GCC unroll 12
@@ -49,6 +77,15 @@ template <class T, int Rows, bool Packed>
       sum[i][0] = fma(own, b0, sum[i][0]);
       sum[i][1] = fma(own, b1, sum[i][1]);
     }
+  };
+  int64_t k = 0;
+  for (const int64_t asked = ahead == nullptr ? 0 : smaller(depth, ahead->count()); k < asked;
+       ++k) {
+    ahead->ask(k);
+    step(k);
+  }
+  for (; k < depth; ++k) {
+    step(k);
   }
 #pragma GCC unroll 12
   for (int i = 0; i < Rows; ++i) {
@@ -60,9 +97,9 @@ template <class T, int Rows, bool Packed>
 // The same for up to kGemmRows rows.
 template <class T, bool Packed>
 PYDENSE_HD void gemm_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, const T* b, T* c,
-                          int64_t c_row, bool more = false) {
+                          int64_t c_row, bool more = false, const GemmAhead* ahead = nullptr) {
   with_constant<kGemmRows>(rows, [&](auto count) {
-    gemm_block<T, decltype(count)::value, Packed>(depth, a, a_row, b, c, c_row, more);
+    gemm_block<T, decltype(count)::value, Packed>(depth, a, a_row, b, c, c_row, more, ahead);
   });
 }
 
