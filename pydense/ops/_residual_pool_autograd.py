@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ._conv1x1_gradient import conv1x1_backward
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, suggested
 
@@ -108,19 +109,24 @@ def _chain_backward(
         ]
         if not pool_first:
             top = _OPS.max_pool2d_same_backward(top, offsets[i], None, pool_size)
-        below, weight, bias = torch.ops.aten.convolution_backward(
-            top,
-            convolved[i] if convolved else top,  # without weights' gradients only its shape counts
-            weights[i],
-            [channels],
-            [1, 1],
-            [0, 0],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            needed,
-        )
+        x = convolved[i] if convolved else top  # without weights' gradients only its shape counts
+        if grad.is_cuda:
+            x = x.contiguous(memory_format=layout)
+            below, weight, bias = conv1x1_backward(top, x, weights[i], needed)
+        else:
+            below, weight, bias = torch.ops.aten.convolution_backward(
+                top,
+                x,
+                weights[i],
+                [channels],
+                [1, 1],
+                [0, 0],
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                needed,
+            )
         if needed[1]:
             grads_of_weights.insert(0, weight.contiguous())
         if needed[2]:
