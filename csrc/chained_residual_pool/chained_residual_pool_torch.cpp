@@ -40,8 +40,8 @@ class Steps {
 #endif
   }
 
-  // Whether a stage needs memory for its pooled input, and dense tensors.
-  bool on_gpu_memory() const { return gpu_; }
+  // Then a stage needs memory for its pooled input, and dense tensors.
+  bool is_gpu() const { return gpu_; }
 
   void stage(const ResidualStageArgs& args) const {
 #ifdef PYDENSE_WITH_CUDA
@@ -103,7 +103,7 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
   unpooled.size = 1;
 
   const Steps steps(x, dtype);
-  const Tensor rows = steps.on_gpu_memory() ? as_dense(x, last) : with_contiguous_rows(x, last);
+  const Tensor rows = steps.is_gpu() ? as_dense(x, last) : with_contiguous_rows(x, last);
   const auto picture = [&](ScalarType type) {
     return new_picture(x, x.size(2), x.size(3), type, last);
   };
@@ -143,7 +143,7 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
       void* pooled = nullptr;
       if (save_inputs) {
         pooled = inputs.emplace_back(picture(x.scalar_type())).mutable_data_ptr();
-      } else if (steps.on_gpu_memory()) {
+      } else if (steps.is_gpu()) {
         if (!workspace.has_value()) {
           workspace = picture(x.scalar_type());
         }

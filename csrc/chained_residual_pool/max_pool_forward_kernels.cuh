@@ -64,6 +64,7 @@ template <class T, int kVector, bool kAlong, int kSize, bool kOffsets>
 class PoolColumn {
   using A = Accumulate<T>;
   using Row = ReducedRow<T, kVector>;
+  static constexpr int kUnroll = kSize > 0 ? kSize : 2;
 
  public:
   __device__ __forceinline__ PoolColumn(const PoolForwardParams<T>& p, int64_t index, T* values)
@@ -140,7 +141,7 @@ class PoolColumn {
   __device__ __forceinline__ void reduce_across(const T* from, Row& row) const {
     const int reach = size() / 2;
     row = load(from, at_ - reach * p_.unit);
-#pragma unroll
+#pragma unroll kUnroll
     for (int j = 1; j < size(); ++j) {
       take_row<T, kVector, kOffsets>(load(from, at_ + (j - reach) * p_.unit), j, row);
     }
@@ -218,7 +219,7 @@ class PoolColumn {
   __device__ __forceinline__ void emit(int y) const {
     const int reach = size() / 2;
     Row common = get(y + 1 - reach);
-#pragma unroll
+#pragma unroll kUnroll
     for (int j = 1; j < size() - 1; ++j) {  // row j of the lower window
       take_row<T, kVector, kOffsets>(get(y + 1 - reach + j), j << portable::kPoolRowBits, common);
     }

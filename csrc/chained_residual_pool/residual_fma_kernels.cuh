@@ -40,20 +40,31 @@ class ResidualFma {
         tile_(p, kTile, kTile),
         thread_(static_cast<int>(threadIdx.x)),
         row_(thread_ / kFmaSide * kGroup),
-        column_(thread_ % kFmaSide * kGroup) {}
+        column_(thread_ % kFmaSide * kGroup),
+        left_from_(p.left + (tile_.row + deep_row()) * p.depth + deep_k()),
+        left_inside_(tile_.row + deep_row() < p.rows) {
+    if constexpr (kChannelsLast) {
+      right_from_ = p.right + (tile_.column + deep_row()) * p.depth + deep_k();
+      right_inside_ = tile_.column + deep_row() < p.columns ? kGroup : 0;
+    } else {
+      const int64_t column = tile_.column + wide_column();
+      right_from_ = p.right + (tile_.image * p.depth + wide_k()) * p.columns + column;
+      right_inside_ = static_cast<int>(max(min(p.columns - column, int64_t{kGroup}), int64_t{0}));
+    }
+  }
 
   __device__ __forceinline__ void run() {
-    const int64_t stages = (p_.depth + kFmaDepth - 1) / kFmaDepth;
+    const int stages = (p_.depth + kFmaDepth - 1) / kFmaDepth;
     fetch(0);
     put(0);
     __syncthreads();
-    for (int64_t s = 0; s < stages; ++s) {
+    for (int s = 0; s < stages; ++s) {
       if (s + 1 < stages) {
         fetch(s + 1);
       }
-      multiply(static_cast<int>(s % 2));
+      multiply(s % 2);
       if (s + 1 < stages) {
-        put(static_cast<int>((s + 1) % 2));
+        put((s + 1) % 2);
       }
       __syncthreads();
     }
@@ -84,30 +95,27 @@ class ResidualFma {
   __device__ __forceinline__ int wide_k() const { return thread_ / (kTile / kGroup); }
   __device__ __forceinline__ int wide_column() const { return thread_ % (kTile / kGroup) * kGroup; }
 
-  __device__ __forceinline__ void fetch(int64_t s) {
-    const int64_t k = s * kFmaDepth;
-    left_ = fetch_group(p_.left, p_.depth, tile_.row + deep_row(), p_.rows, k + deep_k(), p_.depth);
+  __device__ __forceinline__ void fetch(int s) {
+    const int k = s * kFmaDepth;
+    const int left_in_depth = p_.depth - k - deep_k();
+    left_ = fetch_group(left_from_ + k, left_inside_ ? left_in_depth : 0);
     if constexpr (kChannelsLast) {
-      right_ = fetch_group(p_.right, p_.depth, tile_.column + deep_row(), p_.columns, k + deep_k(),
-                           p_.depth);
+      right_ = fetch_group(right_from_ + k, right_inside_ > 0 ? left_in_depth : 0);
     } else {
-      right_ = fetch_group(p_.right + tile_.image * p_.depth * p_.columns, p_.columns, k + wide_k(),
-                           p_.depth, tile_.column + wide_column(), p_.columns);
+      right_ =
+          fetch_group(right_from_ + k * p_.columns, k + wide_k() < p_.depth ? right_inside_ : 0);
     }
   }
 
-  // Zeros outside of [0, rows) x [0, columns).
-  __device__ __forceinline__ Group fetch_group(const T* from, int64_t pitch, int64_t row,
-                                               int64_t rows, int64_t column,
-                                               int64_t columns) const {
-    Group values;
-    const bool inside = row < rows && column < columns;
-    if (p_.operand_vectors && inside) {
-      return load_vector<kGroup>(from + row * pitch + column);
+  // A group of which `inside` elements are there, at most; zeros for the others.
+  __device__ __forceinline__ Group fetch_group(const T* from, int inside) const {
+    if (p_.operand_vectors && inside > 0) {
+      return load_vector<kGroup>(from);
     }
+    Group values;
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) {
-      values[e] = inside && column + e < columns ? from[row * pitch + column + e] : T{};
+      values[e] = e < inside ? from[e] : T{};
     }
     return values;
   }
@@ -160,7 +168,11 @@ class ResidualFma {
   int thread_;
   int row_;  // of this thread's first group
   int column_;
-  Group left_;  // of the next stage
+  const T* left_from_;  // this thread's group of the first stage
+  const T* right_from_;
+  bool left_inside_;
+  int right_inside_;  // elements of the group that are there, at most
+  Group left_;        // of the next stage
   Group right_;
   T sums_[kMicro][kMicro] = {};
 };

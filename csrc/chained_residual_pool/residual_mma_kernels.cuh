@@ -44,12 +44,22 @@ class ResidualMma {
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ % 32),
         warp_row_(thread_ / 32 / 2 * kMmaWarpRows),
-        warp_column_(thread_ / 32 % 2 * kMmaWarpColumns) {}
+        warp_column_(thread_ / 32 % 2 * kMmaWarpColumns),
+        left_(p.left + (tile_.row + deep_row()) * p.depth + deep_k()),
+        left_rows_(within_tile(p.rows - tile_.row)) {
+    if constexpr (kChannelsLast) {
+      right_ = p.right + (tile_.column + deep_row()) * p.depth + deep_k();
+    } else {
+      right_ =
+          p.right + (tile_.image * p.depth + wide_k()) * p.columns + tile_.column + wide_column();
+    }
+    right_columns_ = within_tile(p.columns - tile_.column);
+  }
 
   __device__ __forceinline__ void run() {
-    const int64_t stages = (p_.depth + kMmaDepth - 1) / kMmaDepth;
+    const int stages = (p_.depth + kMmaDepth - 1) / kMmaDepth;
     load_stage(0);
-    for (int64_t s = 0; s < stages; ++s) {
+    for (int s = 0; s < stages; ++s) {
       if (s + 1 < stages) {
         load_stage(s + 1);
         copy_async_wait<1>();
@@ -64,50 +74,62 @@ class ResidualMma {
   }
 
  private:
-  __device__ __forceinline__ void load_stage(int64_t s) const {
+  __device__ __forceinline__ static int within_tile(int64_t size) {
+    return static_cast<int>(min(size, int64_t{kMmaTile}));
+  }
+  // The first of the two vectors of an operand that a thread brings; the second one lies
+  // kDeepStep or kWideStep rows below.
+  static constexpr int kDeepStep = kMmaThreads * kMmaVector / kMmaDepth;
+  static constexpr int kWideStep = kMmaThreads * kMmaVector / kMmaTile;
+  __device__ __forceinline__ int deep_row() const { return thread_ / (kMmaDepth / kMmaVector); }
+  __device__ __forceinline__ int deep_k() const {
+    return thread_ % (kMmaDepth / kMmaVector) * kMmaVector;
+  }
+  __device__ __forceinline__ int wide_k() const { return thread_ / (kMmaTile / kMmaVector); }
+  __device__ __forceinline__ int wide_column() const {
+    return thread_ % (kMmaTile / kMmaVector) * kMmaVector;
+  }
+
+  __device__ __forceinline__ void load_stage(int s) const {
+    const int k = s * kMmaDepth;
     T* const to = shared_ + s % 2 * 2 * kMmaOperand;
-    const int64_t k = s * kMmaDepth;
-    load_operand<kMmaDepth>(p_.left, p_.depth, tile_.row, p_.rows, k, p_.depth, to);
+    load_deep(left_, left_rows_, k, to);
     if constexpr (kChannelsLast) {
-      load_operand<kMmaDepth>(p_.right, p_.depth, tile_.column, p_.columns, k, p_.depth,
-                              to + kMmaOperand);
+      load_deep(right_, right_columns_, k, to + kMmaOperand);
     } else {
-      load_operand<kMmaTile>(p_.right + tile_.image * p_.depth * p_.columns, p_.columns, k,
-                             p_.depth, tile_.column, p_.columns, to + kMmaOperand);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = wide_k() + i * kWideStep;
+        const int inside = k + row < p_.depth ? right_columns_ - wide_column() : 0;
+        load(right_ + (k + i * kWideStep) * p_.columns, inside,
+             to + kMmaOperand + mma_wide_place(row, wide_column()));
+      }
     }
     copy_async_commit();
   }
 
-  // kWidth elements from column `left` on of rows from `top` on, 4096 / kWidth of them. Zeros
-  // outside of [0, rows) x [0, columns).
-  template <int kWidth>
-  __device__ __forceinline__ void load_operand(const T* from, int64_t pitch, int64_t top,
-                                               int64_t rows, int64_t left, int64_t columns,
-                                               T* to) const {
-    constexpr int kOfRow = kWidth / kMmaVector;
-    constexpr int kVectors = kMmaTile * kMmaDepth / kMmaVector;
+  __device__ __forceinline__ void load_deep(const T* from, int rows, int k, T* to) const {
 #pragma unroll
-    for (int i = 0; i < kVectors / kMmaThreads; ++i) {
-      const int vector = thread_ + i * kMmaThreads;
-      const int own_row = vector / kOfRow;
-      const int own_column = vector % kOfRow * kMmaVector;
-      T* const place = to + (kWidth == kMmaDepth ? mma_deep_place(own_row, own_column)
-                                                 : mma_wide_place(own_row, own_column));
-      const int64_t row = top + own_row;
-      const int64_t column = left + own_column;
-      const bool inside = row < rows && column < columns;
-      const T* const source = inside ? from + row * pitch + column : from;
-      if (p_.operand_vectors) {
-        copy_async_16(place, source, inside);
-        continue;
-      }
-      Vector<T, kMmaVector> values;
-#pragma unroll
-      for (int e = 0; e < kMmaVector; ++e) {
-        values[e] = inside && column + e < columns ? source[e] : from_accumulate<T>(0);
-      }
-      store_vector(place, values);
+    for (int i = 0; i < 2; ++i) {
+      const int row = deep_row() + i * kDeepStep;
+      const int inside = row < rows ? p_.depth - k - deep_k() : 0;
+      load(from + int64_t{i * kDeepStep} * p_.depth + k, inside,
+           to + mma_deep_place(row, deep_k()));
     }
+  }
+
+  // A vector of which `inside` elements are there, at most; zeros for the others.
+  __device__ __forceinline__ void load(const T* from, int inside, T* to) const {
+    if (p_.operand_vectors) {
+      copy_async_16(to, inside > 0 ? from : p_.left, inside > 0);
+      return;
+    }
+    Vector<T, kMmaVector> values;
+#pragma unroll
+    for (int e = 0; e < kMmaVector; ++e) {
+      values[e] = e < inside ? from[e] : from_accumulate<T>(0);
+    }
+    store_vector(to, values);
   }
 
   __device__ __forceinline__ void multiply(const T* left) {
@@ -120,31 +142,31 @@ class ResidualMma {
         load_matrix_x4(a[i], left + mma_deep_place(warp_row_ + 16 * i + lane_ % 16,
                                                    k + lane_ / 16 * kMmaVector));
       }
-      uint32_t b[8][2];
-      if constexpr (kChannelsLast) {
 #pragma unroll
-        for (int j = 0; j < 8; j += 2) {  // tiles: eight columns in both halves of the depth, twice
+      for (int j = 0; j < 8; j += 2) {  // eight columns, twice, both halves of the depth
+        uint32_t b[2][2];
+        if constexpr (kChannelsLast) {
           uint32_t both[4];
           load_matrix_x4(both,
                          right + mma_deep_place(warp_column_ + 8 * j + lane_ / 16 * 8 + lane_ % 8,
                                                 k + lane_ / 8 % 2 * kMmaVector));
-          b[j][0] = both[0];
-          b[j][1] = both[1];
-          b[j + 1][0] = both[2];
-          b[j + 1][1] = both[3];
+          b[0][0] = both[0];
+          b[0][1] = both[1];
+          b[1][0] = both[2];
+          b[1][1] = both[3];
+        } else {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            load_matrix_x2_transposed(
+                b[h], right + mma_wide_place(k + lane_ % 16, warp_column_ + 8 * (j + h)));
+          }
         }
-      } else {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          load_matrix_x2_transposed(b[j],
-                                    right + mma_wide_place(k + lane_ % 16, warp_column_ + 8 * j));
-        }
-      }
+        for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          mma_m16n8k16<T>(sums_[i][j], a[i], b[j]);
+          for (int h = 0; h < 2; ++h) {
+            mma_m16n8k16<T>(sums_[i][j + h], a[i], b[h]);
+          }
         }
       }
     }
@@ -196,6 +218,10 @@ class ResidualMma {
   int lane_;
   int warp_row_;  // in the block's tile
   int warp_column_;
+  const T* left_;  // of this thread's first vector
+  const T* right_;
+  int left_rows_;  // of the tile that are there
+  int right_columns_;
   float sums_[2][8][4] = {};
 };
 

@@ -18,7 +18,7 @@ struct ResidualProductParams {
   T* out;          // [images, rows, columns]
   int64_t rows;
   int64_t columns;
-  int64_t depth;
+  int32_t depth;
   int64_t column_tiles;
   uint32_t channel_tiles;  // blocks side by side in the grid share what is larger than the weight
   bool operand_vectors;    // 16 bytes at a time

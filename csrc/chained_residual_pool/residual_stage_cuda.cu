@@ -22,7 +22,10 @@ void launch_product(const ResidualStageArgs& args, const void* operand, int devi
   const PoolShape& shape = args.shape;
   const int64_t pixels = shape.height * shape.width;
   ResidualProductParams<T> p{};
-  p.depth = shape.channels;
+  PYDENSE_CHECK(shape.channels <= INT32_MAX - kMmaDepth,
+                "chained_residual_pool: x must have less than 2^31 - 32 channels, got ",
+                shape.channels);
+  p.depth = static_cast<int32_t>(shape.channels);
   p.rows = kChannelsLast ? shape.batches * pixels : shape.channels;
   p.columns = kChannelsLast ? shape.channels : pixels;
   p.left = static_cast<const T*>(kChannelsLast ? operand : args.weight);
