@@ -106,8 +106,8 @@ MATRIX_PRODUCTS = 0.6
 def predict(launch: Mapping[str, Any]) -> tuple[float, str]:
     """Seconds on an H200 at the shape of the prediction, and what takes them.
 
-    The largest of the times that memory, the first-level caches, shared memory, the instructions and
-    the tensor cores take alone, and 2 us for each launch.
+    The largest of the times that memory, the first-level caches, shared memory, the instructions
+    and the tensor cores take alone, and 2 us for each launch.
     """
     scale = float(launch["scale"])
     terms = {
