@@ -166,7 +166,77 @@ def _mask() -> Calls:
     return Calls(lambda: ours(grad, None, [128], [256], "bilinear", False), lambda: grad.clone())
 
 
+def _max_pool(
+    dtype: torch.dtype, last: bool = False, gradient: bool = False
+) -> Callable[[], Calls]:
+    def make() -> Calls:
+        from torch.nn.functional import max_pool2d
+
+        from pydense.ops import max_pool2d_same
+
+        x = _pictures(*POOL, dtype=dtype, last=last).requires_grad_(gradient)
+        return Calls(lambda: max_pool2d_same(x), lambda: max_pool2d(x, 5, 1, 2))
+
+    return make
+
+
+def _max_pool_backward(
+    dtype: torch.dtype, last: bool = False, addend: bool = False
+) -> Callable[[], Calls]:
+    def make() -> Calls:
+        x = _pictures(*POOL, dtype=dtype, last=last)
+        grad = torch.randn_like(x)
+        more = torch.randn_like(x) if addend else None
+        _, offsets = torch.ops.pydense.max_pool2d_same_with_offsets(x, 5)
+        _, indices = torch.ops.aten.max_pool2d_with_indices(x, [5, 5], [1, 1], [2, 2])
+        ours = torch.ops.pydense.max_pool2d_same_backward
+        aten = torch.ops.aten.max_pool2d_with_indices_backward
+
+        def rival() -> Tensor:
+            result = aten(grad, x, [5, 5], [1, 1], [2, 2], [1, 1], False, indices)
+            return result if more is None else result.add_(more)
+
+        return Calls(lambda: ours(grad, offsets, more, 5), rival)
+
+    return make
+
+
+def _residual_pool(dtype: torch.dtype, last: bool = False, stages: int = 1) -> Callable[[], Calls]:
+    """One stage, whose product is what is looked at; several have the pool first convolved."""
+
+    def make() -> Calls:
+        from pydense import reference
+        from pydense.ops import chained_residual_pool
+
+        x = _pictures(*POOL, dtype=dtype, last=last)
+        weights = [torch.randn(256, 256, 1, 1, device="cuda").to(dtype) / 16 for _ in range(stages)]
+        variant = "pool_conv" if stages == 1 else "conv_pool"
+        return Calls(
+            lambda: chained_residual_pool(x, weights, variant=variant),
+            lambda: reference.chained_residual_pool(x, weights, variant=variant),
+        )
+
+    return make
+
+
+POOL = (8, 256, 128, 128)
+POOL_NAME = "8 x 256 x 128 x 128"
+
+
 CASES: dict[str, Callable[[], Calls]] = {
+    f"max_pool_forward_kernel|{POOL_NAME}, float32, offsets": _max_pool(
+        torch.float32, gradient=True
+    ),
+    f"max_pool_forward_kernel|{POOL_NAME}, bfloat16": _max_pool(torch.bfloat16),
+    f"max_pool_forward_kernel|{POOL_NAME}, bfloat16, offsets, channels_last": _max_pool(
+        torch.bfloat16, last=True, gradient=True
+    ),
+    f"max_pool_backward_kernel|{POOL_NAME}, float32, addend": _max_pool_backward(
+        torch.float32, addend=True
+    ),
+    f"max_pool_backward_kernel|{POOL_NAME}, bfloat16, channels_last": _max_pool_backward(
+        torch.bfloat16, last=True
+    ),
     f"upsample_argmax_kernel|{HEAD}, noise": _argmax,
     f"upsample_argmax_kernel|{HEAD}, noise, channels last": lambda: _argmax("channels last"),
     f"upsample_argmax_kernel|{HEAD}, areas": lambda: _argmax(areas=True),
@@ -188,6 +258,14 @@ CASES: dict[str, Callable[[], Calls]] = {
     f"cross_entropy_finish_kernel|{HEAD}, channels last": (lambda: _cross_entropy("channels last")),
     f"cross_entropy_kernel|{HEAD}, no gradient": lambda: _cross_entropy(gradient=False),
     f"cross_entropy_finish_kernel|{HEAD}, no gradient": (lambda: _cross_entropy(gradient=False)),
+    f"residual_mma_kernel|{POOL_NAME}, bfloat16, 1 addend": _residual_pool(torch.bfloat16),
+    f"residual_mma_kernel|{POOL_NAME}, bfloat16, 1 addend, channels_last": _residual_pool(
+        torch.bfloat16, last=True
+    ),
+    f"residual_fma_kernel|{POOL_NAME}, float32, 1 addend": _residual_pool(torch.float32),
+    f"residual_sum_kernel|{POOL_NAME}, bfloat16, 5 addends": _residual_pool(
+        torch.bfloat16, stages=4
+    ),
     "selftest_kernel|2^26 floats": _selftest,
     "upsample_forward_kernel|16 x 21 x 65 x 65 to 513 x 513, float32": _upsample(
         (16, 21, 65, 65), (513, 513), torch.float32

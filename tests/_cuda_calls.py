@@ -16,7 +16,9 @@ from torch import Tensor
 
 from pydense import _library
 from pydense.ops import (
+    chained_residual_pool,
     fuse_sum_upsample,
+    max_pool2d_same,
     upsample_accumulate,
     upsample_argmax,
     upsample_bilinear,
@@ -172,7 +174,52 @@ def fused(*maps: Tensor) -> Tensor:
     return fuse_sum_upsample(maps, relu=True)
 
 
+def max_pool(x: Tensor) -> Tensor:
+    """With gradients by both operators, whether ``x`` wants one or not."""
+    small = max_pool2d_same(x.detach(), 3)
+    return small + max_pool2d_same(x)
+
+
+def large_max_pool(device: torch.device) -> None:
+    """The last plane is its own."""
+    x = torch.zeros(1, 2**31 // 2**12 + 1, 64, 64, dtype=torch.bfloat16, device=device)
+    x[0, -1, 60, 61] = 3
+    out = max_pool2d_same(x.requires_grad_())
+    assert float(out[0, -1].sum()) == 3 * 25 == float(out.sum())
+    (grad,) = torch.autograd.grad(out, x, out.detach())
+    assert float(grad[0, -1, 60, 61]) == 3 * 25 == float(grad.sum())
+
+
+def residual_pool(x: Tensor, *weights: Tensor) -> Tensor:
+    """Both variants."""
+    first = chained_residual_pool(x, weights[:1])
+    return first + chained_residual_pool(x, weights[1:], variant="conv_pool")
+
+
+def large_residual_pool(device: torch.device) -> None:
+    """The last image is its own."""
+    x = torch.zeros(2**31 // 2**20 + 1, 16, 256, 256, dtype=torch.bfloat16, device=device)
+    x[-1, 3, 60, 61] = 3
+    weight = torch.eye(16, dtype=torch.bfloat16, device=device)[:, :, None, None]
+    out = chained_residual_pool(x, [2 * weight])
+    assert float(out[-1, 3].sum()) == 3 * 51 == float(out.sum())
+
+
 CALLS: dict[str, Call] = {
+    "chained_residual_pool": Call(
+        run=residual_pool,
+        inputs=lambda: (  # few whole numbers: convolutions without rounding, the same maxima
+            normal(2, 8, 7, 16).round().clamp(-2, 2),
+            *(normal(8, 8, 1, 1, seed=i).round().clamp(-1, 1) for i in (1, 2)),
+        ),
+        tolerance=lambda dtype: 16 * torch.finfo(dtype).eps,
+        large=large_residual_pool,
+    ),
+    "max_pool2d_same": Call(
+        run=max_pool,
+        inputs=lambda: (normal(2, 8, 11, 16),),
+        large=large_max_pool,
+    ),
     "upsample_argmax": Call(
         run=lambda x: upsample_argmax(x, (33, 41)),
         inputs=lambda: (normal(2, 6, 7, 9),),

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pydense import _core, reference
 from pydense.ops import chained_residual_pool
+from pydense.ops._conv1x1_gradient import conv1x1_backward
 
 OPS = torch.ops.pydense
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -24,16 +25,25 @@ VARIANTS = ["pool_conv", "conv_pool"]
 SHAPES = [(2, 5, 9, 11), (1, 30, 33, 70), (1, 3, 40, 300), (3, 13, 1, 1), (1, 70, 20, 37)]
 
 
-def problem(shape, stages, kernel, dtype, form, bias, seed=0):
+# Under the shim, and on a GPU: with vectors and without.
+FEW_SHAPES = [(2, 5, 9, 11), (1, 32, 8, 20), (3, 13, 1, 1)]
+
+
+def shapes_of(backend):
+    return FEW_SHAPES if backend.is_cuda_code else SHAPES
+
+
+def problem(shape, stages, kernel, dtype, form, bias, seed=0, device="cpu"):
     """Inputs whose maxima do not tie, so that float64 and narrower types choose the same."""
     c = shape[1]
-    x = random(*shape, seed=seed).to(dtype).contiguous(memory_format=form)
+    x = random(*shape, seed=seed).to(device, dtype).contiguous(memory_format=form)
     scale = (c * kernel * kernel) ** -0.5
     weights = [
-        (scale * random(c, c, kernel, kernel, seed=seed + 1 + i)).to(dtype) for i in range(stages)
+        (scale * random(c, c, kernel, kernel, seed=seed + 1 + i)).to(device, dtype)
+        for i in range(stages)
     ]
-    biases = [random(c, seed=seed + 50 + i).to(dtype) for i in range(stages)] if bias else None
-    return x, weights, biases
+    biases = [random(c, seed=seed + 50 + i).to(device, dtype) for i in range(stages)]
+    return x, weights, biases if bias else None
 
 
 def leaves(x, weights, biases):
@@ -64,11 +74,12 @@ class TestAgainstTorch:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("variant", VARIANTS)
     @pytest.mark.parametrize("kernel", [1, 3])
-    def test_float64(self, kernel, variant, form):
-        for shape in SHAPES:
+    def test_float64(self, backend, kernel, variant, form):
+        for shape in shapes_of(backend):
             for stages, bias, size in ((1, True, 5), (4, False, 5), (2, True, 3)):
-                arguments = problem(shape, stages, kernel, torch.float64, form, bias)
-                grad = random(*shape, seed=99, dtype=torch.float64)
+                on = {"device": backend.device}
+                arguments = problem(shape, stages, kernel, torch.float64, form, bias, **on)
+                grad = random(*shape, seed=99, dtype=torch.float64, **on)
                 options = {"variant": variant, "pool_size": size}
                 own = gradients(chained_residual_pool, arguments, grad, **options)
                 theirs = gradients(reference.chained_residual_pool, arguments, grad, **options)
@@ -79,10 +90,10 @@ class TestAgainstTorch:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("variant", VARIANTS)
     @pytest.mark.parametrize("dtype", DTYPES[1:])
-    def test_error_is_at_most_twice_torchs(self, dtype, variant, form):
-        for shape in SHAPES:
+    def test_error_is_at_most_twice_torchs(self, backend, dtype, variant, form):
+        for shape in shapes_of(backend):
             for stages, bias in ((4, False), (2, True)):
-                arguments = problem(shape, stages, 1, dtype, form, bias)
+                arguments = problem(shape, stages, 1, dtype, form, bias, device=backend.device)
                 exact = reference.chained_residual_pool(*wide(arguments), variant=variant)
                 error = [
                     float((f(*arguments, variant=variant).double() - exact).abs().max())
@@ -92,10 +103,11 @@ class TestAgainstTorch:
 
     @pytest.mark.parametrize("variant", VARIANTS)
     @pytest.mark.parametrize("dtype", DTYPES[1:3])
-    def test_gradients_of_narrow_types(self, dtype, variant):
+    def test_gradients_of_narrow_types(self, backend, dtype, variant):
         """One stage: behind the first, rounding moves maxima, torch's as well."""
-        arguments = problem((2, 20, 17, 19), 1, 1, dtype, FORMATS[0], True)
-        grad = random(2, 20, 17, 19, seed=99).to(dtype)
+        on = {"device": backend.device}
+        arguments = problem((2, 20, 17, 19), 1, 1, dtype, FORMATS[0], True, **on)
+        grad = random(2, 20, 17, 19, seed=99, **on).to(dtype)
         function, expected = chained_residual_pool, reference.chained_residual_pool
         if variant == "conv_pool":  # of whole numbers: no rounding in the convolution
             arguments = tuple(
@@ -110,7 +122,7 @@ class TestAgainstTorch:
             assert error[0] <= 2 * error[1] + 2**-20 * float(e.abs().max()), error
 
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_ties_nan_and_infinity(self, variant):
+    def test_ties_nan_and_infinity(self, backend, variant):
         """Whole numbers: every sum is exact, every maximum ties."""
         for form in FORMATS:
             generator = torch.Generator().manual_seed(3)
@@ -119,6 +131,7 @@ class TestAgainstTorch:
                 torch.randint(-1, 2, (20, 20, 1, 1), generator=generator).double() for _ in range(2)
             ]
             grad = torch.randint(-2, 3, x.shape, generator=generator).double()
+            x, grad, *weights = (t.to(backend.device) for t in (x, grad, *weights))
             arguments = x.contiguous(memory_format=form), weights, None
             own = gradients(chained_residual_pool, arguments, grad, variant=variant)
             theirs = gradients(reference.chained_residual_pool, arguments, grad, variant=variant)
@@ -134,11 +147,12 @@ class TestAgainstTorch:
                 assert torch.equal(own.nan_to_num(7), expected.nan_to_num(7))
 
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_gradcheck(self, variant):
+    def test_gradcheck(self, backend, variant):
         for kernel in (1, 3):
             for form in FORMATS:
+                on = {"device": backend.device}
                 x, weights, biases = leaves(
-                    *problem((1, 2, 4, 5), 2, kernel, torch.float64, form, True)
+                    *problem((1, 2, 4, 5), 2, kernel, torch.float64, form, True, **on)
                 )
 
                 def run(x, *rest, variant=variant):
@@ -147,10 +161,11 @@ class TestAgainstTorch:
                 assert gradcheck(run, (x, *weights, *biases))
 
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_only_what_is_asked_for(self, variant):
+    def test_only_what_is_asked_for(self, backend, variant):
         """Any subset of the gradients is that of all."""
-        arguments = problem((1, 6, 8, 9), 3, 1, torch.float64, FORMATS[0], True)
-        grad = random(1, 6, 8, 9, seed=4, dtype=torch.float64)
+        on = {"device": backend.device}
+        arguments = problem((1, 6, 8, 9), 3, 1, torch.float64, FORMATS[0], True, **on)
+        grad = random(1, 6, 8, 9, seed=4, dtype=torch.float64, **on)
         everything = gradients(chained_residual_pool, arguments, grad, variant=variant)[1:]
         for wanted in ([0], [1], [3], [5], [2, 6], [0, 4]):
             x, weights, biases = arguments
@@ -165,14 +180,15 @@ class TestAgainstTorch:
 
 class TestPromises:
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_layouts(self, variant):
-        x, weights, biases = problem((2, 5, 6, 7), 2, 1, torch.float32, FORMATS[0], True)
+    def test_layouts(self, backend, variant):
+        on = {"device": backend.device}
+        x, weights, biases = problem((2, 5, 6, 7), 2, 1, torch.float32, FORMATS[0], True, **on)
         expected = chained_residual_pool(x, weights, biases, variant=variant)
         strided = [torch.stack([w, w], -1)[..., 0] for w in weights]
         for name, y in layouts(x):
             out = chained_residual_pool(y, strided, biases, variant=variant)
             assert same_bits(out, expected), name
-        for name, grad in layouts(random(2, 5, 6, 7, seed=8)):
+        for name, grad in layouts(random(2, 5, 6, 7, seed=8, **on)):
             y = x.clone().requires_grad_()
             out = chained_residual_pool(y, weights, biases, variant=variant)
             (own,) = torch.autograd.grad(out, y, grad)
@@ -184,8 +200,9 @@ class TestPromises:
         chained_residual_pool(y, weights, variant=variant).sum().backward()  # expanded gradient
 
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_empty_batch(self, variant):
-        x, weights, _ = leaves(*problem((0, 4, 5, 6), 2, 1, torch.float32, FORMATS[0], False))
+    def test_empty_batch(self, backend, variant):
+        on = {"device": backend.device}
+        x, weights, _ = leaves(*problem((0, 4, 5, 6), 2, 1, torch.float32, FORMATS[0], False, **on))
         chained_residual_pool(x, weights, variant=variant).sum().backward()
         assert x.grad.shape == x.shape and float(weights[0].grad.abs().max()) == 0
 
@@ -226,9 +243,10 @@ class TestPromises:
             assert all(same_bits(out, found[0]) for out in found)
 
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_what_is_saved_for_backward(self, variant):
+    def test_what_is_saved_for_backward(self, backend, variant):
         """Bytes, and the inputs of convolutions whose weights are trained."""
-        x, weights, _ = problem((1, 16, 20, 20), 4, 1, torch.float32, FORMATS[0], False)
+        on = {"device": backend.device}
+        x, weights, _ = problem((1, 16, 20, 20), 4, 1, torch.float32, FORMATS[0], False, **on)
 
         def saved(function, x, weights):
             kept = {}
@@ -307,6 +325,11 @@ class TestPromises:
                 TypeError,
                 r"weights\[0\] must be of dtype torch.float32 as x, got torch.float16",
             ),
+            (
+                {"weights": [torch.zeros(2, 2, 1, 1, device="meta")]},
+                ValueError,
+                r"weights\[0\] must be on cpu as x, got meta",
+            ),
             ({"biases": [torch.zeros(2)] * 2}, ValueError, "biases must be 1 as the weights, got"),
             ({"biases": [torch.zeros(3)]}, ValueError, r"biases\[0\] must have shape \(2,\)"),
             ({"variant": "pool"}, ValueError, "variant must be one of 'pool_conv', 'conv_pool'"),
@@ -322,26 +345,28 @@ class TestPromises:
 class TestTorch:
     @pytest.mark.parametrize("pool_first", [True, False])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_opcheck(self, dtype, pool_first):
+    def test_opcheck(self, backend, dtype, pool_first):
         for form in FORMATS:
-            x, weights, biases = leaves(*problem((2, 3, 5, 6), 2, 1, dtype, form, True))
+            on = {"device": backend.device}
+            x, weights, biases = leaves(*problem((2, 3, 5, 6), 2, 1, dtype, form, True, **on))
             for row in (biases, []):
                 opcheck(
                     OPS.chained_residual_pool.default,
                     (x, weights, row, pool_first, 5, True, True),
                 )
 
-    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+    @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
     @pytest.mark.parametrize("kernel", [1, 3])
-    def test_compile(self, kernel, backend):
+    def test_compile(self, backend, kernel, compiler):
         torch._dynamo.reset()
 
         def both(x, weights, biases):
             return [chained_residual_pool(x, weights, biases, variant=v) for v in VARIANTS]
 
-        function = torch.compile(both, fullgraph=True, backend=backend)
+        function = torch.compile(both, fullgraph=True, backend=compiler)
         for form in FORMATS:
-            arguments = leaves(*problem((2, 5, 6, 7), 2, kernel, torch.float32, form, True))
+            on = {"device": backend.device}
+            arguments = leaves(*problem((2, 5, 6, 7), 2, kernel, torch.float32, form, True, **on))
             found = []
             for run in (function, both):
                 out = run(*arguments)
@@ -352,7 +377,7 @@ class TestTorch:
                 assert (a - b).abs().max() <= 1e-4 * (1 + b.abs().max())
 
     @pytest.mark.parametrize("kernel", [1, 3])
-    def test_export(self, kernel):
+    def test_export(self, backend, kernel):
         class Model(torch.nn.Module):
             def __init__(self):
                 super().__init__()
@@ -363,26 +388,51 @@ class TestTorch:
             def forward(self, x):
                 return chained_residual_pool(x, list(self.weights))
 
-        model = Model().eval()
+        model = Model().eval().to(backend.device)
         shapes = ({0: Dim("n"), 2: Dim("h"), 3: Dim("w")},)
-        program = export(model, (random(2, 3, 8, 9),), dynamic_shapes=shapes).module()
+        x = random(2, 3, 8, 9, device=backend.device)
+        program = export(model, (x,), dynamic_shapes=shapes).module()
         for size in ((2, 3, 8, 9), (3, 3, 21, 40)):
-            assert torch.allclose(program(random(*size)), model(random(*size)), atol=1e-5)
+            x = random(*size, device=backend.device)
+            assert torch.allclose(program(x), model(x), atol=1e-5)
 
     @pytest.mark.parametrize("kernel", [1, 3])
-    def test_autocast_as_a_convolution(self, kernel):
-        arguments = problem((1, 6, 8, 9), 2, kernel, torch.float32, FORMATS[0], True)
-        with torch.autocast("cpu", torch.bfloat16):
+    def test_autocast_as_a_convolution(self, backend, kernel):
+        on = {"device": backend.device}
+        kind = backend.device.type
+        arguments = problem((1, 6, 8, 9), 2, kernel, torch.float32, FORMATS[0], True, **on)
+        with torch.autocast(kind, torch.bfloat16):
             out = chained_residual_pool(*arguments)
         assert out.dtype == torch.bfloat16
         x, weights, biases = leaves(*arguments)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(kind, torch.bfloat16):
             out = chained_residual_pool(x, weights, biases)
         out.sum().backward()
         assert x.grad.dtype == weights[0].grad.dtype == torch.float32
-        arguments = problem((1, 6, 8, 9), 2, kernel, torch.float64, FORMATS[0], True)
-        with torch.autocast("cpu", torch.bfloat16):
+        arguments = problem((1, 6, 8, 9), 2, kernel, torch.float64, FORMATS[0], True, **on)
+        with torch.autocast(kind, torch.bfloat16):
             assert chained_residual_pool(*arguments).dtype == torch.float64
+
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("dtype", DTYPES[:3])
+    def test_gradient_of_a_convolution_as_products(self, dtype, form):
+        """What backward takes on CUDA, against torch's."""
+        shape = (3, 6, 5, 7)
+        x, grad = (random(*shape, seed=i).to(dtype).contiguous(memory_format=form) for i in (0, 1))
+        weight = random(6, 6, 1, 1, seed=2).to(dtype)
+        theirs = torch.ops.aten.convolution_backward(
+            *(t.double() for t in (grad, x, weight)),
+            *([6], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3),
+        )
+        own = conv1x1_backward(grad, x, weight, [True] * 3)
+        for a, b in zip(own, theirs, strict=True):
+            assert a.dtype == dtype and a.shape == b.shape
+            limit = 2 * torch.finfo(dtype).eps * float(b.abs().max())
+            assert float((a.double() - b).abs().max()) <= limit
+        assert own[0].stride() == grad.stride()
+        assert conv1x1_backward(grad, x, weight, [False] * 3) == (None, None, None)
+        empty = conv1x1_backward(grad[:0], x[:0], weight, [True] * 3)
+        assert empty[0].shape == (0, 6, 5, 7) and not empty[1].any() and not empty[2].any()
 
     def test_flops(self):
         x, weights, _ = leaves(*problem((2, 6, 8, 9), 3, 1, torch.float32, FORMATS[0], False))

@@ -25,6 +25,8 @@ SIZES = [3, 5, 7, 9, 11, 13]
 NAN, INF = float("nan"), float("inf")
 # (channels, height, width): small, one pixel, thin, wider than a tile, odd channels, several groups
 SHAPES = [(3, 9, 11), (1, 1, 1), (5, 2, 37), (2, 1, 2100), (21, 30, 7), (300, 6, 12), (1, 70, 5)]
+# Under the shim, and on a GPU: with vectors and without.
+FEW_SHAPES = [(3, 9, 11), (1, 1, 1), (8, 7, 16)]
 KINDS = ["normal", "ties", "zeros", "nan", "inf", "all inf"]
 
 
@@ -52,7 +54,7 @@ def torch_pool(x, size):
 def positions(offsets, size):
     """Offsets as torch's indices."""
     height, width = offsets.shape[2:]
-    code = offsets.long()
+    code = offsets.cpu().long()
     rows = torch.arange(height)[:, None] + (code >> 4) - size // 2
     return rows * width + torch.arange(width) + (code & 15) - size // 2
 
@@ -64,33 +66,37 @@ def exact_gradient(grad, indices):
     return total.view(grad.shape).to(grad.dtype)
 
 
-def check(x, size):
+def check(x, size, device="cpu"):
     """Everything to the letter; the gradient in whole numbers, whose sums are exact."""
     expected, indices = torch_pool(x, size)
+    x = x.to(device)
     out, offsets = OPS.max_pool2d_same_with_offsets(x, size)
+    assert out.stride() == expected.stride() == offsets.stride()
+    same = max_pool2d_same(x, size)
+    assert same_bits(same.nan_to_num(7), out.nan_to_num(7))
+    out = out.cpu()
     assert torch.equal(out.isnan(), expected.isnan())
     number = ~expected.isnan()
     assert same_bits(out[number], expected[number])
     assert torch.equal(positions(offsets, size), indices)
-    assert out.stride() == expected.stride() == offsets.stride()
-    assert same_bits(max_pool2d_same(x, size).nan_to_num(7), out.nan_to_num(7))
     grad = (4 * random(*x.shape, seed=5)).round().to(x.dtype)
     addend = (4 * random(*x.shape, seed=6)).round().to(x.dtype)
-    own = OPS.max_pool2d_same_backward(grad, offsets, None, size)
-    assert torch.equal(own, exact_gradient(grad, indices)) and own.stride() == out.stride()
-    own = OPS.max_pool2d_same_backward(grad, offsets, addend, size)
+    own = OPS.max_pool2d_same_backward(grad.to(device), offsets, None, size)
+    assert torch.equal(own.cpu(), exact_gradient(grad, indices)) and own.stride() == out.stride()
+    own = OPS.max_pool2d_same_backward(grad.to(device), offsets, addend.to(device), size)
     total = exact_gradient(grad.double(), indices) + addend.double()
-    assert torch.equal(own, total.to(x.dtype))
+    assert torch.equal(own.cpu(), total.to(x.dtype))
 
 
 class TestAgainstTorch:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("size", SIZES)
-    def test_to_the_letter(self, size, dtype, form):
-        for shape in SHAPES:
+    def test_to_the_letter(self, backend, size, dtype, form):
+        for shape in FEW_SHAPES if backend.is_cuda_code else SHAPES:
             for kind in KINDS:
-                check(picture(kind, 2, *shape).to(dtype).contiguous(memory_format=form), size)
+                x = picture(kind, 2, *shape).to(dtype).contiguous(memory_format=form)
+                check(x, size, backend.device)
 
     @settings(max_examples=80)
     @given(
@@ -118,7 +124,7 @@ class TestAgainstTorch:
                         check(x, size)
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_gradient_through_autograd(self, dtype):
+    def test_gradient_through_autograd(self, backend, dtype):
         """Against float64 at most twice torch's own error."""
         for form in FORMATS:
             x = random(2, 17, 20, 23).to(dtype).contiguous(memory_format=form)
@@ -128,35 +134,36 @@ class TestAgainstTorch:
             wide.scatter_add_(2, indices.flatten(2), grad.double().flatten(2))
             error = []
             for function in (max_pool2d_same, lambda x, k: torch_pool(x, k)[0]):
-                leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
-                function(leaf, 5).backward(grad)
+                leaf = x.to(backend.device, copy=True).requires_grad_()
+                function(leaf, 5).backward(grad.to(backend.device))
                 assert leaf.grad.dtype == dtype
-                error.append(float((leaf.grad.double().flatten(2) - wide).abs().max()))
+                error.append(float((leaf.grad.cpu().double().flatten(2) - wide).abs().max()))
             assert error[0] <= 2 * error[1] + 1e-6
 
-    def test_gradcheck(self):
+    def test_gradcheck(self, backend):
         for form in FORMATS:
             for size in (3, 5, 7):
                 x = torch.randperm(2 * 3 * 5 * 6, dtype=torch.float64).view(2, 3, 5, 6) / 9
-                x = x.contiguous(memory_format=form).requires_grad_()
+                x = x.to(backend.device).contiguous(memory_format=form).requires_grad_()
 
                 def run(x, size=size):
                     return max_pool2d_same(x, size)
 
                 assert gradcheck(run, x) and gradgradcheck(run, x)
-        grad = random(1, 2, 4, 5, dtype=torch.float64).requires_grad_()
-        addend = random(1, 2, 4, 5, seed=1, dtype=torch.float64).requires_grad_()
-        _, offsets = OPS.max_pool2d_same_with_offsets(random(1, 2, 4, 5), 3)
+        on = {"device": backend.device}
+        grad = random(1, 2, 4, 5, dtype=torch.float64, **on).requires_grad_()
+        addend = random(1, 2, 4, 5, seed=1, dtype=torch.float64, **on).requires_grad_()
+        _, offsets = OPS.max_pool2d_same_with_offsets(random(1, 2, 4, 5, **on), 3)
         assert gradcheck(
             lambda g, a: OPS.max_pool2d_same_backward(g, offsets, a, 3), (grad, addend)
         )
 
 
 class TestPromises:
-    def test_layouts(self):
-        x = random(2, 5, 6, 7)
+    def test_layouts(self, backend):
+        x = random(2, 5, 6, 7, device=backend.device)
         expected = max_pool2d_same(x)
-        grad = random(*x.shape, seed=1)
+        grad = random(*x.shape, seed=1, device=backend.device)
         for name, y in layouts(x):
             before = y.clone()
             assert same_bits(max_pool2d_same(y), expected), name
@@ -167,11 +174,11 @@ class TestPromises:
                 (own,) = torch.autograd.grad(max_pool2d_same(leaf), leaf, g)
                 grads.append(own)
             assert all(same_bits(own, grads[0]) for own in grads), name
-        x = one_number((2, 20, 4, 5))
+        x = one_number((2, 20, 4, 5), device=backend.device)
         assert same_bits(max_pool2d_same(x), x.contiguous())
 
-    def test_empty_batch(self):
-        x = torch.zeros(0, 3, 4, 5, requires_grad=True)
+    def test_empty_batch(self, backend):
+        x = torch.zeros(0, 3, 4, 5, device=backend.device, requires_grad=True)
         out = max_pool2d_same(x)
         out.sum().backward()
         assert out.shape == x.shape == x.grad.shape
@@ -211,10 +218,10 @@ class TestPromises:
             max_pool2d_same(x)
         assert [t.dtype for t in saved] == [torch.uint8] and saved[0].shape == x.shape
 
-    def test_exported_without_gradient(self):
+    def test_exported_without_gradient(self, backend):
         """The operator alone has a gradient too."""
-        x = picture("ties", 1, 4, 9, 9).requires_grad_()
-        grad = random(*x.shape, seed=1)
+        x = picture("ties", 1, 4, 9, 9).to(backend.device).requires_grad_()
+        grad = random(*x.shape, seed=1, device=backend.device)
         (own,) = torch.autograd.grad(OPS.max_pool2d_same(x, 5), x, grad)
         (theirs,) = torch.autograd.grad(max_pool2d_same(x), x, grad)
         assert same_bits(own, theirs)
@@ -233,7 +240,7 @@ class TestPromises:
             (
                 {"x": torch.zeros(1, 2, 3, 4, device="meta")},
                 NotImplementedError,
-                "x must be on the CPU",
+                r"x must be on the CPU or a GPU \(cuda\)",
             ),
         ],
     )
@@ -242,9 +249,9 @@ class TestPromises:
         with pytest.raises(error, match=rf"max_pool2d_same: {text}"):
             max_pool2d_same(**arguments)
 
-    def test_bad_arguments_of_the_operators(self):
-        x = torch.zeros(1, 2, 3, 4)
-        codes = torch.zeros(1, 2, 3, 4, dtype=torch.uint8)
+    def test_bad_arguments_of_the_operators(self, backend):
+        x = torch.zeros(1, 2, 3, 4, device=backend.device)
+        codes = torch.zeros(1, 2, 3, 4, dtype=torch.uint8, device=backend.device)
         for call, text in (
             (lambda: OPS.max_pool2d_same(x, 6), "kernel_size must be odd"),
             (lambda: OPS.max_pool2d_same(x, 2**40), "kernel_size must be odd"),
@@ -271,22 +278,23 @@ class TestPromises:
 class TestTorch:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_opcheck(self, dtype, form):
-        x = random(2, 3, 5, 6).to(dtype).contiguous(memory_format=form).requires_grad_()
+    def test_opcheck(self, backend, dtype, form):
+        on = {"device": backend.device, "dtype": dtype}
+        x = random(2, 3, 5, 6, **on).contiguous(memory_format=form).requires_grad_()
         opcheck(OPS.max_pool2d_same.default, (x, 5))
         opcheck(OPS.max_pool2d_same_with_offsets.default, (x, 3))
         _, offsets = OPS.max_pool2d_same_with_offsets(x.detach(), 3)
-        grad = random(2, 3, 5, 6, seed=1).to(dtype).contiguous(memory_format=form)
+        grad = random(2, 3, 5, 6, seed=1, **on).contiguous(memory_format=form)
         opcheck(OPS.max_pool2d_same_backward.default, (grad.requires_grad_(), offsets, None, 3))
         addend = grad.detach().clone().requires_grad_()
         opcheck(OPS.max_pool2d_same_backward.default, (grad, offsets, addend, 3))
 
-    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-    def test_compile(self, backend):
+    @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+    def test_compile(self, backend, compiler):
         torch._dynamo.reset()
-        function = torch.compile(max_pool2d_same, fullgraph=True, backend=backend)
+        function = torch.compile(max_pool2d_same, fullgraph=True, backend=compiler)
         for form in FORMATS:
-            x = picture("ties", 2, 17, 6, 7).contiguous(memory_format=form)
+            x = picture("ties", 2, 17, 6, 7).to(backend.device).contiguous(memory_format=form)
             assert same_bits(function(x), max_pool2d_same(x))
             x.requires_grad_()
             out, expected = function(x), max_pool2d_same(x)
@@ -295,22 +303,23 @@ class TestTorch:
             assert same_bits(*(g for (g,) in grads))
 
     @pytest.mark.parametrize("strict", [False, True])
-    def test_export(self, strict, tmp_path):
+    def test_export(self, backend, strict, tmp_path):
         class Model(torch.nn.Module):
             def forward(self, x):
                 return max_pool2d_same(x, 7)
 
         shapes = ({0: Dim("n"), 2: Dim("h"), 3: Dim("w")},)
-        x = random(2, 3, 8, 9)
+        x = random(2, 3, 8, 9, device=backend.device)
         program = export(Model(), (x,), dynamic_shapes=shapes, strict=strict)
         torch.export.save(program, tmp_path / "model.pt2")
         loaded = torch.export.load(tmp_path / "model.pt2").module()
         for size in ((2, 3, 8, 9), (3, 3, 21, 40)):
-            assert same_bits(loaded(random(*size)), Model()(random(*size)))
+            x = random(*size, device=backend.device)
+            assert same_bits(loaded(x), Model()(x))
 
-    def test_autocast_vmap_flops_tangents(self):
-        x = random(5, 2, 3, 6, 7)
-        with torch.autocast("cpu", torch.bfloat16):
+    def test_autocast_vmap_flops_tangents(self, backend):
+        x = random(5, 2, 3, 6, 7, device=backend.device)
+        with torch.autocast(backend.device.type, torch.bfloat16):
             assert same_bits(max_pool2d_same(x[0]), max_pool2d_same(x[0]))
             assert max_pool2d_same(x[0]).dtype == torch.float32
         expected = torch.stack([max_pool2d_same(one) for one in x])

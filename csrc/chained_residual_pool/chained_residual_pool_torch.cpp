@@ -14,7 +14,7 @@ constexpr const char* kOp = "chained_residual_pool";
 
 void check_parameter(const char* name, const Tensor& parameter, const Tensor& x, bool is_weight) {
   require_dtype(kOp, name, parameter, x.scalar_type());
-  PYDENSE_CHECK(parameter.is_cpu(), kOp, ": ", name, " must be on the CPU, got another device");
+  require_same_device(kOp, name, parameter, x);
   const int64_t channels = x.size(1);
   const bool fits = is_weight ? parameter.dim() == 4 && parameter.size(0) == channels &&
                                     parameter.size(1) == channels && parameter.size(2) == 1 &&
@@ -25,12 +25,62 @@ void check_parameter(const char* name, const Tensor& parameter, const Tensor& x,
                 " dimensions or another size");
 }
 
+// The steps of the chain, where the tensors are.
+class Steps {
+ public:
+  Steps(const Tensor& x, FloatType dtype) : dtype_(dtype) {
+#ifdef PYDENSE_WITH_CUDA
+    gpu_ = on_gpu(x);
+    if (gpu_) {
+      device_ = x.get_device_index();
+      stream_ = current_cuda_stream(device_);
+    }
+#else
+    static_cast<void>(x);
+#endif
+  }
+
+  // Then a stage needs memory for its pooled input, and dense tensors.
+  bool is_gpu() const { return gpu_; }
+
+  void stage(const ResidualStageArgs& args) const {
+#ifdef PYDENSE_WITH_CUDA
+    if (gpu_) {
+      return residual_stage_cuda(kOp, dtype_, args, device_, stream_);
+    }
+#endif
+    residual_stage(kOp, dtype_, args, torch_parallel_for);
+  }
+  void pool(const MaxPoolArgs& args) const {
+#ifdef PYDENSE_WITH_CUDA
+    if (gpu_) {
+      return max_pool_forward_cuda(kOp, dtype_, args, device_, stream_);
+    }
+#endif
+    max_pool_forward(kOp, dtype_, args, torch_parallel_for);
+  }
+  void sum(const ResidualSumArgs& args) const {
+#ifdef PYDENSE_WITH_CUDA
+    if (gpu_) {
+      return residual_sum_cuda(dtype_, args, device_, stream_);
+    }
+#endif
+    residual_sum(dtype_, args, torch_parallel_for);
+  }
+
+ private:
+  FloatType dtype_;
+  bool gpu_ = false;
+  int32_t device_ = 0;
+  void* stream_ = nullptr;
+};
+
 // [out, what weights' gradients need ..., offsets ...], the latter two where they are asked for:
 // pool first: the pooled inputs of all convolutions, else the inputs of all but the first.
 std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
                             const std::vector<Tensor>& biases, bool pool_first, int64_t pool_size,
                             bool save_inputs, bool save_offsets) {
-  check_picture(kOp, "x", x, false);
+  check_picture(kOp, "x", x, true);
   const FloatType dtype = float_type(kOp, "x", x);
   const size_t stages = weights.size();
   PYDENSE_CHECK(stages >= 1 && stages <= kMaxResidualStages, kOp, ": weights must be 1 to ",
@@ -52,7 +102,8 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
   PoolShape unpooled = shape;
   unpooled.size = 1;
 
-  const Tensor rows = with_contiguous_rows(x, last);
+  const Steps steps(x, dtype);
+  const Tensor rows = steps.is_gpu() ? as_dense(x, last) : with_contiguous_rows(x, last);
   const auto picture = [&](ScalarType type) {
     return new_picture(x, x.size(2), x.size(3), type, last);
   };
@@ -76,15 +127,14 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
   // Pools with `pooling`, convolves with weight i; pooled and offsets may be null.
   const auto run = [&](const PoolShape& pooling, const Tensor& from, size_t i, const Tensor& to,
                        void* pooled, uint8_t* codes) {
-    residual_stage(
-        kOp, dtype,
-        {pooling, pool_source(from), dense_parameters[i].const_data_ptr(),
-         biases.empty() ? nullptr : dense_parameters[stages + i].const_data_ptr(), addends.data(),
-         static_cast<int>(addends.size()), to.mutable_data_ptr(), pooled, codes},
-        torch_parallel_for);
+    steps.stage({pooling, pool_source(from), dense_parameters[i].const_data_ptr(),
+                 biases.empty() ? nullptr : dense_parameters[stages + i].const_data_ptr(),
+                 addends.data(), static_cast<int>(addends.size()), to.mutable_data_ptr(), pooled,
+                 codes});
   };
 
   Tensor out = picture(x.scalar_type());
+  std::optional<Tensor> workspace;
   if (pool_first) {
     for (size_t i = 0; i < stages; ++i) {
       const bool is_last = i + 1 == stages;
@@ -93,6 +143,11 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
       void* pooled = nullptr;
       if (save_inputs) {
         pooled = inputs.emplace_back(picture(x.scalar_type())).mutable_data_ptr();
+      } else if (steps.is_gpu()) {
+        if (!workspace.has_value()) {
+          workspace = picture(x.scalar_type());
+        }
+        pooled = workspace->mutable_data_ptr();
       }
       if (is_last) {
         sources_of_tops();
@@ -114,14 +169,10 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
       inputs.assign(tops.begin() + 1, tops.end());
     }
     const Tensor top = picture(x.scalar_type());
-    max_pool_forward(kOp, dtype,
-                     {shape, pool_source(convolved), top.mutable_data_ptr(), new_offsets()},
-                     torch_parallel_for);
+    steps.pool({shape, pool_source(convolved), top.mutable_data_ptr(), new_offsets()});
     tops.push_back(top);
     sources_of_tops();
-    residual_sum(dtype,
-                 {shape, addends.data(), static_cast<int>(addends.size()), out.mutable_data_ptr()},
-                 torch_parallel_for);
+    steps.sum({shape, addends.data(), static_cast<int>(addends.size()), out.mutable_data_ptr()});
   }
   std::vector<Tensor> results = {out};
   results.insert(results.end(), inputs.begin(), inputs.end());
@@ -138,3 +189,6 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "int pool_size, bool save_inputs, bool save_offsets) -> Tensor[]");
 }
 PYDENSE_TORCH_CPU(m) { m.impl("chained_residual_pool", TORCH_BOX(&pydense::forward)); }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) { m.impl("chained_residual_pool", TORCH_BOX(&pydense::forward)); }
+#endif

@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "common/cpu_isa.h"
-#include "common/half.h"
+#include "common/float_type.h"
 #include "common/parallel.h"
 
 namespace pydense {
@@ -58,6 +58,12 @@ void max_pool_forward(const char* op, FloatType dtype, const MaxPoolArgs& args,
                       ParallelFor parallel_for);
 void max_pool_backward(const char* op, FloatType dtype, const MaxPoolBackwardArgs& args,
                        ParallelFor parallel_for);
+
+// On a GPU, with the same results.
+void max_pool_forward_cuda(const char* op, FloatType dtype, const MaxPoolArgs& args, int device,
+                           void* stream);
+void max_pool_backward_cuda(const char* op, FloatType dtype, const MaxPoolBackwardArgs& args,
+                            int device, void* stream);
 
 // By FloatType.
 struct MaxPoolTable {

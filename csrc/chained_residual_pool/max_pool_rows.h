@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "chained_residual_pool/max_pool.h"
+#include "chained_residual_pool/max_pool_math.h"
 #include "common/bytes.h"
 #include "common/partial.h"
 
@@ -23,15 +24,11 @@ struct PoolSink {
   int64_t offset_stride;
 };
 
-// A later number takes the place of the best one so far.
+// The same, where it is known whether there is a NaN.
 template <bool Nan, bool Offsets, class V, class I>
 PYDENSE_HD void take(const V& v, const I& code, V& best, I& best_code) {
   if constexpr (Nan) {
-    const I wins = (v > best) | (v != v);
-    best = wins ? v : best;
-    if constexpr (Offsets) {
-      best_code = wins ? code : best_code;
-    }
+    take_later<Offsets>(v, code, best, best_code);
   } else {
     if constexpr (Offsets) {
       best_code = v > best ? code : best_code;

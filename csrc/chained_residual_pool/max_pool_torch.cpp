@@ -12,9 +12,34 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
+void run_forward(const char* op, FloatType dtype, const MaxPoolArgs& args, const Tensor& like) {
+#ifdef PYDENSE_WITH_CUDA
+  if (on_gpu(like)) {
+    const int32_t device = like.get_device_index();
+    return max_pool_forward_cuda(op, dtype, args, device, current_cuda_stream(device));
+  }
+#else
+  static_cast<void>(like);
+#endif
+  max_pool_forward(op, dtype, args, torch_parallel_for);
+}
+
+void run_backward(const char* op, FloatType dtype, const MaxPoolBackwardArgs& args,
+                  const Tensor& like) {
+#ifdef PYDENSE_WITH_CUDA
+  if (on_gpu(like)) {
+    const int32_t device = like.get_device_index();
+    return max_pool_backward_cuda(op, dtype, args, device, current_cuda_stream(device));
+  }
+#else
+  static_cast<void>(like);
+#endif
+  max_pool_backward(op, dtype, args, torch_parallel_for);
+}
+
 std::tuple<Tensor, std::optional<Tensor>> forward(const char* op, const Tensor& x, int64_t size,
                                                   bool with_offsets) {
-  check_picture(op, "x", x, false);
+  check_picture(op, "x", x, true);
   const FloatType dtype = float_type(op, "x", x);
   const bool last = is_channels_last(x);
   const PoolShape shape = pool_shape(x, size, last);
@@ -25,10 +50,10 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const char* op, const Tensor& 
   if (with_offsets) {
     offsets = new_picture(x, x.size(2), x.size(3), ScalarType::Byte, last);
   }
-  max_pool_forward(op, dtype,
-                   {shape, pool_source(rows), out.mutable_data_ptr(),
-                    with_offsets ? static_cast<uint8_t*>(offsets->mutable_data_ptr()) : nullptr},
-                   torch_parallel_for);
+  run_forward(op, dtype,
+              {shape, pool_source(rows), out.mutable_data_ptr(),
+               with_offsets ? static_cast<uint8_t*>(offsets->mutable_data_ptr()) : nullptr},
+              x);
   return {out, offsets};
 }
 
@@ -44,11 +69,12 @@ std::tuple<Tensor, Tensor> forward_with_offsets_op(const Tensor& x, int64_t kern
 Tensor backward_op(const Tensor& grad, const Tensor& offsets, const std::optional<Tensor>& addend,
                    int64_t kernel_size) {
   constexpr const char* kOp = "max_pool2d_same_backward";
-  check_picture(kOp, "grad", grad, false);
+  check_picture(kOp, "grad", grad, true);
   const FloatType dtype = float_type(kOp, "grad", grad);
-  check_picture(kOp, "offsets", offsets, false);
+  check_picture(kOp, "offsets", offsets, true);
   require_dtype(kOp, "offsets", offsets, ScalarType::Byte);
   require_shape(kOp, "offsets", offsets, grad);
+  require_same_device(kOp, "offsets", offsets, grad);
   const bool last = is_channels_last(offsets);
   const PoolShape shape = pool_shape(grad, kernel_size, last);
   check_pool_shape(kOp, shape);
@@ -56,18 +82,25 @@ Tensor backward_op(const Tensor& grad, const Tensor& offsets, const std::optiona
   const Tensor codes = as_dense(offsets, last);
   std::optional<Tensor> more;
   if (addend.has_value()) {
-    check_picture(kOp, "addend", *addend, false);
+    check_picture(kOp, "addend", *addend, true);
     require_dtype(kOp, "addend", *addend, grad.scalar_type());
     require_shape(kOp, "addend", *addend, grad);
+    require_same_device(kOp, "addend", *addend, grad);
     more = as_dense(*addend, last);
   }
   Tensor result = new_picture(grad, grad.size(2), grad.size(3), grad.scalar_type(), last);
-  max_pool_backward(
-      kOp, dtype,
-      {shape, pool_source(rows), static_cast<const uint8_t*>(codes.const_data_ptr()),
-       more.has_value() ? more->const_data_ptr() : nullptr, result.mutable_data_ptr()},
-      torch_parallel_for);
+  run_backward(kOp, dtype,
+               {shape, pool_source(rows), static_cast<const uint8_t*>(codes.const_data_ptr()),
+                more.has_value() ? more->const_data_ptr() : nullptr, result.mutable_data_ptr()},
+               grad);
   return result;
+}
+
+// Each serves both devices.
+void register_max_pool(torch::stable::detail::StableLibrary& m) {
+  m.impl("max_pool2d_same", TORCH_BOX(&forward_op));
+  m.impl("max_pool2d_same_with_offsets", TORCH_BOX(&forward_with_offsets_op));
+  m.impl("max_pool2d_same_backward", TORCH_BOX(&backward_op));
 }
 
 }  // namespace
@@ -80,8 +113,7 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "max_pool2d_same_backward(Tensor grad, Tensor offsets, Tensor? addend, int kernel_size) "
       "-> Tensor");
 }
-PYDENSE_TORCH_CPU(m) {
-  m.impl("max_pool2d_same", TORCH_BOX(&pydense::forward_op));
-  m.impl("max_pool2d_same_with_offsets", TORCH_BOX(&pydense::forward_with_offsets_op));
-  m.impl("max_pool2d_same_backward", TORCH_BOX(&pydense::backward_op));
-}
+PYDENSE_TORCH_CPU(m) { pydense::register_max_pool(m); }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) { pydense::register_max_pool(m); }
+#endif

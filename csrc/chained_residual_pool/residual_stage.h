@@ -41,6 +41,13 @@ void residual_stage(const char* op, FloatType dtype, const ResidualStageArgs& ar
 // Sums from the first addend to the last, in float for 16-bit numbers, rounded once.
 void residual_sum(FloatType dtype, const ResidualSumArgs& args, ParallelFor parallel_for);
 
+// On a GPU. x and addends are dense, and `pooled` is not null where something is pooled: the
+// product is a kernel of its own, on tensor cores for 16-bit numbers. float and double have the
+// bits of the CPU.
+void residual_stage_cuda(const char* op, FloatType dtype, const ResidualStageArgs& args, int device,
+                         void* stream);
+void residual_sum_cuda(FloatType dtype, const ResidualSumArgs& args, int device, void* stream);
+
 // By FloatType.
 struct ResidualStageTable {
   void (*stage[4])(const ResidualStageArgs&, ParallelFor);

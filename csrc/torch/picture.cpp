@@ -51,6 +51,11 @@ void check_picture(const char* op, const char* name, const Tensor& x, bool cuda)
                 cuda ? " or a CUDA device" : "", ", got another device");
 }
 
+void require_same_device(const char* op, const char* name, const Tensor& x, const Tensor& first) {
+  PYDENSE_CHECK(x.is_cpu() == first.is_cpu() && x.get_device_index() == first.get_device_index(),
+                op, ": ", name, " must be on one device");
+}
+
 Tensor as_dense(const Tensor& x, bool channels_last) {
   return torch::stable::contiguous(
       x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);

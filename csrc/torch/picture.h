@@ -16,6 +16,8 @@ bool is_channels_last(const Tensor& x);
 // Whether it has four dimensions and lies on the CPU or, where `cuda` is set, on a GPU.
 void check_picture(const char* op, const char* name, const Tensor& x, bool cuda);
 
+void require_same_device(const char* op, const char* name, const Tensor& x, const Tensor& first);
+
 // x itself where it is dense in that format, else a copy.
 Tensor as_dense(const Tensor& x, bool channels_last);
 

@@ -2,30 +2,10 @@
 // What the launchers of upsampling share.
 #pragma once
 
-#include <type_traits>
-
-#include "common/launch.cuh"
+#include "common/picture_launch.cuh"
 #include "upsample/upsample.h"
 
 namespace pydense {
-
-// Calls fn(T{}, std::bool_constant<channels_last>{}) with T the type in memory.
-template <class Fn>
-void with_picture_type(FloatType dtype, bool channels_last, const Fn& fn) {
-  const auto with_format = [&](auto zero) {
-    return channels_last ? fn(zero, std::true_type{}) : fn(zero, std::false_type{});
-  };
-  switch (dtype) {
-    case FloatType::kFloat32:
-      return with_format(float{});
-    case FloatType::kFloat64:
-      return with_format(double{});
-    case FloatType::kBFloat16:
-      return with_format(__nv_bfloat16{});
-    case FloatType::kFloat16:
-      return with_format(__half{});
-  }
-}
 
 // Whether every row of a picture begins at a multiple of `vector` elements.
 inline bool rows_are_aligned(const UpsampleShape& shape, const void* data,

@@ -13,11 +13,6 @@
 namespace pydense {
 namespace {
 
-void require_same_device(const char* op, const char* name, const Tensor& x, const Tensor& first) {
-  PYDENSE_CHECK(x.is_cpu() == first.is_cpu() && x.get_device_index() == first.get_device_index(),
-                op, ": ", name, " must be on one device");
-}
-
 // `like` says where.
 void run_forward(const char* op, FloatType dtype, const UpsampleArgs& args, const Tensor& like) {
 #ifdef PYDENSE_WITH_CUDA

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ._conv1x1_gradient import conv1x1_backward
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, suggested
 
@@ -87,21 +88,11 @@ def _convolution_backward(
     if grad.is_cpu:
         made = iter(_OPS.residual_stage_backward(grad, x, weight, addend, *needed))
         return tuple(next(made) if need else None for need in needed)
-    below, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        [grad.shape[1]],
-        [1, 1],
-        [0, 0],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        needed,
-    )
+    layout = suggested(grad)
+    x = x.contiguous(memory_format=layout)
+    below, of_weight, of_bias = conv1x1_backward(grad, x, weight, needed)
     if addend is not None and below is not None:
-        below = (below + addend).contiguous(memory_format=suggested(grad))
+        below = (below + addend).contiguous(memory_format=layout)
     return below, None if of_weight is None else of_weight.contiguous(), of_bias
 
 

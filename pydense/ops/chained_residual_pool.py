@@ -20,7 +20,6 @@ _library.load()
 from . import _pool_autograd as _pool_autograd  # noqa: E402  registers
 from . import _residual_pool_autograd as _residual_pool_autograd  # noqa: E402  registers
 
-DEVICES = ("cpu",)
 MIN_POOL, MAX_POOL = 3, 13
 MAX_STAGES = 64
 VARIANTS = ("pool_conv", "conv_pool")
@@ -48,21 +47,21 @@ def max_pool2d_same(x: Tensor, kernel_size: int = 5) -> Tensor:
 
     Returns:
         (N, C, H, W) of the dtype of ``x`` (under autocast too), channels_last where torch takes
-        ``x`` as such, contiguous otherwise. Bitwise the same on every CPU and for any number of
-        threads. Backward gathers, without atomics, in one order; 16-bit gradients are summed in
-        float32 and rounded once.
+        ``x`` as such, contiguous otherwise. Bitwise the same on every CPU, for any number of
+        threads, and on CUDA. Backward gathers, without atomics, in one order; 16-bit gradients are
+        summed in float32 and rounded once.
 
     Raises:
         ValueError: A shape or size out of range.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; a tangent: there is no forward-mode
-            derivative (``torch.func.jvp``).
+        NotImplementedError: Tensors that are neither on the CPU nor on a CUDA device; a tangent:
+            there is no forward-mode derivative (``torch.func.jvp``).
 
-    Memory: the result, some rows per thread, and a contiguous copy of a tensor whose pixels do not
-    lie side by side. Saved for backward where ``x`` requires a gradient: one byte for each element,
-    the row and column of its maximum in the window; neither ``x`` nor int64 indices. (A program
-    that was exported without gradients saves ``x`` instead, and looks for the maxima again.) Second
-    derivatives go through ``torch.gather`` and its int64 indices.
+    Memory: the result, on the CPU some rows per thread, and a contiguous copy of a tensor whose
+    pixels do not lie side by side. Saved for backward where ``x`` requires a gradient: one byte for
+    each element, the row and column of its maximum in the window; neither ``x`` nor int64 indices.
+    (A program that was exported without gradients saves ``x`` instead, and looks for the maxima
+    again.) Second derivatives go through ``torch.gather`` and its int64 indices.
 
     Source: ATen's ``max_pool2d_with_indices``.
 
@@ -73,7 +72,7 @@ def max_pool2d_same(x: Tensor, kernel_size: int = 5) -> Tensor:
         tensor([[[[4., 4., 4., 2.]]]])
     """
     op = "max_pool2d_same"
-    arguments.picture(op, "x", x, DEVICES)
+    arguments.picture(op, "x", x)
     size = window_size(op, "kernel_size", kernel_size)
     result: Tensor
     if x.requires_grad and torch.is_grad_enabled():
@@ -100,9 +99,9 @@ def chained_residual_pool(
     with the pool of :func:`max_pool2d_same`. The ReLU that RefineNet has before the block is not
     part of it.
 
-    1x1 convolutions (Light-Weight RefineNet) are one operator: the pooled tile goes from the pool
-    into the matrix product without reaching memory, and the residuals are added on the way out.
-    3x3 convolutions are torch's, around the pool.
+    1x1 convolutions (Light-Weight RefineNet) are one operator: on the CPU the pooled tile goes from
+    the pool into the matrix product without reaching memory, on CUDA the product is a kernel of its
+    own, and the residuals are added on the way out. 3x3 convolutions are torch's, around the pool.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
@@ -116,20 +115,21 @@ def chained_residual_pool(
         (N, C, H, W), channels_last where torch takes ``x`` as such, contiguous otherwise; of the
         dtype of ``x``, or under autocast of autocast's dtype (float64 stays). 16-bit tensors are
         multiplied and summed in float32, each :math:`t_i` is rounded once. The 1x1 form and its
-        backward are bitwise the same for any number of threads; the 3x3 form uses torch's
-        convolutions, which are so at a fixed number of threads only.
+        backward are bitwise the same for any number of threads, and from run to run on CUDA, where
+        float32 is never rounded to TF32 (in backward, torch's matrix products decide). The 3x3 form
+        uses torch's convolutions, which are so at a fixed number of threads only.
 
     Raises:
         ValueError: A shape, size or word out of range.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; a tangent.
+        NotImplementedError: Tensors that are neither on the CPU nor on a CUDA device; a tangent.
         RuntimeError: A second derivative of the 1x1 form.
 
-    Memory: 1x1: the result, every :math:`t_i` but the last, and half a megabyte per thread. Saved
-    for backward, for each stage: one byte for each element (where pools found their maxima), and
-    the input of the convolution where a weight requires a gradient. torch saves the pool's
-    input and int64 indices besides. 3x3: as torch, with those bytes instead of the pool's input and
-    indices.
+    Memory: 1x1: the result, every :math:`t_i` but the last, and half a megabyte per thread or, on
+    CUDA, one pooled picture. Saved for backward, for each stage: one byte for each element (where
+    pools found their maxima), and the input of the convolution where a weight requires a gradient.
+    torch saves the pool's input and int64 indices besides. 3x3: as torch, with those bytes instead
+    of the pool's input and indices.
 
     Source: G. Lin et al., *RefineNet*, CVPR 2017; V. Nekrasov et al., *Light-Weight RefineNet*,
     BMVC 2018 (code: refinenet, refinenet-pytorch, light-weight-refinenet).
@@ -142,7 +142,7 @@ def chained_residual_pool(
         torch.Size([1, 8, 16, 16])
     """
     op = "chained_residual_pool"
-    arguments.picture(op, "x", x, DEVICES)
+    arguments.picture(op, "x", x)
     check.choice(op, "variant", variant, VARIANTS)
     size = window_size(op, "pool_size", pool_size)
     row = _parameters(op, "weights", weights)
@@ -166,10 +166,7 @@ def _parameters(op: str, name: str, value: object) -> list[Tensor]:
     row = check.sequence(op, name, value, "tensors")
     if not 1 <= len(row) <= MAX_STAGES:
         raise ValueError(f"{op}: {name} must be 1 to {MAX_STAGES} tensors, got {len(row)}")
-    return [
-        check.on_device(op, f"{name}[{i}]", check.any_tensor(op, f"{name}[{i}]", item), DEVICES)
-        for i, item in enumerate(row)
-    ]
+    return [check.any_tensor(op, f"{name}[{i}]", item) for i, item in enumerate(row)]
 
 
 def _autocast(
@@ -204,6 +201,10 @@ def _check_shapes(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor
             if tuple(tensor.shape) != shape:
                 raise ValueError(
                     f"{op}: {name}[{i}] must have shape {shape}, got {check.shape(tensor)}"
+                )
+            if tensor.device != x.device:
+                raise ValueError(
+                    f"{op}: {name}[{i}] must be on {x.device} as x, got {tensor.device}"
                 )
 
 

@@ -19,6 +19,7 @@ struct Counts {
   uint64_t shared_requests = 0;
   uint64_t wavefronts = 0;        // passes that the requests for shared memory take
   uint64_t ideal_wavefronts = 0;  // without bank conflicts
+  uint64_t matrix_products = 0;   // of warps, 16 x 8 with depth 16
 };
 
 // One line of the source.

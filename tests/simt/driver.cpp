@@ -72,9 +72,13 @@ void write_json(const Limits& limits, const Counted& counted) {
   real("scale", limits.scale);
   real("minimum_bytes", limits.minimum_bytes);
   const std::pair<const char*, uint64_t> numbers[] = {
-      {"launches", counted.launches},    {"moved_bytes", counts.moved_bytes},
-      {"sectors", counts.sectors},       {"ideal_sectors", counts.ideal_sectors},
-      {"wavefronts", counts.wavefronts}, {"ideal_wavefronts", counts.ideal_wavefronts},
+      {"launches", counted.launches},
+      {"moved_bytes", counts.moved_bytes},
+      {"sectors", counts.sectors},
+      {"ideal_sectors", counts.ideal_sectors},
+      {"wavefronts", counts.wavefronts},
+      {"ideal_wavefronts", counts.ideal_wavefronts},
+      {"matrix_products", counts.matrix_products},
   };
   for (const auto& [key, value] : numbers) {
     json += std::string("\"") + key + "\": " + std::to_string(value) + ", ";

@@ -25,6 +25,7 @@ class RequestCounter {
   void access(const void* from, unsigned thread, uintptr_t address, size_t bytes, bool shared,
               bool write);
   void basic_block(const void* from, unsigned thread);
+  void matrix_product() { ++counts_.matrix_products; }
   void block_ends();
   void launch_ends();
 

@@ -67,6 +67,7 @@ class Observer {
                             size_t dynamic_bytes) = 0;
   virtual void barrier() = 0;
   virtual void warp_sync(unsigned warp, unsigned lanes) = 0;
+  virtual void matrix_product() = 0;  // of a warp, mma.sync m16n8k16
   virtual void launch_ends() = 0;
   virtual void access(const void* address, size_t bytes, bool write, bool atomic,
                       const void* from) = 0;

@@ -272,6 +272,13 @@ void counters_are_exact() {
   const simt::Counts wide =
       counts_of([&] { PYDENSE_LAUNCH(vectors, config(16, 0), x.data(), y.data()); });
   SIMT_EXPECT(wide.requests == 2 && wide.sectors == 16 && wide.ideal_sectors == 16);
+  simt::Buffer<__half> operand(64 * 64, "operand");
+  simt::Buffer<float> product(64 * 64, "product");
+  simt::fill(operand, 2);
+  const planted::Gemm<__half> gemm = {operand.data(), operand.data(), product.data(), 64, 64, 64};
+  const simt::Counts tensor = counts_of([&] { planted::run_gemm<planted::kNone>(gemm); });
+  SIMT_EXPECT(tensor.matrix_products == 4 * 8 * 4);
+  SIMT_EXPECT(tensor.moved_bytes == 64 * 64 * (2 + 4));
 }
 
 // Limits are held, and want the names of all kernels and reasons for what is unusual.

@@ -193,6 +193,12 @@ class Trace final : public Observer {
         write);
   }
 
+  void matrix_product() override {
+    if (on_ && counting_) {
+      counter_->matrix_product();
+    }
+  }
+
   void basic_block(const void* from) {
     if (on_ && counting_ && self != nullptr) {
       counter_->basic_block(from, self->linear);
