@@ -84,7 +84,8 @@ def _convolution_backward(
     grad: Tensor, x: Tensor, weight: Tensor, addend: Tensor | None, needed: list[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of a 1x1 convolution's input (plus ``addend``), weight and bias."""
-    if grad.is_cpu:
+    # 16-bit numbers stay with torch, whose products have instructions for them.
+    if grad.is_cpu and grad.dtype in (torch.float32, torch.float64):
         made = iter(_OPS.residual_stage_backward(grad, x, weight, addend, *needed))
         return tuple(next(made) if need else None for need in needed)
     below, of_weight, of_bias = torch.ops.aten.convolution_backward(
