@@ -214,15 +214,11 @@ class TestPromises:
         results = []
         for count in (1, 2, 4, 4):
             with threads(count):
-                results.append(
-                    [
-                        tensor
-                        for variant in VARIANTS
-                        for tensor in gradients(
-                            chained_residual_pool, arguments, grad, variant=variant
-                        )
-                    ]
-                )
+                found = [
+                    gradients(chained_residual_pool, arguments, grad, variant=v) for v in VARIANTS
+                ]
+                wide = dtype == torch.float32  # in 16 bits, gradients are torch's
+                results.append([t for row in found for t in (row if wide else row[:1])])
         for row in results[1:]:
             assert all(map(same_bits, row, results[0]))
 

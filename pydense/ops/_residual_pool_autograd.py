@@ -85,12 +85,18 @@ def _convolution_backward(
     grad: Tensor, x: Tensor, weight: Tensor, addend: Tensor | None, needed: list[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of a 1x1 convolution's input (plus ``addend``), weight and bias."""
-    if grad.is_cpu:
+    if grad.is_cpu and grad.dtype in (torch.float32, torch.float64):
         made = iter(_OPS.residual_stage_backward(grad, x, weight, addend, *needed))
         return tuple(next(made) if need else None for need in needed)
     layout = suggested(grad)
-    x = x.contiguous(memory_format=layout)
-    below, of_weight, of_bias = conv1x1_backward(grad, x, weight, needed)
+    if grad.is_cpu:  # torch's products have instructions for 16-bit numbers
+        one, none = [1, 1], [0, 0]
+        below, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            grad, x, weight, [grad.shape[1]], one, none, one, False, none, 1, needed
+        )
+    else:
+        x = x.contiguous(memory_format=layout)
+        below, of_weight, of_bias = conv1x1_backward(grad, x, weight, needed)
     if addend is not None and below is not None:
         below = (below + addend).contiguous(memory_format=layout)
     return below, None if of_weight is None else of_weight.contiguous(), of_bias
