@@ -64,7 +64,7 @@ template <class T, int kVector, bool kAlong, int kSize, bool kOffsets>
 class PoolColumn {
   using A = Accumulate<T>;
   using Row = ReducedRow<T, kVector>;
-  static constexpr int kUnroll = kSize > 0 ? kSize : 2;
+  static constexpr int kUnroll = kSize > 0 ? kSize : 1;
 
  public:
   __device__ __forceinline__ PoolColumn(const PoolForwardParams<T>& p, int64_t index, T* values)
