@@ -24,4 +24,23 @@ inline PoolShape pool_shape(const Tensor& x, int64_t size, bool channels_last) {
           x.size(3), channels_last, size > 0 && size <= kMaxPoolSize ? static_cast<int>(size) : 0};
 }
 
+inline void run_max_pool(const char* op, FloatType dtype, const MaxPoolArgs& args,
+                         const Tensor& like) {
+  run_where(
+      like,
+      [&](auto device, void* stream) { max_pool_forward_cuda(op, dtype, args, device, stream); },
+      [&] { max_pool_forward(op, dtype, args, torch_parallel_for); });
+}
+
+inline void check_conv1x1_weight(const char* op, const char* name, const Tensor& weight,
+                                 const Tensor& x) {
+  require_dtype(op, name, weight, x.scalar_type());
+  require_same_device(op, name, weight, x);
+  const int64_t channels = x.size(1);
+  PYDENSE_CHECK(weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == channels &&
+                    weight.size(2) == 1 && weight.size(3) == 1,
+                op, ": ", name, " must have shape (", channels, ", ", channels, ", 1, 1), got ",
+                weight.dim(), " dimensions or another size");
+}
+
 }  // namespace pydense

@@ -12,69 +12,6 @@ namespace {
 using torch::headeronly::ScalarType;
 constexpr const char* kOp = "chained_residual_pool";
 
-void check_parameter(const char* name, const Tensor& parameter, const Tensor& x, bool is_weight) {
-  require_dtype(kOp, name, parameter, x.scalar_type());
-  require_same_device(kOp, name, parameter, x);
-  const int64_t channels = x.size(1);
-  const bool fits = is_weight ? parameter.dim() == 4 && parameter.size(0) == channels &&
-                                    parameter.size(1) == channels && parameter.size(2) == 1 &&
-                                    parameter.size(3) == 1
-                              : parameter.dim() == 1 && parameter.size(0) == channels;
-  PYDENSE_CHECK(fits, kOp, ": ", name, " must have shape (", channels,
-                is_weight ? ", C, 1, 1), C the channels of x, got " : "), got ", parameter.dim(),
-                " dimensions or another size");
-}
-
-// The steps of the chain, where the tensors are.
-class Steps {
- public:
-  Steps(const Tensor& x, FloatType dtype) : dtype_(dtype) {
-#ifdef PYDENSE_WITH_CUDA
-    gpu_ = on_gpu(x);
-    if (gpu_) {
-      device_ = x.get_device_index();
-      stream_ = current_cuda_stream(device_);
-    }
-#else
-    static_cast<void>(x);
-#endif
-  }
-
-  // Then a stage needs memory for its pooled input, and dense tensors.
-  bool is_gpu() const { return gpu_; }
-
-  void stage(const ResidualStageArgs& args) const {
-#ifdef PYDENSE_WITH_CUDA
-    if (gpu_) {
-      return residual_stage_cuda(kOp, dtype_, args, device_, stream_);
-    }
-#endif
-    residual_stage(kOp, dtype_, args, torch_parallel_for);
-  }
-  void pool(const MaxPoolArgs& args) const {
-#ifdef PYDENSE_WITH_CUDA
-    if (gpu_) {
-      return max_pool_forward_cuda(kOp, dtype_, args, device_, stream_);
-    }
-#endif
-    max_pool_forward(kOp, dtype_, args, torch_parallel_for);
-  }
-  void sum(const ResidualSumArgs& args) const {
-#ifdef PYDENSE_WITH_CUDA
-    if (gpu_) {
-      return residual_sum_cuda(dtype_, args, device_, stream_);
-    }
-#endif
-    residual_sum(dtype_, args, torch_parallel_for);
-  }
-
- private:
-  FloatType dtype_;
-  bool gpu_ = false;
-  int32_t device_ = 0;
-  void* stream_ = nullptr;
-};
-
 // [out, what weights' gradients need ..., offsets ...], the latter two where they are asked for:
 // pool first: the pooled inputs of all convolutions, else the inputs of all but the first.
 std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
@@ -89,11 +26,14 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
                 " tensors, got ", biases.size());
   std::vector<Tensor> dense_parameters;  // keeps copies alive
   for (size_t i = 0; i < stages; ++i) {
-    check_parameter("weights", weights[i], x, true);
+    check_conv1x1_weight(kOp, "weights", weights[i], x);
     dense_parameters.push_back(as_contiguous(weights[i]));
   }
   for (const Tensor& bias : biases) {
-    check_parameter("biases", bias, x, false);
+    require_dtype(kOp, "biases", bias, x.scalar_type());
+    require_same_device(kOp, "biases", bias, x);
+    PYDENSE_CHECK(bias.dim() == 1 && bias.size(0) == x.size(1), kOp, ": biases must have shape (",
+                  x.size(1), "), got ", bias.dim(), " dimensions or another size");
     dense_parameters.push_back(as_contiguous(bias));
   }
   const bool last = is_channels_last(x);
@@ -102,8 +42,9 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
   PoolShape unpooled = shape;
   unpooled.size = 1;
 
-  const Steps steps(x, dtype);
-  const Tensor rows = steps.is_gpu() ? as_dense(x, last) : with_contiguous_rows(x, last);
+  // There, a stage needs memory for its pooled input, and dense tensors.
+  const bool gpu = on_gpu(x);
+  const Tensor rows = gpu ? as_dense(x, last) : with_contiguous_rows(x, last);
   const auto picture = [&](ScalarType type) {
     return new_picture(x, x.size(2), x.size(3), type, last);
   };
@@ -127,10 +68,20 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
   // Pools with `pooling`, convolves with weight i; pooled and offsets may be null.
   const auto run = [&](const PoolShape& pooling, const Tensor& from, size_t i, const Tensor& to,
                        void* pooled, uint8_t* codes) {
-    steps.stage({pooling, pool_source(from), dense_parameters[i].const_data_ptr(),
-                 biases.empty() ? nullptr : dense_parameters[stages + i].const_data_ptr(),
-                 addends.data(), static_cast<int>(addends.size()), to.mutable_data_ptr(), pooled,
-                 codes});
+    const ResidualStageArgs args = {
+        pooling,
+        pool_source(from),
+        dense_parameters[i].const_data_ptr(),
+        biases.empty() ? nullptr : dense_parameters[stages + i].const_data_ptr(),
+        addends.data(),
+        static_cast<int>(addends.size()),
+        to.mutable_data_ptr(),
+        pooled,
+        codes};
+    run_where(
+        x,
+        [&](auto device, void* stream) { residual_stage_cuda(kOp, dtype, args, device, stream); },
+        [&] { residual_stage(kOp, dtype, args, torch_parallel_for); });
   };
 
   Tensor out = picture(x.scalar_type());
@@ -143,7 +94,7 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
       void* pooled = nullptr;
       if (save_inputs) {
         pooled = inputs.emplace_back(picture(x.scalar_type())).mutable_data_ptr();
-      } else if (steps.is_gpu()) {
+      } else if (gpu) {
         if (!workspace.has_value()) {
           workspace = picture(x.scalar_type());
         }
@@ -169,10 +120,15 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
       inputs.assign(tops.begin() + 1, tops.end());
     }
     const Tensor top = picture(x.scalar_type());
-    steps.pool({shape, pool_source(convolved), top.mutable_data_ptr(), new_offsets()});
+    run_max_pool(kOp, dtype, {shape, pool_source(convolved), top.mutable_data_ptr(), new_offsets()},
+                 x);
     tops.push_back(top);
     sources_of_tops();
-    steps.sum({shape, addends.data(), static_cast<int>(addends.size()), out.mutable_data_ptr()});
+    const ResidualSumArgs args = {shape, addends.data(), static_cast<int>(addends.size()),
+                                  out.mutable_data_ptr()};
+    run_where(
+        x, [&](auto device, void* stream) { residual_sum_cuda(dtype, args, device, stream); },
+        [&] { residual_sum(dtype, args, torch_parallel_for); });
   }
   std::vector<Tensor> results = {out};
   results.insert(results.end(), inputs.begin(), inputs.end());

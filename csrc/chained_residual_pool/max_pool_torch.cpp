@@ -12,29 +12,12 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-void run_forward(const char* op, FloatType dtype, const MaxPoolArgs& args, const Tensor& like) {
-#ifdef PYDENSE_WITH_CUDA
-  if (on_gpu(like)) {
-    const int32_t device = like.get_device_index();
-    return max_pool_forward_cuda(op, dtype, args, device, current_cuda_stream(device));
-  }
-#else
-  static_cast<void>(like);
-#endif
-  max_pool_forward(op, dtype, args, torch_parallel_for);
-}
-
 void run_backward(const char* op, FloatType dtype, const MaxPoolBackwardArgs& args,
                   const Tensor& like) {
-#ifdef PYDENSE_WITH_CUDA
-  if (on_gpu(like)) {
-    const int32_t device = like.get_device_index();
-    return max_pool_backward_cuda(op, dtype, args, device, current_cuda_stream(device));
-  }
-#else
-  static_cast<void>(like);
-#endif
-  max_pool_backward(op, dtype, args, torch_parallel_for);
+  run_where(
+      like,
+      [&](auto device, void* stream) { max_pool_backward_cuda(op, dtype, args, device, stream); },
+      [&] { max_pool_backward(op, dtype, args, torch_parallel_for); });
 }
 
 std::tuple<Tensor, std::optional<Tensor>> forward(const char* op, const Tensor& x, int64_t size,
@@ -50,10 +33,10 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const char* op, const Tensor& 
   if (with_offsets) {
     offsets = new_picture(x, x.size(2), x.size(3), ScalarType::Byte, last);
   }
-  run_forward(op, dtype,
-              {shape, pool_source(rows), out.mutable_data_ptr(),
-               with_offsets ? static_cast<uint8_t*>(offsets->mutable_data_ptr()) : nullptr},
-              x);
+  run_max_pool(op, dtype,
+               {shape, pool_source(rows), out.mutable_data_ptr(),
+                with_offsets ? static_cast<uint8_t*>(offsets->mutable_data_ptr()) : nullptr},
+               x);
   return {out, offsets};
 }
 

@@ -21,11 +21,7 @@ std::vector<Tensor> backward(const Tensor& grad, const std::optional<Tensor>& in
   check_picture(kOp, "grad", grad, false);
   const FloatType dtype = float_type(kOp, "grad", grad);
   const int64_t channels = grad.size(1);
-  require_dtype(kOp, "weight", weight, grad.scalar_type());
-  PYDENSE_CHECK(weight.is_cpu(), kOp, ": weight must be on the CPU, got another device");
-  PYDENSE_CHECK(weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == channels &&
-                    weight.size(2) == 1 && weight.size(3) == 1,
-                kOp, ": weight must have shape (", channels, ", C, 1, 1), C the channels of grad");
+  check_conv1x1_weight(kOp, "weight", weight, grad);
   PYDENSE_CHECK(input.has_value() || !need_weight, kOp,
                 ": input must be given where weight's gradient is needed, got None");
   const auto check_like_grad = [&](const char* name, const Tensor& x) {

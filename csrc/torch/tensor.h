@@ -34,6 +34,21 @@ inline bool on_gpu(const Tensor& x) {
 #endif
 }
 
+// cuda(device, stream) for a tensor that CUDA kernels serve, else cpu(). `cuda` is generic (auto
+// device): where no CUDA kernels are built, nothing in it need exist.
+template <class Cuda, class Cpu>
+void run_where(const Tensor& like, [[maybe_unused]] const Cuda& cuda, const Cpu& cpu) {
+#ifdef PYDENSE_WITH_CUDA
+  if (on_gpu(like)) {
+    const int32_t device = like.get_device_index();
+    return cuda(device, current_cuda_stream(device));
+  }
+#else
+  static_cast<void>(like);
+#endif
+  cpu();
+}
+
 void require_dtype(const char* op, const char* name, const Tensor& x,
                    torch::headeronly::ScalarType dtype);
 

@@ -15,28 +15,18 @@ namespace {
 
 // `like` says where.
 void run_forward(const char* op, FloatType dtype, const UpsampleArgs& args, const Tensor& like) {
-#ifdef PYDENSE_WITH_CUDA
-  if (on_gpu(like)) {
-    const int32_t device = like.get_device_index();
-    return upsample_forward_cuda(op, dtype, args, device, current_cuda_stream(device));
-  }
-#else
-  static_cast<void>(like);
-#endif
-  upsample_forward(op, dtype, args, torch_parallel_for);
+  run_where(
+      like,
+      [&](auto device, void* stream) { upsample_forward_cuda(op, dtype, args, device, stream); },
+      [&] { upsample_forward(op, dtype, args, torch_parallel_for); });
 }
 
 void run_backward(const char* op, FloatType dtype, const UpsampleBackwardArgs& args,
                   const Tensor& like) {
-#ifdef PYDENSE_WITH_CUDA
-  if (on_gpu(like)) {
-    const int32_t device = like.get_device_index();
-    return upsample_backward_cuda(op, dtype, args, device, current_cuda_stream(device));
-  }
-#else
-  static_cast<void>(like);
-#endif
-  upsample_backward(op, dtype, args, torch_parallel_for);
+  run_where(
+      like,
+      [&](auto device, void* stream) { upsample_backward_cuda(op, dtype, args, device, stream); },
+      [&] { upsample_backward(op, dtype, args, torch_parallel_for); });
 }
 
 PictureStrides strides_of(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2)}; }
