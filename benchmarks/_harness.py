@@ -166,6 +166,12 @@ def set_threads(count: int) -> None:
             sys.modules[library].set_num_threads(count)
 
 
+def forget_compiled() -> None:
+    """Empties ``torch.compile``'s caches: with many cases behind it, it would stay eager."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Keeps the cyclic garbage collector out of the timing."""
@@ -246,6 +252,7 @@ def run_case(
     """
     if rounds < 1 or warmup < 1:
         raise ValueError(f"run_case: rounds, warmup must be positive, got {rounds}, {warmup}")
+    forget_compiled()
     rivals = {label: stages_of(rival) for label, rival in case.setup().items()}
     if case.subject not in rivals:
         raise ValueError(f"run_case: subject must be one of {list(rivals)}, got {case.subject!r}")

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from _benchmarks import PEAKS, ROOT, FakeClock, example, make_case, run_fake
@@ -137,6 +138,28 @@ def test_thread_counts_are_stated_and_fixed_ones_kept(monkeypatch):
     assert [run["threads"] for run in runs] == [1, 3]
     assert [run["rivals"]["rival"]["threads"] for run in runs] == [1, 1]
     assert [run["rivals"]["pydense"]["threads"] for run in runs] == [1, 3]
+
+
+def test_every_run_compiles_anew():
+    """Behind its recompile limit torch.compile would leave a rival as it is, eager."""
+    torch = pytest.importorskip("torch")
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    def add_one(x):
+        return x + 1
+
+    def setup(size):
+        x, function = torch.ones(size), torch.compile(add_one, backend=backend, dynamic=False)
+        return {"pydense": lambda: None, "rival": lambda: function(x)}
+
+    cases = [Case(name=f"{n}", setup=partial(setup, n)) for n in range(2, 7)]
+    with torch._dynamo.config.patch(recompile_limit=2):
+        _harness.run_cases(cases, rounds=1, threads=[1], min_seconds=1e-9)
+    assert len(compiled) == len(cases)
 
 
 def test_limit_is_the_slower_of_traffic_and_arithmetic():
