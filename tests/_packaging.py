@@ -15,7 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sysconfig.get_path("scripts")
 # A GPU must not be needed; pytest's and pydense's own switches must not reach the builds.
-DROPPED = re.compile(r"^(PYTEST_.*|PYTHONPATH|PYDENSE_.*|CUDACXX|CMAKE_.*|VIRTUAL_ENV)$")
+DROPPED = re.compile(
+    r"^(PYTEST_.*|PYTHONPATH|PYDENSE_.*|CUDACXX|CMAKE_(?!CUDA_COMPILER_LAUNCHER$).*|VIRTUAL_ENV)$"
+)
 
 
 def environment(**changes: str) -> dict[str, str]:
