@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kTileElements = 2048;  // of a row at work
 constexpr int64_t kTaskElements = 65536;
+constexpr int64_t kAhead = 1024;   // elements that memory is asked for early
 constexpr int64_t kTaskRows = 32;  // at least: every task spreads its first rows by itself
 
 template <class T>
@@ -71,6 +72,8 @@ template <int Same, int Pairs, class S>
   for (; e + kLanes <= elements; e += kLanes) {
     V sum{};
     if constexpr (Same == 1) {
+      __builtin_prefetch(same + e + kAhead);
+      __builtin_prefetch(to + e + kAhead, 1);
       sum = load_as<V>(same + e);
     }
 #pragma GCC unroll 4
@@ -292,7 +295,7 @@ class Forward {
       source = unit_ >= kLanes ? from : stage;
     }
     if (source == stage) {
-      convert(from, tile.count() * unit_, stage);
+      convert(from, tile.count() * unit_, input.from->strides.row, stage);
     }
     if (unit_ == 1) {
       tile.row(source, to);
@@ -301,14 +304,16 @@ class Forward {
     }
   }
 
-  // With kSpare zeros behind: vectors may be read that are not all needed.
-  static void convert(const S* from, int64_t count, T* to) {
+  // Behind them, vectors may be read of which no number is used. Asks for the row that follows.
+  static void convert(const S* from, int64_t count, int64_t stride, T* to) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
+      __builtin_prefetch(from + i + stride);
       store(to + i, load_as<V>(from + i));
     }
-    store(to + i, load_part<V>(from + i, count - i));
-    std::memset(to + i + kLanes, 0, static_cast<size_t>(kSpare + count - i - kLanes) * sizeof(T));
+    if (i < count) {
+      store(to + i, load_part<V>(from + i, count - i));
+    }
   }
 
   const UpsampleArgs& args_;

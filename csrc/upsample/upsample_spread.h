@@ -75,15 +75,18 @@ class Spread {
       return columns(from, to, begin_, end_);
     }
     const IntOf<T>* lanes = index();
-    for (int64_t b = 0; b < num_blocks_; ++b, lanes += 2 * kLanes) {
-      const Block& block = blocks()[b];
+    const T* const w0 = x_.w0;
+    const T* const w1 = x_.w1;
+    const Block* const end = blocks() + num_blocks_;
+    for (const Block* at = blocks(); at < end; ++at, lanes += 2 * kLanes) {
+      const Block block = *at;
       if (block.vectors == 0) {
         columns(from, to, block.x, block.x + kLanes);
         continue;
       }
       const V left = pick(from + block.base0, load<I>(lanes), block.vectors);
       const V right = pick(from + block.base1, load<I>(lanes + kLanes), block.vectors);
-      store(to + block.x, fma(load<V>(x_.w1 + block.x), right, load<V>(x_.w0 + block.x) * left));
+      store(to + block.x, fma(load<V>(w1 + block.x), right, load<V>(w0 + block.x) * left));
     }
   }
 
