@@ -10,7 +10,10 @@
 namespace pydense::PYDENSE_ISA {
 namespace {
 
-constexpr int64_t kTileElements = 2048;  // of a row at work
+// Of a row at work: in the first-level cache for one channel; of pixels that lie far apart, enough
+// that a row's part is long.
+constexpr int64_t kTileElements = 2048;
+constexpr int64_t kTilePixelElements = 16384;
 constexpr int64_t kTaskElements = 65536;
 constexpr int64_t kAhead = 1024;   // elements that memory is asked for early
 constexpr int64_t kTaskRows = 32;  // at least: every task spreads its first rows by itself
@@ -131,7 +134,9 @@ class Forward {
   explicit Forward(const UpsampleArgs& args)
       : args_(args),
         unit_(args.shape.channels_last ? args.shape.channels : 1),
-        num_tiles_(smaller(args.shape.width, ceil_div(args.shape.width * unit_, kTileElements))),
+        num_tiles_(smaller(
+            args.shape.width,
+            ceil_div(args.shape.width * unit_, unit_ == 1 ? kTileElements : kTilePixelElements))),
         tile_elements_(ceil_div(args.shape.width, num_tiles_) * unit_) {
     const UpsampleInput& first = args.inputs[0];
     // Where a row is used for few rows of the output, spreading it first does not pay; converting
