@@ -103,6 +103,19 @@ void gaps() {
   }
 }
 
+// Results that begin between the places where vectors may.
+void unaligned_results() {
+  Problem p = {1, 4, {6, 16}, {{{3, 8}}}};
+  for (const bool last : {false, true}) {
+    p.last = last;
+    p.begin = 2;
+    forward<float>(p);
+    forward<__nv_bfloat16>(p);
+    p.begin = 1;
+    forward<double>(p);
+  }
+}
+
 void nothing() {
   forward<float>({0, 3, {4, 4}, {{{2, 2}}}});
   backward<float>({0, 3, {4, 4}, {{{2, 2}}}});
@@ -239,6 +252,7 @@ int main(int argc, char** argv) {
           {"many planes", many_planes},
           {"sums", sums},
           {"gaps between rows", gaps},
+          {"unaligned results", unaligned_results},
           {"empty batch", nothing},
           {"random shapes", random_shapes, simt::kRelease},
           {"2^31 + 16384 elements", large_elements, simt::kRelease | simt::kAsan},
