@@ -12,9 +12,9 @@ run time. Two things can undo that choice, and both are looked for in the object
   when no copy can differ in instruction set: it is data, or its code holds no instruction beyond
   SSE (shown as "shared").
 * Compiler flags reach an object they are not meant for. So the encodings are read from the
-  disassembly: VEX only in avx2 and above, EVEX and mask registers only in avx512 and above, bfloat16
-  arithmetic only in avx512_bf16 and amx, tiles only in amx; none of them in any other object
-  (dispatch, core, doors).
+  disassembly: VEX only in avx2 and above, EVEX and mask registers only in avx512 and above,
+  bfloat16 arithmetic only in avx512_bf16 and amx, tiles only in amx; none of them in any other
+  object (dispatch, core, doors).
 
 Objects for other processors than x86-64 have one ISA and nothing to leak; they are counted only.
 """
