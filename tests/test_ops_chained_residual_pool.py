@@ -175,7 +175,7 @@ class TestPromises:
         for dtype in DTYPES:
             found, paired = [], []
             for capability in _core.cpu_capabilities():
-                _core.set_cpu_capability(capability)
+                OPS._set_cpu_capability(capability)
                 for form in FORMATS:
                     arguments = problem((1, 30, 12, 37), 2, 1, dtype, form, True)
                     out = chained_residual_pool(*arguments)
@@ -199,7 +199,7 @@ class TestPromises:
             exact = gradients(reference.chained_residual_pool, wide(arguments), grad.double())
             theirs = gradients(reference.chained_residual_pool, arguments, grad)
             for capability in _core.cpu_capabilities():
-                _core.set_cpu_capability(capability)
+                OPS._set_cpu_capability(capability)
                 own = gradients(chained_residual_pool, arguments, grad)
                 for a, b, e in zip(own, theirs, exact, strict=True):
                     error = [float((t.double() - e).abs().max()) for t in (a, b)]
@@ -208,10 +208,10 @@ class TestPromises:
 
     def test_bfloat16_gradients_are_torchs_with_amx(self, monkeypatch):
         """The dispatch alone: torch runs its convolution on whatever CPU this is."""
-        monkeypatch.setattr(_core, "cpu_capability", lambda: "amx")
+        monkeypatch.setattr(OPS, "_cpu_capability", lambda: "amx")
         x, weights, _ = problem((1, 24, 11, 13), 1, 1, torch.bfloat16, FORMATS[0], False)
         grad = random(1, 24, 11, 13, seed=99).to(torch.bfloat16)
-        # Small whole numbers: sums are exact and rounded once, so that both ways have the same bits.
+        # Small whole numbers: sums are exact and rounded once, both ways have the same bits.
         x, grad, weight = (t.mul(2).round() for t in (x, grad, 4 * weights[0]))
         calls = []
         aten = torch.ops.aten.convolution_backward

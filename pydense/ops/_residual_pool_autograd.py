@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from pydense import _core
-
 from ._conv1x1_gradient import conv1x1_backward
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, suggested
@@ -86,7 +84,7 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
 def _own_products(grad: Tensor) -> bool:
     """Whether the gradients of convolutions are pydense's products, else torch's."""
     # torch's know AMX, with many times the speed of what pydense has for bfloat16.
-    return grad.is_cpu and (grad.dtype != torch.bfloat16 or _core.cpu_capability() != "amx")
+    return grad.is_cpu and (grad.dtype != torch.bfloat16 or _OPS._cpu_capability() != "amx")
 
 
 def _convolution_backward(
