@@ -295,17 +295,24 @@ class WeightGradient {
         add_products(depth, more, ceil_div(grad.lines(), blocks), grad,
                      ceil_div(input.lines(), blocks), input);
       }
-      for (int64_t o = 0; own.args_.bias != nullptr && o < outputs; ++o) {
-        const int64_t panel = o / kGemmRows * kGemmRows;
-        const int64_t count = smaller(kGemmRows, outputs - panel);
-        const Step* const from =
-            left + (own.last_ ? panel * own.pitch_ + o - panel : o * own.pitch_);
-        const int64_t step = own.last_ ? count : 1;
-        T sum = 0;
-        for (int64_t k = 0; k < depth; ++k) {
-          sum = with_step(sum, from[k * step]);
+      for (int64_t o = 0; own.args_.bias != nullptr && o < outputs; o += kGemmRows) {
+        add_rows(o, smaller(kGemmRows, outputs - o), depth);
+      }
+    }
+
+    // Sums of a panel's rows, all at a time: each is a chain of additions.
+    void add_rows(int64_t panel, int64_t count, int64_t depth) {
+      const Step* const from = left + panel * own.pitch_;
+      const int64_t step = own.last_ ? count : 1;
+      const int64_t row = own.last_ ? 1 : own.pitch_;
+      T sums[kGemmRows] = {};
+      for (int64_t k = 0; k < depth; ++k) {
+        for (int64_t i = 0; i < count; ++i) {
+          sums[i] = with_step(sums[i], from[k * step + i * row]);
         }
-        own.bias_sums(slab)[first + o] += sum;
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        own.bias_sums(slab)[first + panel + i] += sums[i];
       }
     }
 
