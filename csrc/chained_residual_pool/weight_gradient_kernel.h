@@ -23,9 +23,10 @@ class WeightGradient {
   using T = ComputeOf<S>;
   using P = GemmOperandOf<S>;
   using Step = GemmLane<P>;
-  static constexpr int kStep = kGemmStep<P>;
+  static constexpr int64_t kStep = kGemmStep<P>;
   static constexpr int kLanes = kNativeLanesOf<T>;
   static constexpr int64_t kColumns = kGemmColumns<P>;
+  static constexpr int64_t kVector = kLanes * kStep;  // pixels in a vector of steps
   using V = Vec<T, kLanes>;
   using Steps = Vec<Step, kLanes>;
 
@@ -107,7 +108,7 @@ class WeightGradient {
         : own(owner),
           buffer(pool.take(checked_bytes(
               static_cast<size_t>(own.group_ * own.pitch_ + own.columns_ * own.depth_ +
-                                  own.columns_ + 2 * kLanes),
+                                  own.columns_ + int64_t{2} * kLanes),
               sizeof(Step)))),
           left(buffer.template as<Step>()),
           right(left + own.group_ * own.pitch_),
@@ -162,10 +163,10 @@ class WeightGradient {
     // The steps of pixels that lie side by side, 0 behind the last one.
     static Steps steps_of(const S* from, int64_t pixels) {
       if constexpr (std::is_same_v<S, P>) {
-        if (pixels >= kLanes * kStep) {
+        if (pixels >= kVector) {
           return load<Steps>(from);
         }
-        S part[kLanes * kStep] = {};
+        S part[kVector] = {};
         std::memcpy(part, from, static_cast<size_t>(pixels) * sizeof(S));
         return load<Steps>(part);
       } else {
@@ -178,7 +179,7 @@ class WeightGradient {
       for (int64_t o = 0; o < outputs; ++o) {
         const S* const from = own.at(own.args_.grad, first + o, row, x);
         Step* const to = left + o * own.pitch_ + k;
-        for (int64_t i = 0; i < count; i += kLanes * kStep) {
+        for (int64_t i = 0; i < count; i += kVector) {
           store(to + i / kStep, steps_of(from + i, count - i));
         }
       }
@@ -189,7 +190,7 @@ class WeightGradient {
       for (int64_t c = 0; c < own.columns_; c += kLanes) {
         Step* const panel =
             right + c / kColumns * kColumns * own.depth_ + k * kColumns + c % kColumns;
-        for (int64_t i = 0; i < count; i += kLanes * kStep) {
+        for (int64_t i = 0; i < count; i += kVector) {
           Steps square[kLanes];
           for (int64_t j = 0; j < kLanes; ++j) {
             square[j] = c + j < own.channels_
