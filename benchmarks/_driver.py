@@ -21,7 +21,13 @@ from benchmarks._machine import available_cpus, commit, describe, measure_peaks
 from benchmarks._memory import peak_memory
 from benchmarks._result import load_result, make_result, write_result
 
-ATEN_NAMES = {"baseline": "default", "avx2": "avx2", "avx512": "avx512", "amx": "avx512"}
+ATEN_NAMES = {
+    "baseline": "default",
+    "avx2": "avx2",
+    "avx512": "avx512",
+    "avx512_bf16": "avx512",
+    "amx": "avx512",
+}
 
 Peaks = Mapping[int, Mapping[str, float]]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chained residual pooling on the CPU: pydense beside every form that torch offers.
 
-    python -m benchmarks.bench_chained_residual_pool                    # writes the result
-    python -m benchmarks.bench_chained_residual_pool --isa avx512 avx2  # a process for each
-    python -m benchmarks.bench_chained_residual_pool --quick            # seconds; writes nothing
+    python -m benchmarks.bench_chained_residual_pool                  # writes the result
+    python -m benchmarks.bench_chained_residual_pool --quick          # seconds; writes nothing
+    python -m benchmarks.bench_chained_residual_pool --isa avx512_bf16 avx2  # a process for each
 
 Max pooling with stride 1, the pooling block of RefineNet in two sizes, and HRNet's head. Forward
 and backward go through autograd. Judged is pydense on contiguous tensors; the same on channels_last

@@ -86,9 +86,13 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 @pytest.fixture
 def restore_core() -> Iterator[None]:
     """Put thread count and CPU capability back after a test that changes them."""
-    from pydense import _core
+    from pydense import _core, _library
 
     threads, capability = _core.get_num_threads(), _core.cpu_capability()
     yield
     _core.set_num_threads(threads)
     _core.set_cpu_capability(capability)
+    if _library.is_loaded():  # it has a state of its own
+        import torch
+
+        torch.ops.pydense._set_cpu_capability(capability)

@@ -152,7 +152,7 @@ class TestPromises:
         assert x.grad.shape == x.shape and float(weights[0].grad.abs().max()) == 0
 
     @pytest.mark.parametrize("form", FORMATS)
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", DTYPES)
     def test_threads_and_runs(self, dtype, form):
         arguments = problem((2, 40, 90, 70), 3, 1, dtype, form, True)
         grad = random(2, 40, 90, 70, seed=7).to(dtype)
@@ -162,26 +162,69 @@ class TestPromises:
                 found = [
                     gradients(chained_residual_pool, arguments, grad, variant=v) for v in VARIANTS
                 ]
-                wide = dtype == torch.float32  # in 16 bits, gradients are torch's
-                results.append([t for row in found for t in (row if wide else row[:1])])
+                torchs = dtype == torch.bfloat16 and _core.cpu_capability() == "amx"
+                results.append([t for row in found for t in (row[:1] if torchs else row)])
         for row in results[1:]:
             assert all(map(same_bits, row, results[0]))
 
     def test_instruction_sets(self, restore_core):
-        """The same bits wherever there is fused multiply-add, in both memory formats."""
+        """The same bits wherever there is fused multiply-add, in both memory formats.
+
+        Products of bfloat16 pairs round in another order.
+        """
         for dtype in DTYPES:
-            found = []
+            found, paired = [], []
             for capability in _core.cpu_capabilities():
-                _core.set_cpu_capability(capability)
+                OPS._set_cpu_capability(capability)
                 for form in FORMATS:
                     arguments = problem((1, 30, 12, 37), 2, 1, dtype, form, True)
                     out = chained_residual_pool(*arguments)
                     exact = reference.chained_residual_pool(*wide(arguments))
                     bound = 8 * max(torch.finfo(dtype).eps, 2**-23) * float(exact.abs().max())
                     assert (out.double() - exact).abs().max() < bound
-                    if capability != "baseline":
+                    if dtype == torch.bfloat16 and capability in ("avx512_bf16", "amx"):
+                        paired.append(out)
+                    elif capability != "baseline":
                         found.append(out)
-            assert all(same_bits(out, found[0]) for out in found)
+            for row in (found, paired):
+                assert all(same_bits(out, row[0]) for out in row)
+
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("dtype", DTYPES[1:])
+    def test_gradients_on_instruction_sets(self, restore_core, dtype, form):
+        """Odd numbers of channels and columns among them, and more than one slab of pixels."""
+        for shape in ((2, 13, 7, 9), (1, 40, 31, 50)):
+            arguments = problem(shape, 1, 1, dtype, form, True)
+            grad = random(*shape, seed=99).to(dtype)
+            exact = gradients(reference.chained_residual_pool, wide(arguments), grad.double())
+            theirs = gradients(reference.chained_residual_pool, arguments, grad)
+            for capability in _core.cpu_capabilities():
+                OPS._set_cpu_capability(capability)
+                own = gradients(chained_residual_pool, arguments, grad)
+                for a, b, e in zip(own, theirs, exact, strict=True):
+                    error = [float((t.double() - e).abs().max()) for t in (a, b)]
+                    floor = 2**-20 * float(e.abs().max())
+                    assert error[0] <= 2 * error[1] + floor, (capability, error)
+
+    def test_bfloat16_gradients_are_torchs_with_amx(self, monkeypatch):
+        """The dispatch alone: torch runs its convolution on whatever CPU this is."""
+        monkeypatch.setattr(OPS, "_cpu_capability", lambda: "amx")
+        x, weights, _ = problem((1, 24, 11, 13), 1, 1, torch.bfloat16, FORMATS[0], False)
+        grad = random(1, 24, 11, 13, seed=99).to(torch.bfloat16)
+        # Small whole numbers: sums are exact and rounded once, both ways have the same bits.
+        x, grad, weight = (t.mul(2).round() for t in (x, grad, 4 * weights[0]))
+        calls = []
+        aten = torch.ops.aten.convolution_backward
+        monkeypatch.setattr(
+            torch.ops.aten,
+            "convolution_backward",
+            lambda *rest: calls.append(rest[0].dtype) or aten(*rest),
+        )
+        by_torch = gradients(chained_residual_pool, (x, [weight], None), grad)
+        assert calls == [torch.bfloat16]
+        monkeypatch.undo()
+        own = gradients(chained_residual_pool, (x, [weight], None), grad)
+        assert all(map(torch.equal, own, by_torch))
 
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_what_is_saved_for_backward(self, backend, variant):

@@ -115,7 +115,7 @@ class TestAgainstTorch:
 
     @pytest.mark.parametrize("capability", _core.cpu_capabilities())
     def test_every_instruction_set(self, capability, restore_core):
-        _core.set_cpu_capability(capability)
+        torch.ops.pydense._set_cpu_capability(capability)
         for form in FORMATS:
             for dtype in DTYPES:
                 for size in (3, 5, 9):

@@ -12,8 +12,9 @@ run time. Two things can undo that choice, and both are looked for in the object
   when no copy can differ in instruction set: it is data, or its code holds no instruction beyond
   SSE (shown as "shared").
 * Compiler flags reach an object they are not meant for. So the encodings are read from the
-  disassembly: VEX only in avx2 and above, EVEX and mask registers only in avx512 and above, tiles
-  and bfloat16 arithmetic only in amx; none of them in any other object (dispatch, core, doors).
+  disassembly: VEX only in avx2 and above, EVEX and mask registers only in avx512 and above,
+  bfloat16 arithmetic only in avx512_bf16 and amx, tiles only in amx; none of them in any other
+  object (dispatch, core, doors).
 
 Objects for other processors than x86-64 have one ISA and nothing to leak; they are counted only.
 """
@@ -32,16 +33,18 @@ from pathlib import Path
 
 ELF_X86_64 = 62
 # Levels of encodings: an object may hold those up to the level of its ISA.
-SSE, VEX, EVEX, AMX = range(4)
-LEVELS = {"baseline": SSE, "avx2": VEX, "avx512": EVEX, "amx": AMX}
-LEVEL_NAMES = ("SSE", "VEX (AVX, AVX2, FMA)", "EVEX (AVX-512)", "AMX or AVX-512 BF16")
+SSE, VEX, EVEX, BF16, AMX = range(5)
+LEVELS = {"baseline": SSE, "avx2": VEX, "avx512": EVEX, "avx512_bf16": BF16, "amx": AMX}
+LEVEL_NAMES = ("SSE", "VEX (AVX, AVX2, FMA)", "EVEX (AVX-512)", "AVX-512 BF16", "AMX")
 
 TARGET = re.compile(r"CMakeFiles/([^/]+)\.dir/")
+ISA_TARGET = re.compile(r"pydense_isa_(\w+?)(?:_tests)?")
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+)\s*\t?(.*)$")
 CLONE = re.compile(r"\.(cold|part|isra|constprop|lto_priv)(\.\d+)*$")
 SEGMENT_AND_SIZE_PREFIXES = {0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67}
-AMX_TEXT = re.compile(r"%tmm\d|\btilerelease\b|\b[ls]dtilecfg\b|\bsttilecfg\b|\bv(dp|cvtn)\w*bf16")
+AMX_TEXT = re.compile(r"%tmm\d|\btilerelease\b|\b[ls]dtilecfg\b|\bsttilecfg\b")
+BF16_TEXT = re.compile(r"\bv(dp|cvtn)\w*bf16")
 MASK_TEXT = re.compile(r"%k[0-7]\b")
 
 
@@ -85,6 +88,8 @@ def instruction_level(code: bytes, text: str) -> int:
         return SSE
     if AMX_TEXT.search(text):
         return AMX
+    if BF16_TEXT.search(text):
+        return BF16
     # kmovw and its like are VEX-encoded, but AVX-512 all the same.
     return EVEX if code[at] == 0x62 or MASK_TEXT.search(text) else VEX
 
@@ -120,7 +125,8 @@ def demangle(names: Sequence[str]) -> list[str]:
 
 
 def check_object(target: str, path: Path, report: Report) -> None:
-    isa = target.removeprefix("pydense_isa_") if target.startswith("pydense_isa_") else None
+    match = ISA_TARGET.fullmatch(target)
+    isa = match.group(1) if match else None
     if isa is not None and isa not in LEVELS:
         report.leaks.append(f"{path}: unknown instruction set '{isa}'")
         return

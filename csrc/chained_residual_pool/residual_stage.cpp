@@ -10,6 +10,17 @@ const ResidualStageTable& table() {
   return select_cpu_table<ResidualStageTable>(PYDENSE_CPU_TABLES(kResidualStageTable));
 }
 
+using StageFunction = void (*)(const ResidualStageArgs&, ParallelFor);
+
+StageFunction stage_of(FloatType dtype) {
+#if defined(__x86_64__)
+  if (dtype == FloatType::kBFloat16 && current_cpu_isa() >= CpuIsa::kAvx512Bf16) {
+    return avx512_bf16::residual_stage_bf16;
+  }
+#endif
+  return table().stage[static_cast<int>(dtype)];
+}
+
 bool is_empty(const PoolShape& shape) { return shape.batches == 0 || shape.channels == 0; }
 
 }  // namespace
@@ -22,7 +33,7 @@ void residual_stage(const char* op, FloatType dtype, const ResidualStageArgs& ar
   PYDENSE_CHECK(args.num_addends >= 0 && args.num_addends <= kMaxResidualStages, op,
                 ": weights must be at most ", kMaxResidualStages, ", got ", args.num_addends);
   if (!is_empty(args.shape)) {
-    table().stage[static_cast<int>(dtype)](args, parallel_for);
+    stage_of(dtype)(args, parallel_for);
   }
 }
 

@@ -5,7 +5,8 @@
 //
 // The pooled tile goes from the pool straight into the matrix product and never to memory, unless
 // it is asked for. Results have the same bits for any number of threads, in both memory formats and
-// on all instruction sets with fused multiply-add.
+// on all instruction sets with fused multiply-add; BFloat16 has other bits where pairs of it are
+// multiplied (common/gemm/gemm_bf16.h).
 #pragma once
 
 #include "chained_residual_pool/max_pool.h"
@@ -54,5 +55,10 @@ struct ResidualStageTable {
   void (*sum[4])(const ResidualSumArgs&, ParallelFor);
 };
 PYDENSE_DECLARE_CPU_TABLES(ResidualStageTable, kResidualStageTable)
+#if defined(__x86_64__)
+namespace avx512_bf16 {
+void residual_stage_bf16(const ResidualStageArgs& args, ParallelFor parallel_for);
+}
+#endif
 
 }  // namespace pydense

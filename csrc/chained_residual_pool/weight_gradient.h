@@ -28,5 +28,10 @@ struct WeightGradientTable {
   void (*run[4])(const WeightGradientArgs&, ParallelFor);
 };
 PYDENSE_DECLARE_CPU_TABLES(WeightGradientTable, kWeightGradientTable)
+#if defined(__x86_64__)
+namespace avx512_bf16 {
+void weight_gradient_bf16(const WeightGradientArgs& args, ParallelFor parallel_for);
+}
+#endif
 
 }  // namespace pydense

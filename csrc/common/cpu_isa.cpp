@@ -65,7 +65,11 @@ std::vector<CpuIsa> detect() {
     return isas;
   }
   isas.push_back(CpuIsa::kAvx512);
-  if (__builtin_cpu_supports("avx512bf16") && amx_permitted()) {
+  if (!__builtin_cpu_supports("avx512bf16")) {
+    return isas;
+  }
+  isas.push_back(CpuIsa::kAvx512Bf16);
+  if (amx_permitted()) {
     isas.push_back(CpuIsa::kAmx);
   }
   return isas;
@@ -105,6 +109,8 @@ const char* cpu_isa_name(CpuIsa isa) {
       return "avx2";
     case CpuIsa::kAvx512:
       return "avx512";
+    case CpuIsa::kAvx512Bf16:
+      return "avx512_bf16";
     case CpuIsa::kAmx:
       return "amx";
     case CpuIsa::kGeneric:

@@ -10,8 +10,9 @@
 namespace pydense {
 
 // In order: a CPU that has one has all before it. kBaseline is x86-64-v2 (SSE4.2), kAvx2 adds
-// AVX2+FMA+F16C, kAvx512 F+BW+DQ+VL, kAmx AVX-512 BF16 + AMX BF16. Other machines have kGeneric.
-enum class CpuIsa { kGeneric, kBaseline, kAvx2, kAvx512, kAmx };
+// AVX2+FMA+F16C, kAvx512 F+BW+DQ+VL, kAvx512Bf16 AVX-512 BF16, kAmx AMX BF16. Other machines have
+// kGeneric.
+enum class CpuIsa { kGeneric, kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 const char* cpu_isa_name(CpuIsa isa);
 

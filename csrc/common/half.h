@@ -83,6 +83,15 @@ PYDENSE_HD void store_as(S* to, const V& v) {
       return store(to, _mm512_maskz_cvtps_ph(0xFFFF, v, _MM_FROUND_TO_NEAREST_INT));
     }
 #endif
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<S, BFloat16> && kLanes == 16) {
+      // The instruction would make subnormal numbers 0: they go the long way.
+      constexpr int kSubnormal = 0x20;
+      if (_mm512_fpclass_ps_mask(v, kSubnormal) == 0) [[likely]] {
+        return store(to, _mm512_cvtneps_pbh(v));
+      }
+    }
+#endif
 #if defined(__F16C__)
     if constexpr (std::is_same_v<S, Half> && kLanes == 8) {
       return store(to, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

@@ -22,6 +22,9 @@ struct SelftestTable {
 };
 PYDENSE_DECLARE_CPU_TABLES(SelftestTable, kSelftestTable)
 #if defined(__x86_64__)
+namespace avx512_bf16 {
+extern const SelftestTable kSelftestTable;
+}
 namespace amx {
 extern const SelftestTable kSelftestTable;
 }

@@ -4,7 +4,7 @@
 #include <iterator>
 #include <stdexcept>
 
-#include "common/simd.h"
+#include "common/gemm/gemm.h"
 #include "selftest/selftest.h"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
@@ -56,8 +56,30 @@ void check_tiles() {
 void check_tiles() {}
 #endif
 
+#if defined(__AVX512BF16__)
+// Likewise one product of pairs.
+void check_pairs() {
+  constexpr int64_t kDepth = 32;
+  constexpr auto kColumns = kGemmColumns<BFloat16>;
+  BFloat16 a[kDepth];
+  BFloat16 b[kDepth * kColumns];
+  float c[kColumns];
+  std::fill(std::begin(a), std::end(a), BFloat16{0x3F80});
+  std::fill(std::begin(b), std::end(b), BFloat16{0x4000});
+  gemm_block<BFloat16, 1, true>(kDepth, a, 0, b, c, kColumns, false, nullptr);
+  for (const float value : c) {
+    if (value != 2.0f * kDepth) {
+      throw std::runtime_error("selftest: product of bfloat16 pairs is wrong");
+    }
+  }
+}
+#else
+void check_pairs() {}
+#endif
+
 void selftest_cpu(const SelftestArgs& args, ParallelFor parallel_for) {
   check_tiles();
+  check_pairs();
   using Vec = FloatVec<kNativeLanes>;
   constexpr int64_t kChunk = 4096;
   parallel_tasks(parallel_for, ceil_div(args.n, kChunk), [&](int64_t task) {

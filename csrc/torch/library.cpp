@@ -9,6 +9,7 @@
 #include <string>
 
 #include "common/build_info.h"
+#include "common/cpu_isa.h"
 #include "common/mapping.h"
 #include "torch/tensor.h"
 
@@ -20,6 +21,8 @@ std::atomic<bool> forked{false};
 
 std::string library_version() { return build_info().version; }
 void empty_cache() { drop_kept_mappings(); }
+std::string cpu_capability() { return cpu_isa_name(current_cpu_isa()); }
+void set_cpu_capability(const std::string& name) { set_cpu_isa(name); }
 int64_t cached_bytes() { return static_cast<int64_t>(mapped_bytes().kept); }
 
 }  // namespace
@@ -82,9 +85,13 @@ PYDENSE_TORCH_SCHEMAS(m) {
   m.def("_version() -> str");
   m.def("_empty_cache() -> ()");
   m.def("_cached_bytes() -> int");
+  m.def("_cpu_capability() -> str");
+  m.def("_set_cpu_capability(str name) -> ()");
 }
 PYDENSE_TORCH_ANY(m) {
   m.impl("_version", TORCH_BOX(&pydense::library_version));
   m.impl("_empty_cache", TORCH_BOX(&pydense::empty_cache));
   m.impl("_cached_bytes", TORCH_BOX(&pydense::cached_bytes));
+  m.impl("_cpu_capability", TORCH_BOX(&pydense::cpu_capability));
+  m.impl("_set_cpu_capability", TORCH_BOX(&pydense::set_cpu_capability));
 }

@@ -114,9 +114,11 @@ def chained_residual_pool(
     Returns:
         (N, C, H, W), channels_last where torch takes ``x`` as such, contiguous otherwise; of the
         dtype of ``x``, or under autocast of autocast's dtype (float64 stays). 16-bit tensors are
-        multiplied and summed in float32, each :math:`t_i` is rounded once. The 1x1 form is bitwise
-        the same for any number of threads, and so is its backward in float32 and float64. Backward
-        in 16 bits, and the 3x3 form, use torch's convolutions, which are so at a fixed number of
+        multiplied and summed in float32, each :math:`t_i` is rounded once. CPUs with instructions
+        for products of bfloat16 (``avx512_bf16``) take subnormal numbers for 0 there, as torch's
+        convolutions do, and differ by rounding from CPUs without. The 1x1 form is bitwise
+        the same for any number of threads, and so is its backward. Its backward in bfloat16 on CPUs
+        with AMX, and the 3x3 form, use torch's convolutions, which are so at a fixed number of
         threads only. On CUDA the 1x1 form is bitwise the same from run to run, and float32 is never
         rounded to TF32; its backward leaves both to torch's matrix products.
 

@@ -226,6 +226,29 @@ void check_stage(const PoolShape& shape, bool whole) {
   }
 }
 
+// Products may take subnormal numbers for 0, pools and residuals do not.
+template <class S>
+void check_subnormal(double value) {
+  for (const bool last : {false, true}) {
+    for (const int size : {1, 3}) {
+      const PoolShape shape{1, 5, 3, 41, last, size};
+      const Layout dense{shape, 0};
+      const std::vector<S> x(dense.count(), written<S>(value));
+      EXPECT(read(x[0]) == value);
+      const std::vector<S> weight(25);
+      const PoolSource source{x.data(), dense.batch(), dense.channel(), dense.row()};
+      std::vector<S> out(dense.count());
+      std::vector<S> pooled(dense.count());
+      residual_stage(
+          "op", kDtype<S>,
+          {shape, source, weight.data(), nullptr, &source, 1, out.data(), pooled.data(), nullptr},
+          serial_for);
+      EXPECT(std::memcmp(out.data(), x.data(), x.size() * sizeof(S)) == 0);
+      EXPECT(std::memcmp(pooled.data(), x.data(), x.size() * sizeof(S)) == 0);
+    }
+  }
+}
+
 template <class S>
 void check_stages() {
   for (const bool last : {false, true}) {
@@ -317,6 +340,9 @@ int main() {
     check_stages<double>();
     check_stages<BFloat16>();
     check_stages<Half>();
+    check_subnormal<float>(0x1.2p-130);
+    check_subnormal<BFloat16>(0x1.4p-130);
+    check_subnormal<Half>(0x1.4p-20);
     check_weight_gradients<float>();
     check_weight_gradients<double>();
     check_weight_gradients<BFloat16>();

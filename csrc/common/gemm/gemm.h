@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Packed matrix products for kernels that make their operands themselves: C = A B by blocks of
-// kGemmRows x kGemmColumns, in float32 (16-bit operands are widened when they are packed) or
-// float64.
+// kGemmRows x kGemmColumns, C in float or double. P, what operands are packed as, is float, double
+// or BFloat16 (GemmOperandOf).
 //
-// B is packed in panels of kGemmColumns columns, [depth][column]; A in panels of kGemmRows rows,
-// [depth][row], or read where it lies. A panel of A stays in the first-level cache while all of B,
-// from the second level, passes by. Every number of C is one chain of fused multiply-adds along
-// the depth: the same bits for every blocking, and on all instruction sets that have fma.
+// B is packed in panels of kGemmColumns columns, [step][column][number of the step]; A in panels of
+// kGemmRows rows, [step][row][number of the step], or read where it lies. Who gathers operands
+// writes panels himself. A panel of A stays in the first-level cache while all of B, from the
+// second level, passes by. Every number of C is one chain of multiply-adds along the depth: the
+// same bits for every blocking, and for float and double on all instruction sets that have fma.
 #pragma once
 
+#include "common/gemm/gemm_bf16.h"
 #include "common/partial.h"
 #include "common/with_constant.h"
 
@@ -20,8 +22,8 @@ constexpr int kGemmRows = 12;
 #else
 constexpr int kGemmRows = 6;
 #endif
-template <class T>
-constexpr int kGemmColumns = 2 * kNativeLanesOf<T>;
+template <class P>
+constexpr int kGemmColumns = 2 * kNativeLanesOf<ComputeOf<P>>;
 
 constexpr int64_t gemm_panels(int64_t size, int64_t panel) { return (size + panel - 1) / panel; }
 
@@ -53,13 +55,18 @@ class GemmAhead {
   const void* lines_[kMaxLines];
 };
 
-// One block: c[i][j] = sum over k of a(i, k) b[k][j], Rows x kGemmColumns, rows c_row apart.
-// `more`: added to what c holds. Packed: a(i, k) is a[k * Rows + i], else a[i * a_row + k].
-template <class T, int Rows, bool Packed>
-[[gnu::noinline]] void gemm_block(int64_t depth, const T* a, int64_t a_row, const T* b, T* c,
-                                  int64_t c_row, bool more, const GemmAhead* ahead) {
+// One block: c[i][j] = sum over k of a(i, k) b(k, j), Rows x kGemmColumns, rows c_row apart.
+// `more`: added to what c holds. `depth` is in numbers, whole steps of them. Packed: a is a panel
+// of Rows rows, else a(i, k) is a[i * a_row + k].
+template <class P, int Rows, bool Packed>
+[[gnu::noinline]] void gemm_block(int64_t depth, const P* a, int64_t a_row, const P* b,
+                                  ComputeOf<P>* c, int64_t c_row, bool more,
+                                  const GemmAhead* ahead) {
+  using T = ComputeOf<P>;
   constexpr int kLanes = kNativeLanesOf<T>;
+  constexpr int kStep = kGemmStep<P>;
   using V = Vec<T, kLanes>;
+  using Steps = Vec<GemmLane<P>, kLanes>;
   V sum[Rows][2] = {};
   if (more) {
 #pragma GCC unroll 12
@@ -69,22 +76,24 @@ template <class T, int Rows, bool Packed>
     }
   }
   const auto step = [&](int64_t k) {
-    const V b0 = load<V>(b + k * 2 * kLanes);
-    const V b1 = load<V>(b + k * 2 * kLanes + kLanes);
+    const auto b0 = load<Steps>(b + k * 2 * kLanes * kStep);
+    const auto b1 = load<Steps>(b + (k * 2 + 1) * kLanes * kStep);
 #pragma GCC unroll 12
     for (int i = 0; i < Rows; ++i) {
-      const V own = broadcast<V>(Packed ? a[k * Rows + i] : a[i * a_row + k]);
-      sum[i][0] = fma(own, b0, sum[i][0]);
-      sum[i][1] = fma(own, b1, sum[i][1]);
+      const P* const from = a + (Packed ? k * Rows + i : k) * kStep + (Packed ? 0 : i * a_row);
+      const Steps own = broadcast<Steps>(load<GemmLane<P>>(from));
+      sum[i][0] = gemm_add<P>(own, b0, sum[i][0]);
+      sum[i][1] = gemm_add<P>(own, b1, sum[i][1]);
     }
   };
+  const int64_t steps = depth / kStep;
   int64_t k = 0;
-  for (const int64_t asked = ahead == nullptr ? 0 : smaller(depth, ahead->count()); k < asked;
+  for (const int64_t asked = ahead == nullptr ? 0 : smaller(steps, ahead->count()); k < asked;
        ++k) {
     ahead->ask(k);
     step(k);
   }
-  for (; k < depth; ++k) {
+  for (; k < steps; ++k) {
     step(k);
   }
 #pragma GCC unroll 12
@@ -95,36 +104,53 @@ template <class T, int Rows, bool Packed>
 }
 
 // The same for up to kGemmRows rows.
-template <class T, bool Packed>
-PYDENSE_HD void gemm_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, const T* b, T* c,
-                          int64_t c_row, bool more = false, const GemmAhead* ahead = nullptr) {
+template <class P, bool Packed>
+PYDENSE_HD void gemm_rows(int64_t rows, int64_t depth, const P* a, int64_t a_row, const P* b,
+                          ComputeOf<P>* c, int64_t c_row, bool more = false,
+                          const GemmAhead* ahead = nullptr) {
   with_constant<kGemmRows>(rows, [&](auto count) {
-    gemm_block<T, decltype(count)::value, Packed>(depth, a, a_row, b, c, c_row, more, ahead);
+    gemm_block<P, decltype(count)::value, Packed>(depth, a, a_row, b, c, c_row, more, ahead);
   });
 }
 
-// Panels of A from a[i * row + k * column]. The last panel has as many rows as are left.
-template <class T, class S>
-void gemm_pack_rows(const S* a, int64_t row, int64_t column, int64_t rows, int64_t depth, T* to) {
+// A number as it is packed.
+template <class P, class S>
+PYDENSE_HD P gemm_operand(const S* from) {
+  if constexpr (std::is_same_v<P, S>) {
+    return *from;
+  } else {
+    return load_as<P>(from);
+  }
+}
+
+// Panels of A from a[i * row + k * column], gemm_depth deep. The last panel has as many rows as are
+// left.
+template <class P, class S>
+void gemm_pack_rows(const S* a, int64_t row, int64_t column, int64_t rows, int64_t depth, P* to) {
   for (int64_t first = 0; first < rows; first += kGemmRows) {
     const int64_t count = smaller(kGemmRows, rows - first);
-    for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t step = 0; step < depth; step += kGemmStep<P>) {
       for (int64_t i = 0; i < count; ++i) {
-        *to++ = load_as<T>(a + (first + i) * row + k * column);
+        for (int64_t k = step; k < step + kGemmStep<P>; ++k) {
+          *to++ = k < depth ? gemm_operand<P>(a + (first + i) * row + k * column) : P{};
+        }
       }
     }
   }
 }
 
-// Panels of B from b[k * row + j * column], zeros behind the last column.
-template <class T, class S>
+// Panels of B from b[k * row + j * column], gemm_depth deep, zeros behind the last column.
+template <class P, class S>
 void gemm_pack_columns(const S* b, int64_t row, int64_t column, int64_t columns, int64_t depth,
-                       T* to) {
-  for (int64_t first = 0; first < columns; first += kGemmColumns<T>) {
-    const int64_t count = smaller(kGemmColumns<T>, columns - first);
-    for (int64_t k = 0; k < depth; ++k, to += kGemmColumns<T>) {
-      for (int64_t j = 0; j < kGemmColumns<T>; ++j) {
-        to[j] = j < count ? load_as<T>(b + k * row + (first + j) * column) : T{};
+                       P* to) {
+  for (int64_t first = 0; first < columns; first += kGemmColumns<P>) {
+    const int64_t count = smaller(kGemmColumns<P>, columns - first);
+    for (int64_t step = 0; step < depth; step += kGemmStep<P>) {
+      for (int64_t j = 0; j < kGemmColumns<P>; ++j) {
+        for (int64_t k = step; k < step + kGemmStep<P>; ++k) {
+          *to++ =
+              j < count && k < depth ? gemm_operand<P>(b + k * row + (first + j) * column) : P{};
+        }
       }
     }
   }
