@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers over ``pydense.ops``."""
 
+from .aspp import ASPPSum
 from .chained_residual_pool import (
     ChainedResidualPooling,
     MultiResolutionFusion,
@@ -13,6 +14,7 @@ from .losses import OhemCrossEntropy, SegmentationLoss
 from .upsample import UpsampleCrop
 
 __all__ = [
+    "ASPPSum",
     "ChainedResidualPooling",
     "DenseCRF",
     "MultiResolutionFusion",

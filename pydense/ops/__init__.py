@@ -9,6 +9,7 @@ from ._crf_energy import FreeEnergy, dense_crf_energy, dense_crf_free_energy
 from ._cross_entropy_head import CrossEntropy, upsample_cross_entropy
 from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
+from .aspp import aspp_sum
 from .chained_residual_pool import chained_residual_pool, max_pool2d_same
 from .coord_map import coordinate_map, crop_offset
 from .dense_crf import dense_crf, dense_crf_steps
@@ -25,6 +26,7 @@ __all__ = [
     "CrossEntropy",
     "FreeEnergy",
     "Prediction",
+    "aspp_sum",
     "bilinear_filler",
     "chained_residual_pool",
     "clear_lattice_cache",
