@@ -47,6 +47,27 @@ def aspp_sum(
     )
 
 
+def depthwise(
+    channels: int, size: int, rate: int, dtype: torch.dtype, backward: bool = True
+) -> Problem:
+    """The depthwise half of DeepLab v3+'s separable convolutions."""
+    from pydense.ops import atrous_conv2d
+
+    shape = (1, channels, size, size)
+    name = "depthwise" if backward else "depthwise-inference"
+    return Problem(
+        f"{name}/{channels}x{size}x{size}-rate{rate}/{DTYPES[dtype]}",
+        (shape,),
+        ((channels, 1, 3, 3),),
+        shape,
+        dtype,
+        lambda x, w: atrous_conv2d(x, w, dilation=rate, groups=channels),
+        lambda x, w: conv2d(x, w, padding=rate, dilation=rate, groups=channels),
+        2.0 * channels * _taps(size, (rate,)),
+        backward,
+    )
+
+
 def _taps(size: int, rates: tuple[int, ...]) -> int:
     """Pixels that taps read, summed over the taps of all rates."""
     return sum(sum(max(0, size - d) for d in (rate, 0, rate)) ** 2 for rate in rates)
@@ -54,9 +75,12 @@ def _taps(size: int, rates: tuple[int, ...]) -> int:
 
 def problems() -> list[Problem]:
     """What the benchmark measures."""
-    return [
-        aspp_sum(2048, 65, 21, dtype, backward) for dtype in DTYPES for backward in (True, False)
-    ]
+    found = []
+    for dtype in DTYPES:
+        for backward in (True, False):
+            found.append(aspp_sum(2048, 65, 21, dtype, backward))
+            found += [depthwise(2048, 65, rate, dtype, backward) for rate in (6, 18)]
+    return found
 
 
 def quick_problems() -> list[Problem]:
@@ -64,4 +88,5 @@ def quick_problems() -> list[Problem]:
     return [
         aspp_sum(16, 13, 3, torch.float32),
         aspp_sum(16, 13, 3, torch.bfloat16, backward=False),
+        depthwise(16, 13, 3, torch.float32),
     ]

@@ -30,6 +30,7 @@ def test_the_cases_are_those_of_the_plan():
     assert {p.dtype for p in ALL.values()} == {torch.float32, torch.bfloat16}
     valid = sum((3 * 65 - 2 * rate) ** 2 for rate in (6, 12, 18, 24))
     assert ALL["aspp-sum/2048x65x65-21/f32"].flop == 2 * 2048 * 21 * valid
+    assert ALL["depthwise/2048x65x65-rate18/f32"].flop == 2 * 2048 * (3 * 65 - 36) ** 2
     assert not ALL["aspp-sum-inference/2048x65x65-21/bf16"].backward
 
 

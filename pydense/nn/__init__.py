@@ -2,6 +2,7 @@
 """Layers over ``pydense.ops``."""
 
 from .aspp import ASPPSum
+from .atrous_conv import AtrousConv2d, convert
 from .chained_residual_pool import (
     ChainedResidualPooling,
     MultiResolutionFusion,
@@ -15,6 +16,7 @@ from .upsample import UpsampleCrop
 
 __all__ = [
     "ASPPSum",
+    "AtrousConv2d",
     "ChainedResidualPooling",
     "DenseCRF",
     "MultiResolutionFusion",
@@ -24,4 +26,5 @@ __all__ = [
     "SegmentationLoss",
     "UpsampleConcatConv1x1",
     "UpsampleCrop",
+    "convert",
 ]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 def as_convolution(x: Tensor, *rows: Sequence[Tensor]) -> tuple[Tensor, list[list[Tensor]]]:
     """``x`` and sequences of parameters in autocast's dtype, as torch casts for convolutions."""
-    if not torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return x, [list(row) for row in rows]
-    dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = torch.get_autocast_dtype(kind)
 
     def cast(t: Tensor) -> Tensor:
         return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
