@@ -5,9 +5,9 @@
     python -m benchmarks.bench_atrous_conv --isa avx512 avx2  # a process for each
     python -m benchmarks.bench_atrous_conv --quick            # seconds; writes nothing
 
-DeepLab v2's classifier, a sum of four convolutions, and depthwise convolutions. Forward and backward
-go through autograd. Judged is pydense on contiguous tensors; the same on channels_last tensors
-stands beside it. With everything that has a backward stand the bytes that are kept for it.
+DeepLab v2's classifier, a sum of four convolutions, and depthwise convolutions. Forward and
+backward go through autograd. Judged is pydense on contiguous tensors; the same on channels_last
+tensors stands beside it. With everything that has a backward stand the bytes that are kept for it.
 """
 
 from __future__ import annotations
