@@ -16,14 +16,24 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import ops as ops
     from . import reference as reference
+    from ._explain import explain
     from ._info import build_info, empty_cache, get_num_threads, set_num_threads
 
-__all__ = ["__version__", "build_info", "empty_cache", "get_num_threads", "set_num_threads"]
+__all__ = [
+    "__version__",
+    "build_info",
+    "empty_cache",
+    "explain",
+    "get_num_threads",
+    "set_num_threads",
+]
 
 _SUBMODULES = ("densecrf", "nn", "ops", "reference")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "explain":
+        return importlib.import_module("._explain", __name__).explain
     if name in __all__:
         return getattr(importlib.import_module("._info", __name__), name)
     if name in _SUBMODULES:

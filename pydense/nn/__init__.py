@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers over ``pydense.ops``."""
 
+from .aspp import ASPPSum
+from .atrous_conv import AtrousConv2d, convert
 from .chained_residual_pool import (
     ChainedResidualPooling,
     MultiResolutionFusion,
@@ -13,6 +15,8 @@ from .losses import OhemCrossEntropy, SegmentationLoss
 from .upsample import UpsampleCrop
 
 __all__ = [
+    "ASPPSum",
+    "AtrousConv2d",
     "ChainedResidualPooling",
     "DenseCRF",
     "MultiResolutionFusion",
@@ -22,4 +26,5 @@ __all__ = [
     "SegmentationLoss",
     "UpsampleConcatConv1x1",
     "UpsampleCrop",
+    "convert",
 ]

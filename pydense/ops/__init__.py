@@ -9,6 +9,8 @@ from ._crf_energy import FreeEnergy, dense_crf_energy, dense_crf_free_energy
 from ._cross_entropy_head import CrossEntropy, upsample_cross_entropy
 from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
+from .aspp import aspp_sum
+from .atrous_conv import atrous_conv2d
 from .chained_residual_pool import chained_residual_pool, max_pool2d_same
 from .coord_map import coordinate_map, crop_offset
 from .dense_crf import dense_crf, dense_crf_steps
@@ -25,6 +27,8 @@ __all__ = [
     "CrossEntropy",
     "FreeEnergy",
     "Prediction",
+    "aspp_sum",
+    "atrous_conv2d",
     "bilinear_filler",
     "chained_residual_pool",
     "clear_lattice_cache",

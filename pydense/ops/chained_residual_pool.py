@@ -14,6 +14,7 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
+from ._autocast import as_convolution
 
 _library.load()
 
@@ -152,7 +153,7 @@ def chained_residual_pool(
     shifts = [] if biases is None else _parameters(op, "biases", biases)
     if shifts and len(shifts) != len(row):
         raise ValueError(f"{op}: biases must be {len(row)} as the weights, got {len(shifts)}")
-    x, row, shifts = _autocast(x, row, shifts)
+    x, (row, shifts) = as_convolution(x, row, shifts)
     _check_shapes(op, x, row, shifts)
     if row[0].shape[2] == 3:
         return _with_torchs_convolutions(x, row, shifts, variant == "pool_conv", size)
@@ -170,20 +171,6 @@ def _parameters(op: str, name: str, value: object) -> list[Tensor]:
     if not 1 <= len(row) <= MAX_STAGES:
         raise ValueError(f"{op}: {name} must be 1 to {MAX_STAGES} tensors, got {len(row)}")
     return [check.any_tensor(op, f"{name}[{i}]", item) for i, item in enumerate(row)]
-
-
-def _autocast(
-    x: Tensor, weights: list[Tensor], biases: list[Tensor]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """As torch's autocast does for convolutions."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return x, weights, biases
-    dtype = torch.get_autocast_dtype(x.device.type)
-
-    def cast(t: Tensor) -> Tensor:
-        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
-
-    return cast(x), [cast(w) for w in weights], [cast(b) for b in biases]
 
 
 def _check_shapes(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> None:

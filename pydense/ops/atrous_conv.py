@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Atrous (dilated) convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from pydense import _library
+
+from . import _crf_arguments as check
+from . import _upsample_arguments as arguments
+from ._autocast import as_convolution
+
+_library.load()
+
+from . import _atrous_autograd as _atrous_autograd  # noqa: E402  registers
+
+ACTIVATIONS = (None, "relu")
+_MAX = 2**31 - 65
+
+Pair = int | Sequence[int]
+
+
+class Plan(NamedTuple):
+    """A checked call, and which kernels run it."""
+
+    bias: Tensor | None
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    before: tuple[int, int]
+    """Padding above and on the left."""
+    after: tuple[int, int]
+    """Padding below and on the right."""
+    own: bool
+    reason: str
+
+
+def atrous_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair | str = "same",
+    dilation: Pair = 1,
+    groups: int = 1,
+    activation: str | None = None,
+) -> Tensor:
+    r"""``F.conv2d``, with kernels of its own where torch's are slow at dilated convolutions.
+
+    .. math:: \mathrm{out}(o, y, x) = f\Big(b_o + \sum_{c, i, j} w_{o c i j} \,
+              \mathrm{in}(c, y s + i d - p, x s + j d - p)\Big)
+
+    Depthwise convolutions (``groups`` = C = O) with stride 1 on the CPU run pydense's kernels, of
+    any kernel size, rate and padding: taps beside the map are left out, so that large rates cost
+    less. All others are ``F.conv2d`` (and ``relu``), on every device.
+    ``pydense.explain("atrous_conv2d", x, weight, ...)`` says which of the two a call takes and why.
+
+    Args:
+        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
+        weight: (O, C / groups, kH, kW).
+        bias: (O,), or None.
+        stride: One number or (y, x).
+        padding: One number or (y, x); ``"same"``, with stride 1, for an output of the size of
+            ``x``, an odd padding having its larger part below and on the right; ``"valid"`` for 0.
+        dilation: The rate; one number or (y, x).
+        groups: As of ``F.conv2d``.
+        activation: None, or ``"relu"`` of the result.
+
+    Returns:
+        (N, O, H', W'), of the dtype of ``x``, or under autocast of autocast's dtype (float64
+        stays). pydense's kernels keep the memory format of ``x``; they sum in float32 for 16-bit
+        tensors and round once, do not multiply padding (an infinite weight makes no NaN with it),
+        and are bitwise the same for any number of threads, forward and backward; so are float32 and
+        float64 results on every CPU with fused multiply-add. What ``F.conv2d`` computes is torch's
+        in all of that.
+
+    Raises:
+        ValueError: A shape or number out of range.
+        TypeError: An argument of the wrong type or dtype.
+        NotImplementedError: A tangent.
+
+    Memory: pydense's kernels need the result, and per thread as many rows of a channel as the
+    dilated kernel is high or, for channels_last, a copy of the weight (64 for its gradient). Saved
+    for backward: ``x`` where the weight requires a gradient, the weight where ``x`` does; the
+    result, with an activation.
+
+    Source: ``torch.nn.functional.conv2d``.
+
+    Example:
+        >>> import torch
+        >>> from pydense.ops import atrous_conv2d
+        >>> x, weight = torch.rand(1, 8, 17, 17), torch.rand(8, 1, 3, 3)
+        >>> atrous_conv2d(x, weight, dilation=6, groups=8).shape
+        torch.Size([1, 8, 17, 17])
+    """
+    op = "atrous_conv2d"
+    check.any_tensor(op, "x", x)
+    arguments.picture(op, "x", x, (x.device.type,))
+    check.any_tensor(op, "weight", weight)
+    biases = [] if bias is None else [check.any_tensor(op, "bias", bias)]
+    x, (row, biases) = as_convolution(x, [weight], biases)
+    plan = plan_of(
+        x, row[0], biases[0] if biases else None, stride, padding, dilation, groups, activation
+    )
+    return (_with_own_kernels if plan.own else _with_torchs)(x, row[0], plan, activation)
+
+
+def plan_of(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = "same",
+    dilation: Pair = 1,
+    groups: int = 1,
+    activation: str | None = None,
+) -> Plan:
+    """Checks a call and chooses its kernels; sizes of the map do not count."""
+    op = "atrous_conv2d"
+    strides = arguments.pair(op, "stride", stride, 1)
+    rates = arguments.pair(op, "dilation", dilation, 1)
+    check.integer(op, "groups", groups, 1, _MAX)
+    check.choice(op, "activation", activation, ACTIVATIONS)
+    channels = x.shape[1]
+    if weight.dim() != 4 or min(weight.shape) < 1:
+        raise ValueError(
+            f"{op}: weight must have shape (O, C / groups, kH, kW), got {check.shape(weight)}"
+        )
+    outputs = weight.shape[0]
+    if channels % groups or outputs % groups or weight.shape[1] != channels // groups:
+        raise ValueError(
+            f"{op}: weight must have shape (O, {channels} / groups, kH, kW) with O divisible by "
+            f"groups = {groups}, got {check.shape(weight)}"
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise TypeError(f"{op}: {name} must be of dtype {x.dtype} as x, got {tensor.dtype}")
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{op}: {name} must be on {x.device} as x, got {tensor.device}")
+    if bias is not None and tuple(bias.shape) != (outputs,):
+        raise ValueError(f"{op}: bias must have shape ({outputs},), got {check.shape(bias)}")
+    reach = [d * (k - 1) for d, k in zip(rates, weight.shape[2:], strict=True)]
+    before, after = _padding(op, padding, reach, strides)
+    own, reason = _choice(x, outputs, groups, strides)
+    return Plan(bias, strides, rates, groups, before, after, own, reason)
+
+
+def _padding(
+    op: str, padding: Any, reach: Sequence[int], strides: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    if isinstance(padding, str):
+        check.choice(op, "padding", padding, ("same", "valid"))
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        if strides != (1, 1):
+            raise ValueError(f"{op}: padding must be numbers where stride is not 1, got 'same'")
+        y, x = reach
+        return (y // 2, x // 2), (y - y // 2, x - x // 2)
+    both = arguments.pair(op, "padding", padding, 0)
+    return both, both
+
+
+def _choice(x: Tensor, outputs: int, groups: int, strides: tuple[int, int]) -> tuple[bool, str]:
+    """The dispatch rule, and its reason in words."""
+    if x.device.type != "cpu":
+        return False, f"x is on {x.device.type}, pydense's kernels are for the CPU so far"
+    if not (groups == x.shape[1] == outputs):
+        return False, (
+            f"it is not depthwise (groups {groups}, {x.shape[1]} channels to {outputs}); pydense "
+            "has kernels of its own for groups = C = O so far"
+        )
+    if strides != (1, 1):
+        return False, f"its stride is {strides}, pydense's depthwise kernels have stride 1"
+    return True, "it is depthwise (groups = C = O) with stride 1, on the CPU"
+
+
+def _with_own_kernels(x: Tensor, weight: Tensor, plan: Plan, activation: str | None) -> Tensor:
+    height, width = (
+        size + low + high - d * (k - 1)
+        for size, low, high, d, k in zip(
+            x.shape[2:], plan.before, plan.after, plan.dilation, weight.shape[2:], strict=True
+        )
+    )
+    result: Tensor = torch.ops.pydense.depthwise_atrous_conv2d(
+        x,
+        weight,
+        plan.bias,
+        height,
+        width,
+        *plan.dilation,
+        *plan.before,
+        False,
+        activation == "relu",
+    )
+    return result
+
+
+def _with_torchs(x: Tensor, weight: Tensor, plan: Plan, activation: str | None) -> Tensor:
+    if plan.before != plan.after:
+        more = [high - low for low, high in zip(plan.before, plan.after, strict=True)]
+        x = pad(x, (0, more[1], 0, more[0]))
+    out = conv2d(
+        x,
+        weight,
+        plan.bias,
+        stride=plan.stride,
+        padding=plan.before,
+        dilation=plan.dilation,
+        groups=plan.groups,
+    )
+    return out.relu_() if activation == "relu" else out
+
+
+def explain_atrous_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
+) -> str:
+    """What ``pydense.explain`` says."""
+    plan = plan_of(x, weight, bias, **options)
+    if plan.own:
+        return f"pydense's depthwise kernels: {plan.reason}"
+    return f"torch's convolution: {plan.reason}"
