@@ -234,7 +234,8 @@ class PooledOperand {
     }
     put(channel, row * kResidualColumns + column, pooled);
     // Blocks of other channels of the result pool the same.
-    if (kSize > 1 && p_.pooled != nullptr && tile_.channel == 0) {
+    const bool wanted = p_.pooled != nullptr || (kOffsets && p_.offsets != nullptr);
+    if (kSize > 1 && wanted && tile_.channel == 0) {
       write(first + channel, tile_.y + row, tile_.x + column, best, pooled);
     }
   }
@@ -245,7 +246,8 @@ class PooledOperand {
       return;
     }
     const int64_t at = tile_.at(p_, channel, y, x);
-    const bool offsets = kOffsets && p_.offsets != nullptr;
+    const bool values = p_.pooled != nullptr;
+    const bool places = kOffsets && p_.offsets != nullptr;
     Vector<uint8_t, kStripColumns> codes = {};
     if constexpr (kOffsets) {
 #pragma unroll
@@ -256,8 +258,10 @@ class PooledOperand {
       }
     }
     if (!kChannelsLast && p_.result_vectors) {
-      store_vector(p_.pooled + at, pooled);
-      if (offsets) {
+      if (values) {
+        store_vector(p_.pooled + at, pooled);
+      }
+      if (places) {
         store_vector(p_.offsets + at, codes);
       }
       return;
@@ -266,8 +270,10 @@ class PooledOperand {
     for (int j = 0; j < kStripColumns; ++j) {
       if (x + j < p_.width) {
         const int64_t to = at + j * (kChannelsLast ? p_.depth : 1);
-        p_.pooled[to] = pooled[j];
-        if (offsets) {
+        if (values) {
+          p_.pooled[to] = pooled[j];
+        }
+        if (places) {
           p_.offsets[to] = codes[j];
         }
       }

@@ -97,8 +97,13 @@ void stage(const PoolShape& shape, int num_addends, const Options& options = {})
       kOp, kFloatType<T>,
       args(out, pools ? pooled.data() + skip : nullptr, pools ? offsets.data() + skip : nullptr), 0,
       nullptr);
-  if (fuses) {
-    pydense::residual_stage_cuda(kOp, kFloatType<T>, args(alone, nullptr, nullptr), 0, nullptr);
+  // Without what training keeps, or with its offsets alone.
+  const bool again = fuses && options.blocks.empty();
+  const bool codes = again && pools && simt::config().seed % 2 == 0;
+  simt::Buffer<uint8_t> other(elements, "offsets alone");
+  if (again) {
+    pydense::residual_stage_cuda(kOp, kFloatType<T>,
+                                 args(alone, nullptr, codes ? other.data() : nullptr), 0, nullptr);
   }
   simt::config().only_blocks.clear();
   if (pools) {
@@ -127,9 +132,9 @@ void stage(const PoolShape& shape, int num_addends, const Options& options = {})
     const size_t at = p.layout.at(n, c, y, x);
     if (pools) {
       SIMT_EXPECT(same_bits(pooled[at + skip], maxima[at]));
-      SIMT_EXPECT(offsets[at + skip] == places[at]);
+      SIMT_EXPECT(offsets[at + skip] == places[at] && (!codes || other[at] == places[at]));
     }
-    if (fuses) {
+    if (again) {
       SIMT_EXPECT(same_bits(alone[at + skip], out[at + skip]));
     }
     if (exact) {
@@ -195,27 +200,25 @@ void special(const PoolShape& shape) {
 }
 // Ties, NaN and -inf: in every corner of the picture, and where tiles meet.
 void special_values() {
+  const int size = simt::config().seed % 2 == 0 ? 3 : 5;  // a schedule each
   for (const bool last : {false, true}) {
-    for (const int size : {3, 5}) {
-      special<float>({1, 4, 11, 20, last, size});
-      special<double>({1, 3, 9, 18, last, size});
-      special<__nv_bfloat16>({1, 8, 11, 24, last, size});
-      special<__half>({1, 3, 17, 33, last, size});
-    }
+    special<float>({1, 4, 11, 20, last, size});
+    special<double>({1, 3, 9, 18, last, size});
+    special<__nv_bfloat16>({1, 8, 11, 24, last, size});
+    special<__half>({1, 3, 9, 33, last, size});
     special<float>({1, 8, 1, 1, last, 5});
-    special<__half>({1, 8, 2, 40, last, 5});
   }
 }
 
 // Several tiles of channels and of pixels, with a part of one at the ends; several steps in depth.
-// Few pixels: blocks have 64 channels then.
+// With few pixels, blocks have 64 channels.
 void several_tiles() {
   const bool last = simt::config().seed % 2 == 0;  // a schedule each
-  stage<float>({1, 72, 1, 136, last, 1}, 1);
-  stage<float>({1, 68, 9, 18, last, 5}, 1);
+  stage<float>({1, 72, 1, 24, last, 1}, 1);
+  stage<float>({1, 68, 5, 18, last, 5}, 1);
   stage<double>({1, 36, 5, 17, last, 5}, 1);
-  stage<__nv_bfloat16>({1, 136, 9, 24, last, 5}, 1);
-  stage<__half>({1, 131, 1, 5, last, 1}, 0);
+  stage<__nv_bfloat16>({1, 72, 9, 24, last, 5}, 1);
+  stage<__half>({1, 67, 1, 5, last, 1}, 0);
 }
 
 // Blocks with all channels, which have up to 512 threads, at the corners of a picture: 11 x 12
@@ -227,7 +230,7 @@ void many_channels() {
     case 0:
       return stage<__nv_bfloat16>({1, 200, 83, 192, last, 5}, 1, {.blocks = {131}});
     case 1:
-      return stage<__half>({1, 180, 83, 187, !last, 5}, 0, {.blocks = {11}});
+      return stage<__half>({1, 180, 83, 187, last, 5}, 0, {.blocks = {11}});
     case 2:
       return stage<float>({1, 132, 83, 192, !last, 5}, 1, {.blocks = {131}});
     default:
