@@ -72,7 +72,7 @@ class ResidualFma {
   }
 
  private:
-  __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x); }
+  __device__ __forceinline__ static int thread() { return opaque(static_cast<int>(threadIdx.x)); }
   // Threads along the channels.
   __device__ __forceinline__ static int side() { return static_cast<int>(blockDim.x) / kFmaSide; }
   // Of number i of a thread's: groups lie a row of threads apart.
@@ -128,7 +128,7 @@ class ResidualFma {
   }
 
   __device__ __forceinline__ void multiply(int stage) {
-#pragma unroll
+#pragma unroll 4
     for (int k = 0; k < kFmaDepth; ++k) {
       T pixels[kMicro];
       T channels[kMicro];

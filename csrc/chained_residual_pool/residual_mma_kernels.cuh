@@ -57,6 +57,7 @@ class ResidualMma {
     __syncthreads();
     bring_pixels(1);
     pool(0);
+#pragma unroll 1
     for (int s = 0; s < steps; ++s) {
       copy_async_wait<0>();
       __syncthreads();
@@ -123,14 +124,15 @@ class ResidualMma {
   // Zeros for what is not there.
   __device__ __forceinline__ void bring_weight(int s) const {
     constexpr int kRowVectors = kMmaDepth / kMmaVector;
+    const int32_t channel = opaque(tile_.channel);
     const int thread = opaque(static_cast<int>(threadIdx.x));
     const int k = s * kMmaDepth + thread % kRowVectors * kMmaVector;
     // Each thread brings a vector of two rows, half of the tile apart.
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = thread / kRowVectors + i * (p_.tile_channels / 2);
-      const bool in_rows = row < p_.depth - tile_.channel;
-      const T* const from = p_.weight + int64_t{tile_.channel + row} * p_.depth + k;
+      const bool in_rows = row < p_.depth - channel;
+      const T* const from = p_.weight + int64_t{channel + row} * p_.depth + k;
       T* const to = weight(s) + mma_deep_place(row, k % kMmaDepth);
       const int inside = in_rows ? p_.depth - k : 0;
       if (p_.weight_vectors) {
@@ -152,7 +154,7 @@ class ResidualMma {
     const T* const right = kChannelsLast ? weight(s) : operand(s);
     const int row = kChannelsLast ? pixel() : channel();
     const int column = kChannelsLast ? channel() : pixel();
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < kMmaDepth; k += 16) {
       uint32_t a[2][4];
 #pragma unroll

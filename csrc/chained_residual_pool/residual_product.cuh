@@ -82,6 +82,7 @@ __device__ __forceinline__ void finish_residual(const ResidualStageParams<T>& p,
   const T* const bias = p.bias == nullptr ? nullptr : p.bias + channel;
   if (p.result_vectors) {
     A total[kVector];
+#pragma unroll 2
     for (int k = 0; k < p.num_addends; ++k) {
       const auto addend = load_vector<kVector>(p.addends[k] + at);
 #pragma unroll
@@ -108,6 +109,7 @@ __device__ __forceinline__ void finish_residual(const ResidualStageParams<T>& p,
   for (int e = 0; e < inside; ++e) {
     const A own = bias == nullptr ? left[0] : left[0] + to_accumulate(bias[kChannelsLast ? e : 0]);
     A total{};
+#pragma unroll 1
     for (int k = 0; k < p.num_addends; ++k) {
       const A addend = to_accumulate(p.addends[k][at + e]);
       total = k == 0 ? addend : total + addend;
