@@ -128,7 +128,7 @@ class ResidualFma {
   }
 
   __device__ __forceinline__ void multiply(int stage) {
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < kFmaDepth; ++k) {
       T pixels[kMicro];
       T channels[kMicro];
