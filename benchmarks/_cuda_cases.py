@@ -201,19 +201,33 @@ def _max_pool_backward(
     return make
 
 
-def _residual_pool(dtype: torch.dtype, last: bool = False, stages: int = 1) -> Callable[[], Calls]:
-    """One stage, whose product is what is looked at; several have the pool first convolved."""
+def _residual_pool(
+    dtype: torch.dtype,
+    last: bool = False,
+    stages: int = 1,
+    pool_size: int = 5,
+    gradient: bool = False,
+) -> Callable[[], Calls]:
+    """One stage, or several whose sum is looked at: there the pool comes second.
+
+    Windows of 7 have the pool in a kernel of its own, and the product alone in the one looked at.
+    """
 
     def make() -> Calls:
         from pydense import reference
         from pydense.ops import chained_residual_pool
 
-        x = _pictures(*POOL, dtype=dtype, last=last)
-        weights = [torch.randn(256, 256, 1, 1, device="cuda").to(dtype) / 16 for _ in range(stages)]
+        x = _pictures(*POOL, dtype=dtype, last=last).requires_grad_(gradient)
+        weights = [
+            (torch.randn(256, 256, 1, 1, device="cuda").to(dtype) / 16).requires_grad_(gradient)
+            for _ in range(stages)
+        ]
         variant = "pool_conv" if stages == 1 else "conv_pool"
         return Calls(
-            lambda: chained_residual_pool(x, weights, variant=variant),
-            lambda: reference.chained_residual_pool(x, weights, variant=variant),
+            lambda: chained_residual_pool(x, weights, variant=variant, pool_size=pool_size),
+            lambda: reference.chained_residual_pool(
+                x, weights, variant=variant, pool_size=pool_size
+            ),
         )
 
     return make
@@ -258,11 +272,20 @@ CASES: dict[str, Callable[[], Calls]] = {
     f"cross_entropy_finish_kernel|{HEAD}, channels last": (lambda: _cross_entropy("channels last")),
     f"cross_entropy_kernel|{HEAD}, no gradient": lambda: _cross_entropy(gradient=False),
     f"cross_entropy_finish_kernel|{HEAD}, no gradient": (lambda: _cross_entropy(gradient=False)),
-    f"residual_mma_kernel|{POOL_NAME}, bfloat16, 1 addend": _residual_pool(torch.bfloat16),
-    f"residual_mma_kernel|{POOL_NAME}, bfloat16, 1 addend, channels_last": _residual_pool(
-        torch.bfloat16, last=True
+    f"residual_mma_kernel|{POOL_NAME}, bfloat16, 1 addend": _residual_pool(
+        torch.bfloat16, pool_size=7
     ),
-    f"residual_fma_kernel|{POOL_NAME}, float32, 1 addend": _residual_pool(torch.float32),
+    f"residual_mma_kernel|{POOL_NAME}, bfloat16, 1 addend, channels_last": _residual_pool(
+        torch.bfloat16, last=True, pool_size=7
+    ),
+    f"residual_mma_kernel|{POOL_NAME}, bfloat16, 5 x 5, 1 addend": _residual_pool(torch.bfloat16),
+    f"residual_mma_kernel|{POOL_NAME}, bfloat16, 5 x 5, 1 addend, offsets, channels_last": (
+        _residual_pool(torch.bfloat16, last=True, gradient=True)
+    ),
+    f"residual_fma_kernel|{POOL_NAME}, float32, 1 addend": _residual_pool(
+        torch.float32, pool_size=7
+    ),
+    f"residual_fma_kernel|{POOL_NAME}, float32, 5 x 5, 1 addend": _residual_pool(torch.float32),
     f"residual_sum_kernel|{POOL_NAME}, bfloat16, 5 addends": _residual_pool(
         torch.bfloat16, stages=4
     ),

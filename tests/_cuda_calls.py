@@ -191,9 +191,10 @@ def large_max_pool(device: torch.device) -> None:
 
 
 def residual_pool(x: Tensor, *weights: Tensor) -> Tensor:
-    """Both variants."""
+    """Both variants, and windows that are pooled with the product and before it."""
     first = chained_residual_pool(x, weights[:1])
-    return first + chained_residual_pool(x, weights[1:], variant="conv_pool")
+    second = chained_residual_pool(x, weights[:1], pool_size=7)
+    return first + second + chained_residual_pool(x, weights[1:], variant="conv_pool")
 
 
 def large_residual_pool(device: torch.device) -> None:

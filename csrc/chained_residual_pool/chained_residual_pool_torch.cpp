@@ -42,8 +42,9 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
   PoolShape unpooled = shape;
   unpooled.size = 1;
 
-  // There, a stage needs memory for its pooled input, and dense tensors.
+  // There, a stage needs dense tensors, and memory for its pooled input where windows are large.
   const bool gpu = on_gpu(x);
+  const bool pools_in_memory = gpu && !residual_stage_cuda_fuses(shape);
   const Tensor rows = gpu ? as_dense(x, last) : with_contiguous_rows(x, last);
   const auto picture = [&](ScalarType type) {
     return new_picture(x, x.size(2), x.size(3), type, last);
@@ -94,7 +95,7 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
       void* pooled = nullptr;
       if (save_inputs) {
         pooled = inputs.emplace_back(picture(x.scalar_type())).mutable_data_ptr();
-      } else if (gpu) {
+      } else if (pools_in_memory) {
         if (!workspace.has_value()) {
           workspace = picture(x.scalar_type());
         }

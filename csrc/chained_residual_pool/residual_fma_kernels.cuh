@@ -1,187 +1,200 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product of a stage in float and double: every sum is one chain of fused multiply-adds along
-// the depth, as the CPU's, with the same bits. A thread has kMicro x kMicro sums, in groups of
-// kGroup neighbours. And the sum of residuals alone.
+// A stage in float and double: every sum is one chain of fused multiply-adds along the depth, as
+// the CPU's, with the same bits. A thread has kMicro x kMicro sums, in groups of kGroup neighbours.
+// And the sum of residuals alone.
 #pragma once
 
-#include "chained_residual_pool/residual_product.cuh"
+#include "chained_residual_pool/pooled_operand.cuh"
 #include "upsample/upsample_math.h"
 
 namespace pydense {
 
-constexpr int kFmaThreads = 256;
-constexpr int kFmaSide = 16;  // threads along each side of a tile
-constexpr int kFmaDepth = 8;  // of a stage
+constexpr int kFmaThreads = 512;  // at most
+constexpr int kFmaMinThreads = 128;
+constexpr int kFmaSide = 16;  // threads along the pixels of a tile
+constexpr int kFmaDepth = 8;  // of a step
 
 // Sums of a thread along each side: what registers hold.
 template <class T>
 constexpr int kFmaMicro = 32 / static_cast<int>(sizeof(T));
 template <class T>
-constexpr int kFmaTile = kFmaSide * kFmaMicro<T>;
+constexpr int kFmaRows = kFmaMicro<T>;  // of pixels in a block: kFmaSide is a row
+template <class T>
+constexpr int kFmaChannels = kFmaThreads / kFmaSide * kFmaMicro<T>;  // of a block, at most
 
-template <class T, bool kChannelsLast>
+template <class T, bool kChannelsLast, int kSize>
 class ResidualFma {
   static constexpr int kGroup = kResidualVector<T>;
   static constexpr int kMicro = kFmaMicro<T>;
-  static constexpr int kTile = kFmaTile<T>;
-  static constexpr int kPitch = kTile + kGroup;
-  static_assert(kTile * kFmaDepth == kFmaThreads * kGroup);  // a group per thread and operand
+  static constexpr int kPixels = kFmaSide * kMicro;
+  // Two strips of a warp lie in different banks.
+  static constexpr int kPixelPitch = kPixels + (kChannelsLast ? kGroup : 8);
+  static constexpr int kChannelPitch = kFmaChannels<T> + kGroup;
+  static_assert(kFmaSide == kResidualColumns);
+  static_assert(kFmaThreads / kFmaSide * kMicro * kFmaDepth == kFmaThreads * kGroup);
   using Group = Vector<T, kGroup>;
+  using Pixels = PooledOperand<T, kChannelsLast, kSize, kSize != 1, kFmaDepth, kFmaRows<T>>;
 
  public:
   struct alignas(16) Shared {
-    T left[2][kFmaDepth * kPitch];  // [depth, rows]
-    T right[2][kFmaDepth * kPitch];
+    T around[2][Pixels::kElements];            // the tile, with what windows reach
+    T pixels[2][kFmaDepth * kPixelPitch];      // [depth, pixels]
+    T channels[2][kFmaDepth * kChannelPitch];  // the weight: [depth, channels of the result]
   };
 
-  __device__ __forceinline__ ResidualFma(const ResidualProductParams<T>& p, Shared& shared)
-      : p_(p),
-        shared_(shared),
-        tile_(p, kTile, kTile),
-        thread_(static_cast<int>(threadIdx.x)),
-        row_(thread_ / kFmaSide * kGroup),
-        column_(thread_ % kFmaSide * kGroup),
-        left_from_(p.left + (tile_.row + deep_row()) * p.depth + deep_k()),
-        left_inside_(tile_.row + deep_row() < p.rows) {
-    if constexpr (kChannelsLast) {
-      right_from_ = p.right + (tile_.column + deep_row()) * p.depth + deep_k();
-      right_inside_ = tile_.column + deep_row() < p.columns ? kGroup : 0;
-    } else {
-      const int64_t column = tile_.column + wide_column();
-      right_from_ = p.right + (tile_.image * p.depth + wide_k()) * p.columns + column;
-      right_inside_ = static_cast<int>(max(min(p.columns - column, int64_t{kGroup}), int64_t{0}));
-    }
-  }
+  __device__ __forceinline__ ResidualFma(const ResidualStageParams<T>& p, Shared& shared)
+      : p_(p), shared_(shared), tile_(p, kFmaRows<T>), pixels_(p, tile_) {}
 
   __device__ __forceinline__ void run() {
-    const int stages = (p_.depth + kFmaDepth - 1) / kFmaDepth;
-    fetch(0);
-    put(0);
+    const int steps = (p_.depth + kFmaDepth - 1) / kFmaDepth;
+    bring_pixels(0);
+    fetch_weight(0);
+    put_weight(0);
+    copy_async_wait<0>();
     __syncthreads();
-    for (int s = 0; s < stages; ++s) {
-      if (s + 1 < stages) {
-        fetch(s + 1);
+    bring_pixels(1);
+    pool(0);
+    for (int s = 0; s < steps; ++s) {
+      copy_async_wait<0>();
+      __syncthreads();
+      const bool more = s + 1 < steps;
+      if (more) {
+        bring_pixels(s + 2);
+        pool(s + 1);
+        fetch_weight(s + 1);
       }
       multiply(s % 2);
-      if (s + 1 < stages) {
-        put((s + 1) % 2);
-      }
-      __syncthreads();
-    }
-#pragma unroll
-    for (int i = 0; i < kMicro; ++i) {
-#pragma unroll
-      for (int j = 0; j < kMicro; j += kGroup) {
-        T sum[kGroup];
-#pragma unroll
-        for (int e = 0; e < kGroup; ++e) {
-          sum[e] = sums_[i][j + e];
-        }
-        finish_residual<T, kChannelsLast>(p_, tile_.image, tile_.row + place(row_, i),
-                                          tile_.column + place(column_, j), sum);
+      if (more) {
+        put_weight(s + 1);
       }
     }
+    write();
   }
 
  private:
+  __device__ __forceinline__ static int thread() { return opaque(static_cast<int>(threadIdx.x)); }
+  // Threads along the channels.
+  __device__ __forceinline__ static int side() { return static_cast<int>(blockDim.x) / kFmaSide; }
   // Of number i of a thread's: groups lie a row of threads apart.
-  __device__ __forceinline__ static int place(int first, int i) {
-    return first + i / kGroup * kFmaSide * kGroup + i % kGroup;
+  __device__ __forceinline__ static int pixel(int i) {
+    const int own = kChannelsLast ? thread() / side() : thread() % kFmaSide;
+    return (own + i / kGroup * kFmaSide) * kGroup + i % kGroup;
+  }
+  __device__ __forceinline__ static int channel(int i) {
+    const int own = kChannelsLast ? thread() % side() : thread() / kFmaSide;
+    return (own + i / kGroup * side()) * kGroup + i % kGroup;
   }
 
-  // What a thread moves of an operand. Deep: the depth is along its rows.
-  __device__ __forceinline__ int deep_row() const { return thread_ / (kFmaDepth / kGroup); }
-  __device__ __forceinline__ int deep_k() const { return thread_ % (kFmaDepth / kGroup) * kGroup; }
-  __device__ __forceinline__ int wide_k() const { return thread_ / (kTile / kGroup); }
-  __device__ __forceinline__ int wide_column() const { return thread_ % (kTile / kGroup) * kGroup; }
-
-  __device__ __forceinline__ void fetch(int s) {
-    const int k = s * kFmaDepth;
-    const int left_in_depth = p_.depth - k - deep_k();
-    left_ = fetch_group(left_from_ + k, left_inside_ ? left_in_depth : 0);
-    if constexpr (kChannelsLast) {
-      right_ = fetch_group(right_from_ + k, right_inside_ > 0 ? left_in_depth : 0);
-    } else {
-      right_ =
-          fetch_group(right_from_ + k * p_.columns, k + wide_k() < p_.depth ? right_inside_ : 0);
+  __device__ __forceinline__ void bring_pixels(int s) const {
+    if (s * kFmaDepth < p_.depth) {
+      pixels_.bring(s * kFmaDepth, shared_.around[s % 2]);
     }
+    copy_async_commit();
   }
 
-  // A group of which `inside` elements are there, at most; zeros for the others.
-  __device__ __forceinline__ Group fetch_group(const T* from, int inside) const {
-    if (p_.operand_vectors && inside > 0) {
-      return load_vector<kGroup>(from);
+  __device__ __forceinline__ void pool(int s) const {
+    T* const to = shared_.pixels[s % 2];
+    pixels_.pool(s * kFmaDepth, shared_.around[s % 2],
+                 [to](int channel, int pixel, const typename Pixels::Pooled& pooled) {
+                   store_vector(to + channel * kPixelPitch + pixel, pooled);
+                 });
+  }
+
+  // A thread moves a group of one channel of the result, and turns it on the way.
+  __device__ __forceinline__ int weight_channel() const { return thread() / (kFmaDepth / kGroup); }
+  __device__ __forceinline__ int weight_k() const {
+    return thread() % (kFmaDepth / kGroup) * kGroup;
+  }
+
+  __device__ __forceinline__ void fetch_weight(int s) {
+    const int k = s * kFmaDepth + weight_k();
+    const T* const from = p_.weight + int64_t{tile_.channel + weight_channel()} * p_.depth + k;
+    const int inside = weight_channel() < p_.depth - tile_.channel ? p_.depth - k : 0;
+    if (p_.weight_vectors && inside > 0) {
+      weight_ = load_vector<kGroup>(from);
+      return;
     }
-    Group values;
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) {
-      values[e] = e < inside ? from[e] : T{};
+      weight_[e] = e < inside ? from[e] : T{};
     }
-    return values;
   }
 
-  __device__ __forceinline__ void put(int stage) {
-    T* const left = shared_.left[stage];
-    T* const right = shared_.right[stage];
+  __device__ __forceinline__ void put_weight(int s) const {
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) {
-      left[(deep_k() + e) * kPitch + deep_row()] = left_[e];
-    }
-    if constexpr (kChannelsLast) {
-#pragma unroll
-      for (int e = 0; e < kGroup; ++e) {
-        right[(deep_k() + e) * kPitch + deep_row()] = right_[e];
-      }
-    } else {
-      store_vector(right + wide_k() * kPitch + wide_column(), right_);
+      shared_.channels[s % 2][(weight_k() + e) * kChannelPitch + weight_channel()] = weight_[e];
     }
   }
 
   __device__ __forceinline__ void multiply(int stage) {
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < kFmaDepth; ++k) {
-      T left[kMicro];
-      T right[kMicro];
+      T pixels[kMicro];
+      T channels[kMicro];
 #pragma unroll
       for (int i = 0; i < kMicro; i += kGroup) {
-        const auto a = load_vector<kGroup>(shared_.left[stage] + k * kPitch + place(row_, i));
-        const auto b = load_vector<kGroup>(shared_.right[stage] + k * kPitch + place(column_, i));
+        const auto a = load_vector<kGroup>(shared_.pixels[stage] + k * kPixelPitch + pixel(i));
+        const auto b =
+            load_vector<kGroup>(shared_.channels[stage] + k * kChannelPitch + channel(i));
 #pragma unroll
         for (int e = 0; e < kGroup; ++e) {
-          left[i + e] = a[e];
-          right[i + e] = b[e];
+          pixels[i + e] = a[e];
+          channels[i + e] = b[e];
         }
       }
 #pragma unroll
       for (int i = 0; i < kMicro; ++i) {
 #pragma unroll
         for (int j = 0; j < kMicro; ++j) {
-          sums_[i][j] = portable::exact_fma(left[i], right[j], sums_[i][j]);
+          sums_[i][j] = portable::exact_fma(channels[i], pixels[j], sums_[i][j]);
         }
       }
     }
   }
 
-  const ResidualProductParams<T>& p_;
+  // Registers have no index that is not known to the compiler, and this loop is too long for eight
+  // copies: so sums move up after every turn.
+  __device__ __forceinline__ void write() {
+#pragma unroll 1
+    for (int i = 0; i < kMicro; ++i) {
+#pragma unroll
+      for (int j = 0; j < kMicro; j += kGroup) {
+        T sum[kGroup];
+#pragma unroll
+        for (int e = 0; e < kGroup; ++e) {
+          sum[e] = kChannelsLast ? sums_[j + e][0] : sums_[0][j + e];
+        }
+        finish_residual<T, kChannelsLast>(p_, tile_, pixel(kChannelsLast ? i : j),
+                                          tile_.channel + channel(kChannelsLast ? j : i), sum);
+      }
+#pragma unroll
+      for (int from = 1; from < kMicro; ++from) {
+#pragma unroll
+        for (int k = 0; k < kMicro; ++k) {
+          if constexpr (kChannelsLast) {
+            sums_[k][from - 1] = sums_[k][from];
+          } else {
+            sums_[from - 1][k] = sums_[from][k];
+          }
+        }
+      }
+    }
+  }
+
+  const ResidualStageParams<T>& p_;
   Shared& shared_;
   ResidualTile<kChannelsLast> tile_;
-  int thread_;
-  int row_;  // of this thread's first group
-  int column_;
-  const T* left_from_;  // this thread's group of the first stage
-  const T* right_from_;
-  bool left_inside_;
-  int right_inside_;  // elements of the group that are there, at most
-  Group left_;        // of the next stage
-  Group right_;
+  Pixels pixels_;
+  Group weight_;  // of the next step
   T sums_[kMicro][kMicro] = {};
 };
 
-template <class T, bool kChannelsLast>
-__global__ __launch_bounds__(kFmaThreads, 2) void residual_fma_kernel(
-    const __grid_constant__ ResidualProductParams<T> p) {
-  __shared__ typename ResidualFma<T, kChannelsLast>::Shared shared;
-  ResidualFma<T, kChannelsLast>(p, shared).run();
+template <class T, bool kChannelsLast, int kSize>
+__global__ __launch_bounds__(kFmaThreads, 1) void residual_fma_kernel(
+    const __grid_constant__ ResidualStageParams<T> p) {
+  __shared__ typename ResidualFma<T, kChannelsLast, kSize>::Shared shared;
+  ResidualFma<T, kChannelsLast, kSize>(p, shared).run();
 }
 
 template <class T>

@@ -1,155 +1,174 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product of a stage on tensor cores, for 16-bit types with sums in float: blocks of 128 x 128,
-// a warp 32 x 64 of it, operands through shared memory in stages of which one is on its way while
-// the other is at work.
+// A stage on tensor cores, for 16-bit types with sums in float: blocks of 128 pixels and up to 256
+// channels, a warp 32 x 64 of it. While the channels of one step are multiplied, those of the next
+// one are pooled, and those after that are on their way.
 #pragma once
 
-#include "chained_residual_pool/residual_product.cuh"
-#include "common/mma.cuh"
+#include "chained_residual_pool/pooled_operand.cuh"
 
 namespace pydense {
 
-constexpr int kMmaTile = 128;  // rows and columns of a block
-constexpr int kMmaDepth = 32;  // of a stage
-constexpr int kMmaThreads = 256;
+constexpr int kMmaRows = 8;  // of pixels in a block
+constexpr int kMmaPixels = kMmaRows * kResidualColumns;
+constexpr int kMmaDepth = 32;     // of a step
+constexpr int kMmaThreads = 512;  // at most; two for each channel of the result
+constexpr int kMmaChannels = kMmaThreads / 2;
+constexpr int kMmaMinThreads = 128;
 constexpr int kMmaWarpRows = 32;
 constexpr int kMmaWarpColumns = 64;
 constexpr int kMmaVector = 8;
-// A wide operand is [32, 128] in shared memory, with 16 bytes more in a row than it holds: eight
-// rows then lie in all banks. A deep one is [128, 32]: there the four vectors of a row change
-// places.
-constexpr int kMmaWidePitch = kMmaTile + kMmaVector;
-constexpr int kMmaOperand = kMmaDepth * kMmaWidePitch;  // elements, of the larger one
-constexpr int kMmaOperandBytes = 2 * 2 * kMmaOperand * 2;
 // Sums on their way out: 16 rows of a warp.
 constexpr int kMmaSumPitch = kMmaWarpColumns + kMmaVector;
-constexpr int kMmaSumBytes = kMmaThreads / 32 * 16 * kMmaSumPitch * 4;
-constexpr int kMmaSharedBytes = kMmaSumBytes > kMmaOperandBytes ? kMmaSumBytes : kMmaOperandBytes;
 
+// Operands in shared memory. Contiguous pictures: [32 channels, 128 pixels], with 16 bytes more in
+// a row than it holds. The weight, and pixels of channels_last: [rows, 32 channels], where vectors
+// change places. In both, eight rows of a matrix lie in all banks, and so do the words that a warp
+// pools.
+constexpr int kMmaWidePitch = kMmaPixels + kMmaVector;
 __device__ __forceinline__ int mma_wide_place(int k, int column) {
   return k * kMmaWidePitch + column;
 }
-// Of the vector that begins at k.
 __device__ __forceinline__ int mma_deep_place(int row, int k) {
-  return row * kMmaDepth + ((k / kMmaVector) ^ (row / 2 % 4)) * kMmaVector;
+  return row * kMmaDepth + ((k / kMmaVector) ^ (row / 2 % 4)) * kMmaVector + k % kMmaVector;
 }
 
-template <class T, bool kChannelsLast>
+template <class T, bool kChannelsLast, int kSize, bool kOffsets>
 class ResidualMma {
+  using Pixels = PooledOperand<T, kChannelsLast, kSize, kOffsets, kMmaDepth, kMmaRows>;
+  static constexpr int kOperand =
+      kChannelsLast ? kMmaPixels * kMmaDepth : kMmaDepth * kMmaWidePitch;
+
  public:
-  __device__ __forceinline__ ResidualMma(const ResidualProductParams<T>& p, T* shared)
-      : p_(p),
-        shared_(shared),
-        tile_(p, kMmaTile, kMmaTile),
-        thread_(static_cast<int>(threadIdx.x)),
-        lane_(thread_ % 32),
-        warp_row_(thread_ / 32 / 2 * kMmaWarpRows),
-        warp_column_(thread_ / 32 % 2 * kMmaWarpColumns),
-        left_(p.left + (tile_.row + deep_row()) * p.depth + deep_k()),
-        left_rows_(within_tile(p.rows - tile_.row)) {
-    if constexpr (kChannelsLast) {
-      right_ = p.right + (tile_.column + deep_row()) * p.depth + deep_k();
-    } else {
-      right_ =
-          p.right + (tile_.image * p.depth + wide_k()) * p.columns + tile_.column + wide_column();
-    }
-    right_columns_ = within_tile(p.columns - tile_.column);
+  // Of shared memory, for so many threads.
+  __host__ __device__ static constexpr int bytes(int threads) {
+    const int operands = 2 * (Pixels::kElements + kOperand + threads / 2 * kMmaDepth) * 2;
+    const int sums = threads / 32 * 16 * kMmaSumPitch * 4;
+    return operands > sums ? operands : sums;
   }
 
+  __device__ __forceinline__ ResidualMma(const ResidualStageParams<T>& p, T* shared)
+      : p_(p), shared_(shared), tile_(p, kMmaRows), pixels_(p, tile_) {}
+
   __device__ __forceinline__ void run() {
-    const int stages = (p_.depth + kMmaDepth - 1) / kMmaDepth;
-    load_stage(0);
-    for (int s = 0; s < stages; ++s) {
-      if (s + 1 < stages) {
-        load_stage(s + 1);
-        copy_async_wait<1>();
-      } else {
-        copy_async_wait<0>();
+    const int steps = (p_.depth + kMmaDepth - 1) / kMmaDepth;
+    bring_weight(0);
+    bring_pixels(0);
+    copy_async_wait<0>();
+    __syncthreads();
+    bring_pixels(1);
+    pool(0);
+#pragma unroll 1
+    for (int s = 0; s < steps; ++s) {
+      copy_async_wait<0>();
+      __syncthreads();
+      if (s + 1 < steps) {
+        bring_weight(s + 1);
+        bring_pixels(s + 2);
       }
-      __syncthreads();
-      multiply(shared_ + s % 2 * 2 * kMmaOperand);
-      __syncthreads();
+      // Half of the warps pool while the others keep the tensor cores busy.
+#pragma unroll 1
+      for (int turn = 0; turn < 2; ++turn) {
+        if ((turn + warp() / 4) % 2 == 0) {
+          multiply(s);
+        } else if (s + 1 < steps) {
+          pool(s + 1);
+        }
+      }
     }
+    __syncthreads();
     write();
   }
 
  private:
-  __device__ __forceinline__ static int within_tile(int64_t size) {
-    return static_cast<int>(min(size, int64_t{kMmaTile}));
+  __device__ __forceinline__ static int lane() {
+    return opaque(static_cast<int>(threadIdx.x)) % 32;
   }
-  // The first of the two vectors of an operand that a thread brings; the second one lies
-  // kDeepStep or kWideStep rows below.
-  static constexpr int kDeepStep = kMmaThreads * kMmaVector / kMmaDepth;
-  static constexpr int kWideStep = kMmaThreads * kMmaVector / kMmaTile;
-  __device__ __forceinline__ int deep_row() const { return thread_ / (kMmaDepth / kMmaVector); }
-  __device__ __forceinline__ int deep_k() const {
-    return thread_ % (kMmaDepth / kMmaVector) * kMmaVector;
+  __device__ __forceinline__ static int warp() {
+    return opaque(static_cast<int>(threadIdx.x)) / 32;
   }
-  __device__ __forceinline__ int wide_k() const { return thread_ / (kMmaTile / kMmaVector); }
-  __device__ __forceinline__ int wide_column() const {
-    return thread_ % (kMmaTile / kMmaVector) * kMmaVector;
+  // The first ones of the warp in the block.
+  __device__ __forceinline__ static int pixel() {
+    return kChannelsLast ? warp() % 4 * kMmaWarpRows : warp() % 2 * kMmaWarpColumns;
+  }
+  __device__ __forceinline__ static int channel() {
+    return kChannelsLast ? warp() / 4 * kMmaWarpColumns : warp() / 2 * kMmaWarpRows;
   }
 
-  __device__ __forceinline__ void load_stage(int s) const {
-    const int k = s * kMmaDepth;
-    T* const to = shared_ + s % 2 * 2 * kMmaOperand;
-    load_deep(left_, left_rows_, k, to);
-    if constexpr (kChannelsLast) {
-      load_deep(right_, right_columns_, k, to + kMmaOperand);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = wide_k() + i * kWideStep;
-        const int inside = k + row < p_.depth ? right_columns_ - wide_column() : 0;
-        load(right_ + (k + i * kWideStep) * p_.columns, inside,
-             to + kMmaOperand + mma_wide_place(row, wide_column()));
-      }
+  __device__ __forceinline__ T* operand(int s) const {
+    return shared_ + 2 * Pixels::kElements + s % 2 * kOperand;
+  }
+  __device__ __forceinline__ T* weight(int s) const {
+    return shared_ + 2 * (Pixels::kElements + kOperand) + s % 2 * p_.tile_channels * kMmaDepth;
+  }
+
+  __device__ __forceinline__ void bring_pixels(int s) const {
+    if (s * kMmaDepth < p_.depth) {
+      pixels_.bring(s * kMmaDepth, shared_ + s % 2 * Pixels::kElements);
     }
     copy_async_commit();
   }
 
-  __device__ __forceinline__ void load_deep(const T* from, int rows, int k, T* to) const {
+  __device__ __forceinline__ void pool(int s) const {
+    T* const to = operand(s);
+    pixels_.pool(s * kMmaDepth, shared_ + s % 2 * Pixels::kElements,
+                 [to](int channel, int pixel, const typename Pixels::Pooled& pooled) {
+                   if constexpr (kChannelsLast) {
+                     to[mma_deep_place(pixel, channel)] = pooled[0];
+                     to[mma_deep_place(pixel + 1, channel)] = pooled[1];
+                   } else {
+                     store_vector(to + mma_wide_place(channel, pixel), pooled);
+                   }
+                 });
+  }
+
+  // Zeros for what is not there.
+  __device__ __forceinline__ void bring_weight(int s) const {
+    constexpr int kRowVectors = kMmaDepth / kMmaVector;
+    const int32_t channel = opaque(tile_.channel);
+    const int thread = opaque(static_cast<int>(threadIdx.x));
+    const int k = s * kMmaDepth + thread % kRowVectors * kMmaVector;
+    // Each thread brings a vector of two rows, half of the tile apart.
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = deep_row() + i * kDeepStep;
-      const int inside = row < rows ? p_.depth - k - deep_k() : 0;
-      load(from + int64_t{i * kDeepStep} * p_.depth + k, inside,
-           to + mma_deep_place(row, deep_k()));
+      const int row = thread / kRowVectors + i * (p_.tile_channels / 2);
+      const bool in_rows = row < p_.depth - channel;
+      const T* const from = p_.weight + int64_t{channel + row} * p_.depth + k;
+      T* const to = weight(s) + mma_deep_place(row, k % kMmaDepth);
+      const int inside = in_rows ? p_.depth - k : 0;
+      if (p_.weight_vectors) {
+        copy_async_16(to, inside > 0 ? from : p_.weight, inside > 0);
+        continue;
+      }
+      Vector<T, kMmaVector> values;
+#pragma unroll
+      for (int e = 0; e < kMmaVector; ++e) {
+        values[e] = e < inside ? from[e] : from_accumulate<T>(0);
+      }
+      store_vector(to, values);
     }
   }
 
-  // A vector of which `inside` elements are there, at most; zeros for the others.
-  __device__ __forceinline__ void load(const T* from, int inside, T* to) const {
-    if (p_.operand_vectors) {
-      copy_async_16(to, inside > 0 ? from : p_.left, inside > 0);
-      return;
-    }
-    Vector<T, kMmaVector> values;
-#pragma unroll
-    for (int e = 0; e < kMmaVector; ++e) {
-      values[e] = e < inside ? from[e] : from_accumulate<T>(0);
-    }
-    store_vector(to, values);
-  }
-
-  __device__ __forceinline__ void multiply(const T* left) {
-    const T* const right = left + kMmaOperand;
-#pragma unroll
+  __device__ __forceinline__ void multiply(int s) {
+    const int lane = ResidualMma::lane();
+    const T* const left = kChannelsLast ? operand(s) : weight(s);
+    const T* const right = kChannelsLast ? weight(s) : operand(s);
+    const int row = kChannelsLast ? pixel() : channel();
+    const int column = kChannelsLast ? channel() : pixel();
+#pragma unroll 1
     for (int k = 0; k < kMmaDepth; k += 16) {
       uint32_t a[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        load_matrix_x4(a[i], left + mma_deep_place(warp_row_ + 16 * i + lane_ % 16,
-                                                   k + lane_ / 16 * kMmaVector));
+        load_matrix_x4(a[i],
+                       left + mma_deep_place(row + 16 * i + lane % 16, k + lane / 16 * kMmaVector));
       }
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {  // eight columns, twice, both halves of the depth
         uint32_t b[2][2];
         if constexpr (kChannelsLast) {
           uint32_t both[4];
-          load_matrix_x4(both,
-                         right + mma_deep_place(warp_column_ + 8 * j + lane_ / 16 * 8 + lane_ % 8,
-                                                k + lane_ / 8 % 2 * kMmaVector));
+          load_matrix_x4(both, right + mma_deep_place(column + 8 * j + lane / 16 * 8 + lane % 8,
+                                                      k + lane / 8 % 2 * kMmaVector));
           b[0][0] = both[0];
           b[0][1] = both[1];
           b[1][0] = both[2];
@@ -157,8 +176,8 @@ class ResidualMma {
         } else {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            load_matrix_x2_transposed(
-                b[h], right + mma_wide_place(k + lane_ % 16, warp_column_ + 8 * (j + h)));
+            load_matrix_x2_transposed(b[h],
+                                      right + mma_wide_place(k + lane % 16, column + 8 * (j + h)));
           }
         }
 #pragma unroll
@@ -174,8 +193,9 @@ class ResidualMma {
 
   // Through shared memory, so that rows leave in long pieces. What a warp writes there is its own.
   __device__ __forceinline__ void write() const {
+    const int lane = ResidualMma::lane();
     constexpr int kOfRow = kMmaWarpColumns / kMmaVector;
-    auto* const sums = reinterpret_cast<float*>(shared_) + thread_ / 32 * 16 * kMmaSumPitch;
+    auto* const sums = reinterpret_cast<float*>(shared_) + warp() * 16 * kMmaSumPitch;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -185,16 +205,16 @@ class ResidualMma {
           Vector<float, 2> pair;
           pair[0] = sums_[i][j][2 * half];
           pair[1] = sums_[i][j][2 * half + 1];
-          store_vector(sums + (lane_ / 4 + 8 * half) * kMmaSumPitch + 8 * j + lane_ % 4 * 2, pair);
+          store_vector(sums + (lane / 4 + 8 * half) * kMmaSumPitch + 8 * j + lane % 4 * 2, pair);
         }
       }
       __syncwarp();
-#pragma unroll
+#pragma unroll 1
       for (int r = 0; r < 16; r += 32 / kOfRow) {
-        const int row = r + lane_ / kOfRow;
-        const int column = lane_ % kOfRow * kMmaVector;
+        const int row = r + lane / kOfRow;
+        const int column = lane % kOfRow * kMmaVector;
         // Lanes 4 vectors apart begin with different halves: they lie in the same banks.
-        const int first = lane_ & 4;
+        const int first = lane & 4;
         const float* const from = sums + row * kMmaSumPitch + column;
         const auto one = load_vector<4>(from + first);
         const auto other = load_vector<4>(from + (first ^ 4));
@@ -204,32 +224,26 @@ class ResidualMma {
           sum[e] = first == 0 ? one[e] : other[e];
           sum[e + 4] = first == 0 ? other[e] : one[e];
         }
-        finish_residual<T, kChannelsLast>(p_, tile_.image, tile_.row + warp_row_ + 16 * i + row,
-                                          tile_.column + warp_column_ + column, sum);
+        finish_residual<T, kChannelsLast>(
+            p_, tile_, pixel() + (kChannelsLast ? 16 * i + row : column),
+            tile_.channel + channel() + (kChannelsLast ? column : 16 * i + row), sum);
       }
       __syncwarp();
     }
   }
 
-  const ResidualProductParams<T>& p_;
+  const ResidualStageParams<T>& p_;
   T* shared_;
   ResidualTile<kChannelsLast> tile_;
-  int thread_;
-  int lane_;
-  int warp_row_;  // in the block's tile
-  int warp_column_;
-  const T* left_;  // of this thread's first vector
-  const T* right_;
-  int left_rows_;  // of the tile that are there
-  int right_columns_;
+  Pixels pixels_;
   float sums_[2][8][4] = {};
 };
 
-template <class T, bool kChannelsLast>
-__global__ __launch_bounds__(kMmaThreads, 2) void residual_mma_kernel(
-    const __grid_constant__ ResidualProductParams<T> p) {
+template <class T, bool kChannelsLast, int kSize, bool kOffsets>
+__global__ __launch_bounds__(kMmaThreads, 1) void residual_mma_kernel(
+    const __grid_constant__ ResidualStageParams<T> p) {
   PYDENSE_DYNAMIC_SHARED(T, shared);
-  ResidualMma<T, kChannelsLast>(p, shared).run();
+  ResidualMma<T, kChannelsLast, kSize, kOffsets>(p, shared).run();
 }
 
 }  // namespace pydense

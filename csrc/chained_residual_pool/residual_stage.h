@@ -42,11 +42,18 @@ void residual_stage(const char* op, FloatType dtype, const ResidualStageArgs& ar
 // Sums from the first addend to the last, in float for 16-bit numbers, rounded once.
 void residual_sum(FloatType dtype, const ResidualSumArgs& args, ParallelFor parallel_for);
 
-// On a GPU. x and addends are dense, and `pooled` is not null where something is pooled: the
-// product is a kernel of its own, on tensor cores for 16-bit numbers. float and double have the
-// bits of the CPU.
+// On a GPU. x and addends are dense. The product is on tensor cores for 16-bit numbers; float and
+// double have the bits of the CPU.
 void residual_stage_cuda(const char* op, FloatType dtype, const ResidualStageArgs& args, int device,
                          void* stream);
+
+// There, whether the pool of a stage is part of its product. Else it is a kernel of its own, and
+// `pooled` must be given. What a block reads around its 8 x 16 pixels, and reduces along x more
+// than once, grows with the window: at 7 x 7 it takes about the time that a trip of the pooled
+// picture through memory takes, and a block needs more shared memory than cards of all kinds have.
+// The windows of published networks are 5 x 5.
+inline bool residual_stage_cuda_fuses(const PoolShape& shape) { return shape.size <= 5; }
+
 void residual_sum_cuda(FloatType dtype, const ResidualSumArgs& args, int device, void* stream);
 
 // By FloatType.

@@ -100,6 +100,15 @@ __device__ __forceinline__ void store_vector(T* to, const Vector<T, N>& v) {
 #endif
 }
 
+// x, of which the compiler knows nothing any more: what is made of it in a loop is made there in
+// every turn, instead of once in registers that the loop has other use for.
+__device__ __forceinline__ int opaque(int x) {
+#ifndef PYDENSE_SIMT
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // A read of memory that other threads write atomically during the launch.
 template <class T>
 __device__ __forceinline__ T load_relaxed(const T* from) {
