@@ -13,8 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pydense import _core
-
 from ._memory_format import suggested
 
 _OPS = torch.ops.pydense
@@ -50,10 +48,7 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _multiplies_bfloat16() -> bool:
-    cpu = torch.cpu
-    return _core.cpu_capability() in ("avx512", "amx") and (
-        cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
-    )
+    return _OPS._cpu_capability() in ("avx512_bf16", "amx")
 
 
 def sum_of_branches(
