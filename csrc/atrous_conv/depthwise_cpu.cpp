@@ -122,16 +122,9 @@ void contiguous(const DepthwiseArgs& args, const DepthwisePlan& plan, ParallelFo
   });
 }
 
-// A tap of the kernel: the pixel of x that it meets, and its weights, all channels of each.
-template <class S, class T>
-struct KernelTap {
-  const S* x;
-  const T* weight;
-};
-
 // Sums of N pixels side by side, `count` channels from c on, a vector or a part of one.
 template <class S, class T, int N>
-PYDENSE_HD void sum_pixels(const KernelTap<S, T>* taps, int64_t num_taps, int64_t channels,
+PYDENSE_HD void sum_pixels(const PixelTap<S, const T>* taps, int64_t num_taps, int64_t channels,
                            int64_t c, int64_t count, const T* bias, bool relu, S* to) {
   using V = RowVec<T>;
   const bool whole = count == kLanesIn<V>;
@@ -183,26 +176,16 @@ void channels_last(const DepthwiseArgs& args, const DepthwisePlan& plan, Paralle
   const int64_t tasks = ceil_div(shape.out_height, together);
 
   parallel_tasks(parallel_for, shape.batches * tasks, [&](int64_t task) {
-    const Buffer memory = buffer_of<KernelTap<S, T>>(static_cast<size_t>(num_taps));
-    auto* const taps = memory.as<KernelTap<S, T>>();
+    const Buffer memory = buffer_of<PixelTap<S, const T>>(static_cast<size_t>(num_taps));
+    auto* const taps = memory.as<PixelTap<S, const T>>();
     const int64_t image = task / tasks;
     const auto* const x_image = static_cast<const S*>(args.x.data) + image * args.x.batch;
     const auto run_row = [&](int64_t y) {
       S* const to =
           static_cast<S*>(args.out) + (image * shape.out_height + y) * shape.out_width * channels;
       const auto run_pixels = [&](const DepthwiseSegment& segment, int64_t x, auto pixels) {
-        int64_t count = 0;
-        for (int64_t i = 0; i < shape.kernel_height; ++i) {
-          const int64_t from = y + i * shape.dilation_y - shape.top;
-          if (from < 0 || from >= shape.height) {
-            continue;
-          }
-          for (int64_t j = segment.first; j < segment.last; ++j) {
-            taps[count++] = {
-                x_image + from * args.x.row + (x + j * shape.dilation_x - shape.left) * channels,
-                weight + (i * shape.kernel_width + j) * channels};
-          }
-        }
+        const int64_t count =
+            taps_at<S, const T>(shape, segment, y, x, x_image, args.x.row, weight, taps);
         for (int64_t c = 0; c < channels; c += kLanes) {
           sum_pixels<S, T, decltype(pixels)::value>(taps, count, channels, c,
                                                     smaller(kLanes, channels - c), bias, args.relu,

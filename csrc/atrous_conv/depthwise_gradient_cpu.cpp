@@ -72,16 +72,9 @@ void contiguous(const DepthwiseGradientArgs& args, ParallelFor parallel_for) {
   });
 }
 
-// A tap that all pixels at work have: the first pixel of x that it meets, and its sums.
-template <class S, class T>
-struct GradientTap {
-  const S* x;
-  T* sums;
-};
-
 // Adds what N pixels side by side give, for `count` channels from c on.
 template <class S, class T, int N>
-PYDENSE_HD void add_pixels(const S* grad, const GradientTap<S, T>* taps, int64_t num_taps,
+PYDENSE_HD void add_pixels(const S* grad, const PixelTap<S, T>* taps, int64_t num_taps,
                            int64_t channels, int64_t c, int64_t count) {
   using V = RowVec<T>;
   const bool whole = count == kLanesIn<V>;
@@ -93,14 +86,14 @@ PYDENSE_HD void add_pixels(const S* grad, const GradientTap<S, T>* taps, int64_t
     own[k] = read(grad + k * channels + c);
   }
   for (int64_t t = 0; t < num_taps; ++t) {
-    V sum = read(taps[t].sums + c);
+    V sum = read(taps[t].weight + c);
     for (int k = 0; k < N; ++k) {
       sum = fma(own[k], read(taps[t].x + k * channels + c), sum);
     }
     if (whole) {
-      store(taps[t].sums + c, sum);
+      store(taps[t].weight + c, sum);
     } else {
-      store_part(taps[t].sums + c, sum, count);
+      store_part(taps[t].weight + c, sum, count);
     }
   }
 }
@@ -121,8 +114,8 @@ void channels_last(const DepthwiseGradientArgs& args, const DepthwisePlan& plan,
   T* const sums = partial.as<T>();  // [slabs, taps, channels]
 
   parallel_tasks(parallel_for, slabs, [&](int64_t slab) {
-    const Buffer memory = buffer_of<GradientTap<S, T>>(static_cast<size_t>(num_taps));
-    auto* const taps = memory.as<GradientTap<S, T>>();
+    const Buffer memory = buffer_of<PixelTap<S, T>>(static_cast<size_t>(num_taps));
+    auto* const taps = memory.as<PixelTap<S, T>>();
     T* const own = sums + slab * slab_sums;
     for (int64_t i = 0; i < slab_sums; ++i) {
       own[i] = T{};
@@ -132,18 +125,7 @@ void channels_last(const DepthwiseGradientArgs& args, const DepthwisePlan& plan,
       const auto* const grad =
           static_cast<const S*>(args.grad.data) + image * args.grad.batch + y * args.grad.row;
       const auto run_pixels = [&](const DepthwiseSegment& segment, int64_t x, auto pixels) {
-        int64_t count = 0;
-        for (int64_t i = 0; i < shape.kernel_height; ++i) {
-          const int64_t from = y + i * shape.dilation_y - shape.top;
-          if (from < 0 || from >= shape.height) {
-            continue;
-          }
-          for (int64_t j = segment.first; j < segment.last; ++j) {
-            taps[count++] = {
-                x_image + from * args.x.row + (x + j * shape.dilation_x - shape.left) * channels,
-                own + (i * shape.kernel_width + j) * channels};
-          }
-        }
+        const int64_t count = taps_at<S, T>(shape, segment, y, x, x_image, args.x.row, own, taps);
         for (int64_t c = 0; c < channels; c += kLanes) {
           add_pixels<S, T, decltype(pixels)::value>(grad + x * channels, taps, count, channels, c,
                                                     smaller(kLanes, channels - c));

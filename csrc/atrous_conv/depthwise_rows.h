@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of contiguous pictures as the depthwise kernels read them: converted once, with room behind
-// each for a vector to read on.
+// What the depthwise kernels read. Rows of contiguous pictures are converted once, with room behind
+// each for a vector to read on; of channels_last pictures, pixels are read where they lie.
 #pragma once
 
 #include "atrous_conv/depthwise.h"
@@ -78,5 +78,33 @@ class RowRing {
   int64_t row_ = 0;
   int64_t next_ = 0;
 };
+
+// A tap of the kernel over a channels_last picture: the pixel of x that it meets, and its weights,
+// or the sums that become their gradient, all channels of each.
+template <class S, class W>
+struct PixelTap {
+  const S* x;
+  W* weight;
+};
+
+// The taps that the outputs (y, x) and following of a segment read; returns how many. `row` is the
+// stride of `image`, weight is [taps, channels].
+template <class S, class W>
+int64_t taps_at(const DepthwiseShape& shape, const DepthwiseSegment& segment, int64_t y, int64_t x,
+                const S* image, int64_t row, W* weight, PixelTap<S, W>* taps) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < shape.kernel_height; ++i) {
+    const int64_t from = y + i * shape.dilation_y - shape.top;
+    if (from < 0 || from >= shape.height) {
+      continue;
+    }
+    for (int64_t j = segment.first; j < segment.last; ++j) {
+      taps[count++] = {
+          image + from * row + (x + j * shape.dilation_x - shape.left) * shape.channels,
+          weight + (i * shape.kernel_width + j) * shape.channels};
+    }
+  }
+  return count;
+}
 
 }  // namespace pydense::PYDENSE_ISA

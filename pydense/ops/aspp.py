@@ -13,7 +13,7 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
-from ._autocast import as_convolution
+from ._convolution_arguments import as_convolution, parameter, tensors
 
 _library.load()
 
@@ -82,8 +82,8 @@ def aspp_sum(
     """
     op = "aspp_sum"
     arguments.picture(op, "x", x, ("cpu",))
-    row = _tensors(op, "weights", weights)
-    shifts = [] if biases is None else _tensors(op, "biases", biases)
+    row = tensors(op, "weights", weights, MAX_BRANCHES)
+    shifts = [] if biases is None else tensors(op, "biases", biases, MAX_BRANCHES)
     wanted = check.sequence(op, "rates", rates, "integers")
     for name, given in (("biases", shifts), ("rates", wanted)):
         if len(given) != len(row) and (given or name == "rates"):
@@ -93,13 +93,6 @@ def aspp_sum(
     _check_parameters(op, x, row, shifts)
     result: Tensor = torch.ops.pydense.aspp_sum(x, row, shifts, numbers)
     return result
-
-
-def _tensors(op: str, name: str, value: object) -> list[Tensor]:
-    row = check.sequence(op, name, value, "tensors")
-    if not 1 <= len(row) <= MAX_BRANCHES:
-        raise ValueError(f"{op}: {name} must be 1 to {MAX_BRANCHES} tensors, got {len(row)}")
-    return [check.any_tensor(op, f"{name}[{i}]", item) for i, item in enumerate(row)]
 
 
 def _check_parameters(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> None:
@@ -116,15 +109,4 @@ def _check_parameters(op: str, x: Tensor, weights: list[Tensor], biases: list[Te
     )
     for name, row, shape in kinds:
         for i, tensor in enumerate(row):
-            if tensor.dtype != x.dtype:
-                raise TypeError(
-                    f"{op}: {name}[{i}] must be of dtype {x.dtype} as x, got {tensor.dtype}"
-                )
-            if tuple(tensor.shape) != shape:
-                raise ValueError(
-                    f"{op}: {name}[{i}] must have shape {shape}, got {check.shape(tensor)}"
-                )
-            if tensor.device != x.device:
-                raise ValueError(
-                    f"{op}: {name}[{i}] must be on {x.device} as x, got {tensor.device}"
-                )
+            parameter(op, f"{name}[{i}]", tensor, x, shape)

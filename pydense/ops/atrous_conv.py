@@ -14,7 +14,7 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
-from ._autocast import as_convolution
+from ._convolution_arguments import as_convolution, parameter
 
 _library.load()
 
@@ -139,13 +139,9 @@ def plan_of(
             f"{op}: weight must have shape (O, {channels} / groups, kH, kW) with O divisible by "
             f"groups = {groups}, got {check.shape(weight)}"
         )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise TypeError(f"{op}: {name} must be of dtype {x.dtype} as x, got {tensor.dtype}")
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{op}: {name} must be on {x.device} as x, got {tensor.device}")
-    if bias is not None and tuple(bias.shape) != (outputs,):
-        raise ValueError(f"{op}: bias must have shape ({outputs},), got {check.shape(bias)}")
+    parameter(op, "weight", weight, x)
+    if bias is not None:
+        parameter(op, "bias", bias, x, (outputs,))
     reach = [d * (k - 1) for d, k in zip(rates, weight.shape[2:], strict=True)]
     before, after = _padding(op, padding, reach, strides)
     own, reason = _choice(x, outputs, groups, strides)

@@ -14,7 +14,7 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
-from ._autocast import as_convolution
+from ._convolution_arguments import as_convolution, parameter, tensors
 
 _library.load()
 
@@ -149,8 +149,8 @@ def chained_residual_pool(
     arguments.picture(op, "x", x)
     check.choice(op, "variant", variant, VARIANTS)
     size = window_size(op, "pool_size", pool_size)
-    row = _parameters(op, "weights", weights)
-    shifts = [] if biases is None else _parameters(op, "biases", biases)
+    row = tensors(op, "weights", weights, MAX_STAGES)
+    shifts = [] if biases is None else tensors(op, "biases", biases, MAX_STAGES)
     if shifts and len(shifts) != len(row):
         raise ValueError(f"{op}: biases must be {len(row)} as the weights, got {len(shifts)}")
     x, (row, shifts) = as_convolution(x, row, shifts)
@@ -166,13 +166,6 @@ def chained_residual_pool(
     return result
 
 
-def _parameters(op: str, name: str, value: object) -> list[Tensor]:
-    row = check.sequence(op, name, value, "tensors")
-    if not 1 <= len(row) <= MAX_STAGES:
-        raise ValueError(f"{op}: {name} must be 1 to {MAX_STAGES} tensors, got {len(row)}")
-    return [check.any_tensor(op, f"{name}[{i}]", item) for i, item in enumerate(row)]
-
-
 def _check_shapes(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> None:
     channels = x.shape[1]
     kernel = weights[0].shape[-1] if weights[0].dim() == 4 else 0
@@ -184,18 +177,7 @@ def _check_shapes(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor
     wanted = (channels, channels, kernel, kernel)
     for name, row, shape in (("weights", weights, wanted), ("biases", biases, (channels,))):
         for i, tensor in enumerate(row):
-            if tensor.dtype != x.dtype:
-                raise TypeError(
-                    f"{op}: {name}[{i}] must be of dtype {x.dtype} as x, got {tensor.dtype}"
-                )
-            if tuple(tensor.shape) != shape:
-                raise ValueError(
-                    f"{op}: {name}[{i}] must have shape {shape}, got {check.shape(tensor)}"
-                )
-            if tensor.device != x.device:
-                raise ValueError(
-                    f"{op}: {name}[{i}] must be on {x.device} as x, got {tensor.device}"
-                )
+            parameter(op, f"{name}[{i}]", tensor, x, shape)
 
 
 def _with_torchs_convolutions(

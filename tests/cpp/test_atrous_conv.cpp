@@ -11,24 +11,15 @@
 
 #include "atrous_conv/depthwise.h"
 #include "atrous_conv/tap_maps.h"
-#include "common/partial.h"
+#include "numbers.h"
 #include "testing.h"
 
 using namespace pydense;  // NOLINT(google-build-using-namespace)
+using testing::kDtype;
+using testing::read;
 using testing::thread_for;
 
 namespace {
-
-template <class S>
-constexpr FloatType kDtype = std::is_same_v<S, double>     ? FloatType::kFloat64
-                             : std::is_same_v<S, float>    ? FloatType::kFloat32
-                             : std::is_same_v<S, BFloat16> ? FloatType::kBFloat16
-                                                           : FloatType::kFloat16;
-
-template <class S>
-double read(const S& from) {
-  return static_cast<double>(portable::load_as<ComputeOf<S>>(&from));
-}
 
 // Small whole numbers, whose sums are exact in every type.
 template <class S>

@@ -14,24 +14,16 @@
 #include "chained_residual_pool/max_pool.h"
 #include "chained_residual_pool/residual_stage.h"
 #include "chained_residual_pool/weight_gradient.h"
-#include "common/partial.h"
+#include "numbers.h"
 #include "testing.h"
 
 using namespace pydense;  // NOLINT(google-build-using-namespace)
+using testing::kDtype;
+using testing::read;
 using testing::thread_for;
 
 namespace {
 
-template <class S>
-constexpr FloatType kDtype = std::is_same_v<S, double>     ? FloatType::kFloat64
-                             : std::is_same_v<S, float>    ? FloatType::kFloat32
-                             : std::is_same_v<S, BFloat16> ? FloatType::kBFloat16
-                                                           : FloatType::kFloat16;
-
-template <class S>
-double read(const S& from) {
-  return static_cast<double>(portable::load_as<ComputeOf<S>>(&from));
-}
 template <class S>
 S written(double value) {
   S to;

@@ -13,30 +13,24 @@
 #include "axis_weights.h"
 #include "common/half.h"
 #include "common/thread_pool.h"
+#include "numbers.h"
 #include "testing.h"
 #include "upsample/upsample.h"
 
 using namespace pydense;  // NOLINT(google-build-using-namespace)
+using testing::kDtype;
+using testing::read;
 using testing::thread_for;
 using testing::weight_of;
 
 namespace {
 
-// How a number of type S is written and read, and how far off a result may be.
-template <class S>
-double read(const S& from) {
-  return static_cast<double>(portable::load_as<ComputeOf<S>>(&from));
-}
+// How far off a result may be.
 template <class S>
 constexpr double kTolerance = std::is_same_v<S, double>     ? 1e-12
                               : std::is_same_v<S, float>    ? 2e-5
                               : std::is_same_v<S, BFloat16> ? 8e-3
                                                             : 1e-3;
-template <class S>
-constexpr FloatType kDtype = std::is_same_v<S, double>     ? FloatType::kFloat64
-                             : std::is_same_v<S, float>    ? FloatType::kFloat32
-                             : std::is_same_v<S, BFloat16> ? FloatType::kBFloat16
-                                                           : FloatType::kFloat16;
 
 // A picture with `gap` numbers of NaN between its rows; the memory ends with the last number, so
 // that AddressSanitizer sees what reads or writes on.

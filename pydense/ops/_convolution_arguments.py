@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters of operators that are convolutions: checks, and autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _crf_arguments as check
+
+
+def tensors(op: str, name: str, value: object, most: int) -> list[Tensor]:
+    """A sequence of 1 to ``most`` tensors.
+
+    Raises:
+        TypeError: Something else than a sequence, or than tensors.
+        ValueError: None of them, or too many.
+    """
+    row = check.sequence(op, name, value, "tensors")
+    if not 1 <= len(row) <= most:
+        raise ValueError(f"{op}: {name} must be 1 to {most} tensors, got {len(row)}")
+    return [check.any_tensor(op, f"{name}[{i}]", item) for i, item in enumerate(row)]
+
+
+def parameter(
+    op: str, name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...] | None = None
+) -> None:
+    """A tensor of the dtype and device of ``x``, of this shape where it is given.
+
+    Raises:
+        TypeError: Another dtype.
+        ValueError: Another shape or device.
+    """
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{op}: {name} must be of dtype {x.dtype} as x, got {tensor.dtype}")
+    if shape is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {check.shape(tensor)}")
+    if tensor.device != x.device:
+        raise ValueError(f"{op}: {name} must be on {x.device} as x, got {tensor.device}")
+
+
+def as_convolution(x: Tensor, *rows: Sequence[Tensor]) -> tuple[Tensor, list[list[Tensor]]]:
+    """``x`` and sequences of parameters in autocast's dtype, as torch casts for convolutions."""
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return x, [list(row) for row in rows]
+    dtype = torch.get_autocast_dtype(kind)
+
+    def cast(t: Tensor) -> Tensor:
+        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+
+    return cast(x), [[cast(t) for t in row] for row in rows]
