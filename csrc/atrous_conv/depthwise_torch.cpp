@@ -14,23 +14,6 @@ DepthwiseSource source_of(const Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-struct Geometry {
-  int64_t out_height;
-  int64_t out_width;
-  int64_t kernel_height;
-  int64_t kernel_width;
-  int64_t dilation_y;
-  int64_t dilation_x;
-  int64_t top;
-  int64_t left;
-};
-
-DepthwiseShape shape_of(const Tensor& x, const Geometry& to, bool channels_last) {
-  return {x.size(0),    x.size(1),        x.size(2),       x.size(3),     to.out_height,
-          to.out_width, to.kernel_height, to.kernel_width, to.dilation_y, to.dilation_x,
-          to.top,       to.left,          channels_last};
-}
-
 Tensor forward_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                   int64_t height, int64_t width, int64_t dilation_y, int64_t dilation_x,
                   int64_t top, int64_t left, bool flipped, bool relu) {
@@ -51,8 +34,9 @@ Tensor forward_op(const Tensor& x, const Tensor& weight, const std::optional<Ten
     shift = as_contiguous(*bias);
   }
   const bool last = is_channels_last(x);
-  const DepthwiseShape shape = shape_of(
-      x, {height, width, weight.size(2), weight.size(3), dilation_y, dilation_x, top, left}, last);
+  const DepthwiseShape shape = {
+      x.size(0),      x.size(1),  x.size(2),  x.size(3), height, width, weight.size(2),
+      weight.size(3), dilation_y, dilation_x, top,       left,   last};
   PYDENSE_CHECK(height >= 1 && width >= 1, kOp, ": output size must be at least 1, got (", height,
                 ", ", width, ")");
   const Tensor rows = with_contiguous_rows(x, last);
@@ -77,10 +61,9 @@ Tensor gradient_op(const Tensor& grad, const Tensor& x, int64_t kernel_height, i
                 ": grad must have batch and channels of x, ", x.size(0), " and ", x.size(1),
                 ", got ", grad.size(0), " and ", grad.size(1));
   const bool last = is_channels_last(x);
-  const DepthwiseShape shape = shape_of(
-      x,
-      {grad.size(2), grad.size(3), kernel_height, kernel_width, dilation_y, dilation_x, top, left},
-      last);
+  const DepthwiseShape shape = {x.size(0),    x.size(1),     x.size(2),    x.size(3),  grad.size(2),
+                                grad.size(3), kernel_height, kernel_width, dilation_y, dilation_x,
+                                top,          left,          last};
   PYDENSE_CHECK(kernel_height >= 1 && kernel_width >= 1, kOp,
                 ": kernel size must be at least 1, got (", kernel_height, ", ", kernel_width, ")");
   const Tensor rows = with_contiguous_rows(x, last);

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._aspp_products import gradients_of_branches, sum_of_branches, taps_of
 from ._forward_ad import refuse_tangent
-from ._memory_format import suggested
+from ._memory_format import empty_picture, suggested
 
 _OPS = torch.ops.pydense
 
@@ -27,12 +27,7 @@ def _sum(
 def _fake(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int]
 ) -> Tensor:
-    return torch.empty(
-        (x.shape[0], weights[0].shape[0], x.shape[2], x.shape[3]),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=suggested(x),
-    )
+    return empty_picture(x, x.shape[2], x.shape[3], channels=weights[0].shape[0])
 
 
 # Without a derivative of its own: a second derivative raises. The picture's gradient is made where

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._memory_format import suggested
+from ._memory_format import empty_picture
 
 _OPS = torch.ops.pydense
 WORKSPACE = 64 << 20  # bytes
@@ -57,7 +57,7 @@ def sum_of_branches(
     """The forward operator."""
     batch, _, height, width = x.shape
     outputs = weights[0].shape[0]
-    out = torch.empty((batch, outputs, height, width), dtype=x.dtype, memory_format=suggested(x))
+    out = empty_picture(x, height, width, channels=outputs)
     if batch == 0:
         return out
     taps = taps_of(rates, height, width)

@@ -30,10 +30,11 @@ def empty_picture(
     height: int | torch.SymInt,
     width: int | torch.SymInt,
     dtype: torch.dtype | None = None,
+    channels: int | torch.SymInt | None = None,
 ) -> Tensor:
     """An uninitialised picture with the batch, channels, dtype and memory format of ``like``."""
     return torch.empty(
-        (like.shape[0], like.shape[1], height, width),
+        (like.shape[0], like.shape[1] if channels is None else channels, height, width),
         dtype=dtype or like.dtype,
         device=like.device,
         memory_format=suggested(like),
