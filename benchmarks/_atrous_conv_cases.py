@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases of the benchmark of atrous convolution: what is called, on what, by which rivals.
 
-How a call is measured is that of chained residual pooling: forward and backward through autograd,
-cases called inference forward alone.
+Cases called inference are forward alone.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from benchmarks._residual_pool_cases import Problem
-
-DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+from benchmarks._autograd_cases import DTYPES, Problem
 
 
 def aspp_sum(

@@ -12,25 +12,14 @@ tensors stands beside it. With everything that has a backward stand the bytes th
 
 from __future__ import annotations
 
-from typing import Any
-
 from benchmarks._atrous_conv_cases import problems, quick_problems
-from benchmarks._driver import Benchmark
-from benchmarks._residual_pool_cases import add_figures, case_of
+from benchmarks._autograd_cases import benchmark
 
-
-def complete(run: dict[str, Any]) -> None:
-    """Adds the figures that no clock measures."""
-    found = {p.name: p for p in (*problems(), *quick_problems())}
-    add_figures(found[run["case"]], run)
-
-
-BENCHMARK = Benchmark(
-    name="atrous_conv",
-    title="Atrous convolution on the CPU, forward and backward: pydense, contiguous tensors",
-    cases=lambda quick: [case_of(p) for p in (quick_problems() if quick else problems())],
-    complete=complete,
-    memoryless=("torch.compile", "torch.compile channels_last"),  # it would measure the compiler
+BENCHMARK = benchmark(
+    "atrous_conv",
+    "Atrous convolution on the CPU, forward and backward: pydense, contiguous tensors",
+    problems,
+    quick_problems,
 )
 make_case = BENCHMARK.make_case
 

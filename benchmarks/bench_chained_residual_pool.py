@@ -13,24 +13,14 @@ and pools alone, and with everything that has a backward the bytes that are kept
 
 from __future__ import annotations
 
-from typing import Any
+from benchmarks._autograd_cases import benchmark
+from benchmarks._residual_pool_cases import problems, quick_problems
 
-from benchmarks._driver import Benchmark
-from benchmarks._residual_pool_cases import add_figures, case_of, problems, quick_problems
-
-
-def complete(run: dict[str, Any]) -> None:
-    """Adds the figures that no clock measures."""
-    found = {p.name: p for p in (*problems(), *quick_problems())}
-    add_figures(found[run["case"]], run)
-
-
-BENCHMARK = Benchmark(
-    name="chained_residual_pool",
-    title="Chained residual pooling on the CPU, forward and backward: pydense, contiguous tensors",
-    cases=lambda quick: [case_of(p) for p in (quick_problems() if quick else problems())],
-    complete=complete,
-    memoryless=("torch.compile", "torch.compile channels_last"),  # it would measure the compiler
+BENCHMARK = benchmark(
+    "chained_residual_pool",
+    "Chained residual pooling on the CPU, forward and backward: pydense, contiguous tensors",
+    problems,
+    quick_problems,
 )
 make_case = BENCHMARK.make_case
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from _benchmarks import _result
 
-from benchmarks import _residual_pool_cases, bench_chained_residual_pool
+from benchmarks import _autograd_cases, _residual_pool_cases, bench_chained_residual_pool
 from benchmarks._harness import stages_of, time_call
 
 QUICK = {problem.name: problem for problem in _residual_pool_cases.quick_problems()}
@@ -38,12 +38,11 @@ def test_what_is_kept_for_backward():
     problem = QUICK["pool/16x20x20/f32"]
     elements = 16 * 20 * 20
     kept = {
-        label: _residual_pool_cases.saved_bytes(problem, label)
-        for label in ("pydense", "torch NCHW")
+        label: _autograd_cases.saved_bytes(problem, label) for label in ("pydense", "torch NCHW")
     }
     assert kept == {"pydense": elements, "torch NCHW": 12 * elements}
     problem = QUICK["light-weight/16x20x20/bf16"]
-    kept = [_residual_pool_cases.saved_bytes(problem, x) for x in ("pydense", "torch NCHW")]
+    kept = [_autograd_cases.saved_bytes(problem, x) for x in ("pydense", "torch NCHW")]
     assert kept == [4 * 3 * elements, 4 * 12 * elements]
 
 
