@@ -31,8 +31,6 @@ void tap_spread(const char* op, FloatType dtype, const TapSpreadArgs& args,
   PYDENSE_CHECK(args.first >= 0 && args.count >= 0 && args.first <= args.shape.height - args.count,
                 op, ": rows must lie in [0, ", args.shape.height, "), got ", args.count, " from ",
                 args.first);
-  PYDENSE_CHECK(args.grad.pixel == 1, op, ": grad must have pixels side by side, got stride ",
-                args.grad.pixel);
   if (args.shape.taps * args.shape.outputs * args.count * args.shape.width > 0) {
     table().spread[static_cast<int>(dtype)](args, parallel_for);
   }

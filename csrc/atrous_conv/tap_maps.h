@@ -51,7 +51,7 @@ struct TapSumArgs {
 // Writes the maps' rows [first, first + count).
 struct TapSpreadArgs {
   TapMaps shape;
-  TapPicture grad;  // S, its pixel stride 1
+  const void* grad;  // S [outputs, height, width]
   int64_t first;
   int64_t count;
   void* maps;  // M [taps, outputs, count, width]

@@ -131,7 +131,7 @@ void spread(const TapSpreadArgs& args, ParallelFor parallel_for) {
   const auto copy_plane = [&](int64_t plane) {
     const int64_t t = plane / shape.outputs;
     const auto* const grad =
-        static_cast<const S*>(args.grad.data) + plane % shape.outputs * args.grad.channel;
+        static_cast<const S*>(args.grad) + plane % shape.outputs * shape.height * shape.width;
     M* to = static_cast<M*>(args.maps) + plane * args.count * shape.width;
     // `from` + tap is where a number goes, so what a row reads is the overlap of the shift back.
     const auto back = [](int64_t shift) { return shift == INT64_MIN ? INT64_MAX : -shift; };
@@ -145,7 +145,7 @@ void spread(const TapSpreadArgs& args, ParallelFor parallel_for) {
       const int64_t end = inside ? columns.end : shape.width;
       std::memset(static_cast<void*>(to), 0, static_cast<size_t>(begin) * sizeof(M));
       if (inside) {
-        copy_row(grad + (y + dy) * args.grad.row + begin + dx, end - begin, to + begin);
+        copy_row(grad + (y + dy) * shape.width + begin + dx, end - begin, to + begin);
       }
       std::memset(static_cast<void*>(to + end), 0,
                   static_cast<size_t>(shape.width - end) * sizeof(M));

@@ -77,11 +77,7 @@ void spread_op(const Tensor& maps, const Tensor& grad, int64_t first,
   const TapMaps shape = checked_maps(kOp, maps, grad, "grad", rows, columns);
   const Tensor planes = as_contiguous(grad);
   tap_spread(kOp, float_type(kOp, "grad", grad),
-             {shape,
-              {const_cast<void*>(planes.const_data_ptr()), planes.stride(0), planes.stride(1), 1},
-              first,
-              maps.size(2),
-              maps.mutable_data_ptr()},
+             {shape, planes.const_data_ptr(), first, maps.size(2), maps.mutable_data_ptr()},
              torch_parallel_for);
 }
 
