@@ -10,9 +10,9 @@ const MaxPoolTable& table() {
   return select_cpu_table<MaxPoolTable>(PYDENSE_CPU_TABLES(kMaxPoolTable));
 }
 
-bool is_empty(const PoolShape& shape) { return shape.batches == 0 || shape.channels == 0; }
-
 }  // namespace
+
+bool is_empty(const PoolShape& shape) { return shape.batches == 0 || shape.channels == 0; }
 
 void check_pool_shape(const char* op, const PoolShape& shape) {
   PYDENSE_CHECK(shape.size >= kMinPoolSize && shape.size <= kMaxPoolSize && shape.size % 2 == 1, op,

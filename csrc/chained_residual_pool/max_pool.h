@@ -27,6 +27,9 @@ struct PoolShape {
   int size;            // of the window, odd
 };
 
+// No number in pictures of this shape.
+bool is_empty(const PoolShape& shape);
+
 // Rows of one channel (channels_last false), or of all channels, pixel by pixel, are contiguous.
 // Strides are in elements, of any sign. channel is 1 for channels_last.
 struct PoolSource {

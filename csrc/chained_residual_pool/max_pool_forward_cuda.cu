@@ -7,9 +7,9 @@
 namespace pydense {
 namespace {
 
-// As many threads as keep an H200 busy. With fewer, pictures are cut into bands of rows, which
+// As many threads as keep the GPU busy. With fewer, pictures are cut into bands of rows, which
 // reduce the rows around them again.
-constexpr int64_t kWantedThreads = int64_t{132} * 2048;
+constexpr int64_t kWantedThreads = kMultiprocessors * 2048;
 constexpr int64_t kMinBand = 8;
 
 template <class T, int kVector, bool kAlong, int kSize>

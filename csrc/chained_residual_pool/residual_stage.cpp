@@ -21,8 +21,6 @@ StageFunction stage_of(FloatType dtype) {
   return table().stage[static_cast<int>(dtype)];
 }
 
-bool is_empty(const PoolShape& shape) { return shape.batches == 0 || shape.channels == 0; }
-
 }  // namespace
 
 void residual_stage(const char* op, FloatType dtype, const ResidualStageArgs& args,

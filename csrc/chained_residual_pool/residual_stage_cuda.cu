@@ -8,14 +8,10 @@
 namespace pydense {
 namespace {
 
-bool is_empty(const PoolShape& shape) { return shape.batches == 0 || shape.channels == 0; }
-
 template <class T>
 bool is_aligned(const void* data) {
   return pool_is_aligned(data, sizeof(T), kResidualVector<T>);
 }
-
-constexpr int64_t kMultiprocessors = 132;  // of an H200
 
 // Where pooled and offsets are null too.
 template <class T>
