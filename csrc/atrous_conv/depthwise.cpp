@@ -2,8 +2,8 @@
 #include "atrous_conv/depthwise.h"
 
 #include <algorithm>
-#include <vector>
 
+#include "atrous_conv/depthwise_plan.h"
 #include "common/check.h"
 
 namespace pydense {
@@ -67,17 +67,20 @@ std::vector<int64_t> rows_by_phase(int64_t height, int64_t dilation) {
 
 template <class Run>
 void with_plan(const char* op, const DepthwiseShape& shape, const Run& run) {
-  check_shape(op, shape);
-  if (shape.channels == 0) {
-    return;
+  const DepthwisePlanMemory memory(op, shape);
+  if (shape.channels > 0) {
+    run(memory.plan());
   }
-  const std::vector<DepthwiseSegment> segments =
-      segments_of(shape.kernel_width, shape.dilation_x, shape.left, shape.width, shape.out_width);
-  const std::vector<int64_t> rows = rows_by_phase(shape.out_height, shape.dilation_y);
-  run({segments.data(), static_cast<int64_t>(segments.size()), rows.data()});
 }
 
 }  // namespace
+
+DepthwisePlanMemory::DepthwisePlanMemory(const char* op, const DepthwiseShape& shape) {
+  check_shape(op, shape);
+  segments_ =
+      segments_of(shape.kernel_width, shape.dilation_x, shape.left, shape.width, shape.out_width);
+  rows_ = rows_by_phase(shape.out_height, shape.dilation_y);
+}
 
 void depthwise(const char* op, FloatType dtype, const DepthwiseArgs& args,
                ParallelFor parallel_for) {

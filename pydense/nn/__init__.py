@@ -3,6 +3,7 @@
 
 from .aspp import ASPPSum
 from .atrous_conv import AtrousConv2d, convert
+from .atrous_separable_conv import AtrousSeparableConv2d
 from .chained_residual_pool import (
     ChainedResidualPooling,
     MultiResolutionFusion,
@@ -17,6 +18,7 @@ from .upsample import UpsampleCrop
 __all__ = [
     "ASPPSum",
     "AtrousConv2d",
+    "AtrousSeparableConv2d",
     "ChainedResidualPooling",
     "DenseCRF",
     "MultiResolutionFusion",

@@ -11,6 +11,7 @@ from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
 from .aspp import aspp_sum
 from .atrous_conv import atrous_conv2d
+from .atrous_separable_conv import atrous_separable_conv2d
 from .chained_residual_pool import chained_residual_pool, max_pool2d_same
 from .coord_map import coordinate_map, crop_offset
 from .dense_crf import dense_crf, dense_crf_steps
@@ -29,6 +30,7 @@ __all__ = [
     "Prediction",
     "aspp_sum",
     "atrous_conv2d",
+    "atrous_separable_conv2d",
     "bilinear_filler",
     "chained_residual_pool",
     "clear_lattice_cache",
