@@ -56,7 +56,7 @@ void contiguous(const DepthwiseArgs& args, const DepthwisePlan& plan, ParallelFo
         }
         // Segment by segment: what a vector writes behind one's end, the next writes again.
         for (int64_t s = 0; s < plan.num_segments; ++s) {
-          const DepthwiseSegment& segment = plan.segments[s];
+          const TapSegment& segment = plan.segments[s];
           for (int64_t x = segment.begin; x < segment.end; x += kRowVectors * kLanes) {
             with_constant<kRowVectors>(ceil_div(segment.end - x, kLanes), [&](auto n) {
               sum_columns<T, decltype(n)::value>(rows, count, segment.first, segment.last,
@@ -102,7 +102,7 @@ void channels_last(const DepthwiseArgs& args, const DepthwisePlan& plan, Paralle
     const auto run_row = [&](int64_t y) {
       S* const to =
           static_cast<S*>(args.out) + (image * shape.out_height + y) * shape.out_width * channels;
-      const auto run_pixels = [&](const DepthwiseSegment& segment, int64_t x, auto pixels) {
+      const auto run_pixels = [&](const TapSegment& segment, int64_t x, auto pixels) {
         const int64_t count =
             taps_at<S, const T>(shape, segment, y, x, x_image, args.x.row, weight, taps);
         for (int64_t c = 0; c < channels; c += kLanes) {
@@ -112,7 +112,7 @@ void channels_last(const DepthwiseArgs& args, const DepthwisePlan& plan, Paralle
         }
       };
       for (int64_t s = 0; s < plan.num_segments; ++s) {
-        const DepthwiseSegment& segment = plan.segments[s];
+        const TapSegment& segment = plan.segments[s];
         for (int64_t x = segment.begin; x < segment.end; x += kRowPixels) {
           with_constant<kRowPixels>(segment.end - x,
                                     [&](auto pixels) { run_pixels(segment, x, pixels); });

@@ -18,7 +18,7 @@ class DepthwisePlanMemory {
   }
 
  private:
-  std::vector<DepthwiseSegment> segments_;
+  std::vector<TapSegment> segments_;
   std::vector<int64_t> rows_;
 };
 

@@ -117,7 +117,7 @@ class Separable {
   template <class Fn>
   void for_segments(const Tile& tile, const Fn& fn) const {
     for (int64_t s = 0; s < plan_.num_segments; ++s) {
-      const DepthwiseSegment& segment = plan_.segments[s];
+      const TapSegment& segment = plan_.segments[s];
       const int64_t begin = larger(segment.begin, tile.left);
       const int64_t end = smaller(segment.end, tile.left + tile.width);
       if (begin < end) {
@@ -237,7 +237,7 @@ class Separable {
       }
       T* const to = sums + r * tile.width - tile.left;
       // What a vector writes behind a segment's end, the next one writes again.
-      for_segments(tile, [&](const DepthwiseSegment& segment, int64_t begin, int64_t end) {
+      for_segments(tile, [&](const TapSegment& segment, int64_t begin, int64_t end) {
         for (int64_t at = begin; at < end; at += kRowVectors * kLanes) {
           with_constant<kRowVectors>(ceil_div(end - at, kLanes), [&](auto n) {
             sum_columns<T, decltype(n)::value>(rows, num_rows, segment.first, segment.last,
@@ -311,7 +311,7 @@ class Separable {
     const T* const bias = weight + taps_ * channels_;
     for (int64_t r = 0; r < tile.num_rows; ++r) {
       P* const to = operand + (r * tile.width - tile.left) * stride;
-      for_segments(tile, [&](const DepthwiseSegment& segment, int64_t begin, int64_t end) {
+      for_segments(tile, [&](const TapSegment& segment, int64_t begin, int64_t end) {
         for (int64_t at = begin; at < end; at += kRowPixels) {
           const int64_t count = taps_at<S, const T>(shape_, segment, tile.rows[r], at, image,
                                                     args_.x.row, weight, taps);
