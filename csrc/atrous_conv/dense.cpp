@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "atrous_conv/dense.h"
 
+#include "atrous_conv/dense_gradient.h"
 #include "common/check.h"
 
 namespace pydense {
@@ -30,16 +31,20 @@ void check_weight(const char* op, const DenseConvShape& shape) {
   check_size(op, "kernel size", shape.kernel_height, shape.kernel_width);
 }
 
-}  // namespace
-
-void dense_conv(const char* op, FloatType dtype, const DenseConvArgs& args,
-                ParallelFor parallel_for) {
-  const DenseConvShape& shape = args.shape;
+void check_shape(const char* op, const DenseConvShape& shape) {
   PYDENSE_CHECK(shape.batches >= 0, op, ": batch must not be negative, got ", shape.batches);
   check_weight(op, shape);
   check_size(op, "size", shape.height, shape.width);
   check_size(op, "output size", shape.out_height, shape.out_width);
   check_size(op, "dilation", shape.dilation_y, shape.dilation_x);
+}
+
+}  // namespace
+
+void dense_conv(const char* op, FloatType dtype, const DenseConvArgs& args,
+                ParallelFor parallel_for) {
+  const DenseConvShape& shape = args.shape;
+  check_shape(op, shape);
   if (shape.batches == 0) {
     return;
   }
@@ -62,6 +67,19 @@ void dense_conv_pack(const char* op, FloatType dtype, const DenseConvShape& shap
                      const DenseConvWeight& weight, void* packed, ParallelFor parallel_for) {
   check_weight(op, shape);
   functions_of(dtype).pack(shape, weight, packed, parallel_for);
+}
+
+void dense_conv_weight_gradient(const char* op, FloatType dtype, const DenseConvGradientArgs& args,
+                                ParallelFor parallel_for) {
+  check_shape(op, args.shape);
+#if defined(__x86_64__)
+  if (dtype == FloatType::kBFloat16 && current_cpu_isa() >= CpuIsa::kAvx512Bf16) {
+    avx512_bf16::dense_conv_weight_gradient_bf16(args, parallel_for);
+    return;
+  }
+#endif
+  select_cpu_table<DenseConvGradientTable>(PYDENSE_CPU_TABLES(kDenseConvGradientTable))
+      .run[static_cast<int>(dtype)](args, parallel_for);
 }
 
 }  // namespace pydense

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <optional>
 
-#include "atrous_conv/dense.h"
+#include "atrous_conv/dense_gradient.h"
 #include "torch/memory.h"
 #include "torch/picture.h"
 
@@ -213,6 +213,30 @@ Tensor pack_op(const Tensor& weight, bool transposed) {
   return packed;
 }
 
+Tensor gradient_op(const Tensor& grad, const Tensor& x, int64_t kernel_height, int64_t kernel_width,
+                   int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left) {
+  constexpr const char* kOp = "dense_atrous_conv2d_weight_gradient";
+  check_picture(kOp, "grad", grad, false);
+  check_picture(kOp, "x", x, false);
+  const FloatType dtype = float_type(kOp, "x", x);
+  require_dtype(kOp, "grad", grad, x.scalar_type());
+  PYDENSE_CHECK(grad.size(0) == x.size(0), kOp, ": grad must have the batch of x, ", x.size(0),
+                ", got ", grad.size(0));
+  PYDENSE_CHECK(kernel_height >= 1 && kernel_width >= 1, kOp,
+                ": kernel size must be at least 1, got (", kernel_height, ", ", kernel_width, ")");
+  const DenseConvShape shape = {x.size(0),    x.size(1),    grad.size(1),  x.size(2),    x.size(3),
+                                grad.size(2), grad.size(3), kernel_height, kernel_width, dilation_y,
+                                dilation_x,   top,          left};
+  const Tensor rows = with_unit_stride(x);
+  const Tensor grad_rows = with_unit_stride(grad);
+  const std::array<int64_t, 4> size = {grad.size(1), x.size(1), kernel_height, kernel_width};
+  Tensor weight = new_dense(x, size, x.scalar_type());
+  dense_conv_weight_gradient(
+      kOp, dtype, {shape, picture_of(grad_rows), picture_of(rows), weight.mutable_data_ptr()},
+      torch_parallel_for);
+  return weight;
+}
+
 }  // namespace
 }  // namespace pydense
 
@@ -225,10 +249,15 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "_dense_atrous_conv2d_into(Tensor x, Tensor weight, Tensor? packed, Tensor? scale, "
       "Tensor? bias, Tensor(a!) out, SymInt dilation_y, SymInt dilation_x, SymInt top, "
       "SymInt left, bool relu) -> ()");
+  m.def(
+      "dense_atrous_conv2d_weight_gradient(Tensor grad, Tensor x, SymInt kernel_height, "
+      "SymInt kernel_width, SymInt dilation_y, SymInt dilation_x, SymInt top, SymInt left) "
+      "-> Tensor");
   m.def("_pack_dense_atrous_weight(Tensor weight, bool transposed) -> Tensor");
 }
 PYDENSE_TORCH_CPU(m) {
   m.impl("dense_atrous_conv2d", TORCH_BOX(&pydense::forward_op));
   m.impl("_dense_atrous_conv2d_into", TORCH_BOX(&pydense::into_op));
+  m.impl("dense_atrous_conv2d_weight_gradient", TORCH_BOX(&pydense::gradient_op));
   m.impl("_pack_dense_atrous_weight", TORCH_BOX(&pydense::pack_op));
 }
