@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers over ``pydense.ops``."""
 
+from ._convert import convert
 from .aspp import ASPPSum
-from .atrous_conv import AtrousConv2d, convert
+from .aspp_concat import ASPP
+from .atrous_conv import AtrousConv2d
 from .atrous_separable_conv import AtrousSeparableConv2d
 from .chained_residual_pool import (
     ChainedResidualPooling,
@@ -16,6 +18,7 @@ from .losses import OhemCrossEntropy, SegmentationLoss
 from .upsample import UpsampleCrop
 
 __all__ = [
+    "ASPP",
     "ASPPSum",
     "AtrousConv2d",
     "AtrousSeparableConv2d",

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atrous convolution as a layer, and the way of existing models to it."""
+"""Atrous convolution as a layer."""
 
 from __future__ import annotations
-
-from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
 from pydense.ops.atrous_conv import atrous_conv2d
-
-_Model = TypeVar("_Model", bound=nn.Module)
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -56,36 +52,3 @@ class AtrousConv2d(nn.Conv2d):
             groups=self.groups,
         )
         return out if input.dim() == 4 else out[0]
-
-
-def convert(model: _Model) -> _Model:
-    """Puts :class:`AtrousConv2d` in the place of every dilated ``nn.Conv2d``, in place.
-
-    Parameters stay the same objects under the same keys, so optimizers and checkpoints keep
-    working. A module that occurs several times is replaced by one.
-
-    Args:
-        model: Any module; a dilated ``nn.Conv2d`` itself is returned as an ``AtrousConv2d``.
-
-    Returns:
-        The model.
-
-    Raises:
-        TypeError: Something else than a module.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"convert: model must be an nn.Module, got {type(model).__name__}")
-    made: dict[nn.Module, nn.Module] = {}
-
-    def replaced(module: nn.Module) -> nn.Module:
-        if type(module) is not nn.Conv2d or max(module.dilation) == 1:
-            return module
-        if module not in made:
-            made[module] = AtrousConv2d.from_conv(module)
-        return made[module]
-
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None:
-                parent._modules[name] = replaced(child)
-    return cast("_Model", replaced(model))

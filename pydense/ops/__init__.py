@@ -10,6 +10,7 @@ from ._cross_entropy_head import CrossEntropy, upsample_cross_entropy
 from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
 from .aspp import aspp_sum
+from .aspp_concat import aspp_concat
 from .atrous_conv import atrous_conv2d
 from .atrous_separable_conv import atrous_separable_conv2d
 from .chained_residual_pool import chained_residual_pool, max_pool2d_same
@@ -28,6 +29,7 @@ __all__ = [
     "CrossEntropy",
     "FreeEnergy",
     "Prediction",
+    "aspp_concat",
     "aspp_sum",
     "atrous_conv2d",
     "atrous_separable_conv2d",
