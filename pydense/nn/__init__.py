@@ -2,6 +2,7 @@
 """Layers over ``pydense.ops``."""
 
 from ._convert import convert
+from ._fold import fold_batchnorm
 from .aspp import ASPPSum
 from .aspp_concat import ASPP
 from .atrous_conv import AtrousConv2d
@@ -32,4 +33,5 @@ __all__ = [
     "UpsampleConcatConv1x1",
     "UpsampleCrop",
     "convert",
+    "fold_batchnorm",
 ]

@@ -186,6 +186,8 @@ def _branch_of(layers: Sequence[nn.Module], pools: bool) -> _Branch | None:
     conv, norm, activation = layers
     if not isinstance(conv, nn.Conv2d) or type(conv) not in (nn.Conv2d, AtrousConv2d):
         return None
+    if getattr(conv, "activation", None) is not None:
+        return None
     rate, kernel = conv.dilation[0], conv.kernel_size
     fits = (
         kernel in (((1, 1),) if pools else ((1, 1), (3, 3)))

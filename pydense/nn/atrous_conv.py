@@ -11,7 +11,8 @@ from pydense.ops.atrous_conv import atrous_conv2d
 class AtrousConv2d(nn.Conv2d):
     """``nn.Conv2d`` over :func:`pydense.ops.atrous_conv2d`: the same arguments, parameters, keys.
 
-    Padding other than with zeros is torch's.
+    Padding other than with zeros is torch's. ``activation`` is None; it is ``"relu"`` where
+    :func:`fold_batchnorm` made what follows a part of the layer.
 
     Example:
         >>> import torch
@@ -20,6 +21,8 @@ class AtrousConv2d(nn.Conv2d):
         >>> layer(torch.rand(1, 8, 17, 17)).shape
         torch.Size([1, 8, 17, 17])
     """
+
+    activation: str | None = None
 
     @classmethod
     def from_conv(cls, module: nn.Conv2d) -> AtrousConv2d:
@@ -37,10 +40,15 @@ class AtrousConv2d(nn.Conv2d):
         layer.__dict__.update(module.__dict__)
         return layer
 
+    def extra_repr(self) -> str:
+        """As of ``nn.Conv2d``, and the activation where there is one."""
+        own = "" if self.activation is None else f", activation={self.activation!r}"
+        return super().extra_repr() + own
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
-            out: Tensor = super()._conv_forward(input, weight, bias)
-            return out
+            padded: Tensor = super()._conv_forward(input, weight, bias)
+            return padded.relu() if self.activation == "relu" else padded
         x = input if input.dim() == 4 else input[None]
         out = atrous_conv2d(
             x,
@@ -50,5 +58,6 @@ class AtrousConv2d(nn.Conv2d):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            activation=self.activation,
         )
         return out if input.dim() == 4 else out[0]
