@@ -170,7 +170,7 @@ class TestConvert:
         model = segmentation.deeplabv3_resnet101(
             weights=None, weights_backbone=None, aux_loss=True
         ).eval()
-        _deeplab.fill_norms(model, scale=0.6)
+        _deeplab.fill_norms(model, scale=0.8)
         before = copy.deepcopy(model)
         keys = [*model.state_dict()]
         convert(model)
