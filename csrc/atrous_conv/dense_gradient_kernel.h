@@ -143,14 +143,29 @@ class DenseWeightGradient {
     return shape.batches > 0 && rows.end > rows.begin && columns.end > columns.begin;
   }
 
+  // Squares of taps and channels are transposed.
   void write(int64_t output) const {
+    constexpr int kLanes = kNativeLanesOf<T>;
+    using V = Vec<T, kLanes>;
     const int64_t channels = args_.shape.channels;
     S* const to = static_cast<S*>(args_.weight) + output * channels * taps_;
-    for (int64_t tap = 0; tap < taps_; ++tap) {
-      const bool any = has_sums(tap);
-      for (int64_t c = 0; c < channels; ++c) {
-        store_as(to + c * taps_ + tap,
-                 any ? sums_at(tap, c / kColumns, output)[c % kColumns] : T{0});
+    for (int64_t first = 0; first < taps_; first += kLanes) {
+      const int64_t count = smaller(kLanes, taps_ - first);
+      bool any[kLanes];
+      for (int64_t k = 0; k < count; ++k) {
+        any[k] = has_sums(first + k);
+      }
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        V square[kLanes] = {};
+        for (int64_t k = 0; k < count; ++k) {
+          if (any[k]) {
+            square[k] = load<V>(sums_at(first + k, c / kColumns, output) + c % kColumns);
+          }
+        }
+        transpose_square(square);
+        for (int64_t i = 0; i < smaller(kLanes, channels - c); ++i) {
+          store_part(to + (c + i) * taps_ + first, square[i], count);
+        }
       }
     }
   }

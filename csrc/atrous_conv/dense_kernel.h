@@ -16,7 +16,7 @@ class DenseConv {
   using P = GemmOperandOf<S>;
   using T = ComputeOf<S>;
   static constexpr int64_t kColumns = kGemmColumns<P>;
-  static constexpr int64_t kTaskPixels = 96;
+  static constexpr int64_t kTaskPixels = 128;
 
  public:
   DenseConv(const DenseConvArgs& args, const DenseConvPlan& plan)
@@ -111,63 +111,15 @@ class DenseConv {
     return tap == runs_.rows(run).first * args_.shape.kernel_width + runs_.columns(run).first;
   }
 
-  // The runs of a task that read a tap.
-  int64_t readers(const Work& work, int64_t tap) const {
-    int64_t count = 0;
-    for (int64_t i = start(work.task); i < start(work.task + 1); ++i) {
-      count += reads(i, tap) ? 1 : 0;
-    }
-    return count;
-  }
-  int64_t next_tap(const Work& work, int64_t tap) const {
-    do {
-      ++tap;
-    } while (tap < args_.shape.taps() && readers(work, tap) == 0);
-    return tap;
-  }
-
   void multiply(const Work& work) const {
-    const int64_t taps = args_.shape.taps();
-    for (int64_t tap = next_tap(work, -1); tap < taps;) {
-      const int64_t next = next_tap(work, tap);
-      const int64_t calls = readers(work, tap) * panels_.panels(work.block);
+    for (int64_t tap = 0; tap < args_.shape.taps(); ++tap) {
       for (int64_t slab = 0; slab < panels_.slabs(); ++slab) {
-        const bool last = slab + 1 == panels_.slabs();
-        LineSpread ahead;
-        if (!last || next < taps) {
-          const int64_t following = last ? 0 : slab + 1;
-          ahead = {reinterpret_cast<const char*>(
-                       work.weights + panels_.place(work.block, last ? next : tap, following)),
-                   panels_.slab_depth(following) * panels_.panels(work.block) * kColumns *
-                       static_cast<int64_t>(sizeof(P)),
-                   calls};
-        }
-        multiply_slab(work, tap, slab, ahead);
+        multiply_slab(work, tap, slab);
       }
-      tap = next;
     }
   }
 
-  // Memory that is asked for in equal parts.
-  struct LineSpread {
-    const char* from = nullptr;
-    int64_t bytes = 0;
-    int64_t calls = 1;
-
-    void next(GemmAhead& to) {
-      constexpr int64_t kLine = 64;
-      if (bytes == 0) {
-        return;
-      }
-      const int64_t part = smaller(bytes, ceil_div(ceil_div(bytes, kLine), calls) * kLine);
-      to.add(from, part);
-      from += part;
-      bytes -= part;
-      --calls;
-    }
-  };
-
-  void multiply_slab(const Work& work, int64_t tap, int64_t slab, LineSpread ahead) const {
+  void multiply_slab(const Work& work, int64_t tap, int64_t slab) const {
     const DenseConvShape& shape = args_.shape;
     const int64_t down = tap / shape.kernel_width * shape.dilation_y - shape.top;
     const int64_t right = tap % shape.kernel_width * shape.dilation_x - shape.left;
@@ -176,7 +128,6 @@ class DenseConv {
     const int64_t own_panels = panels_.panels(work.block);
     const int64_t end = start(work.task + 1);
     int64_t pixel = 0;
-    GemmAhead asked;
     for (int64_t i = start(work.task); i < end; pixel += run_at(i++).count) {
       if (!reads(i, tap)) {
         continue;
@@ -187,11 +138,9 @@ class DenseConv {
                         panels_.first_channel(slab), depth, work.room);
       const bool more = slab > 0 || !is_first(i, tap);
       for (int64_t p = 0; p < own_panels; ++p) {
-        asked.clear();
-        ahead.next(asked);
-        gemm_rows<P, false>(
-            run.count, depth, rows.first, rows.pitch, weights + p * depth * kColumns,
-            work.sums + (p * task_pixels_ + pixel) * kColumns, kColumns, more, &asked);
+        gemm_rows<P, false>(run.count, depth, rows.first, rows.pitch,
+                            weights + p * depth * kColumns,
+                            work.sums + (p * task_pixels_ + pixel) * kColumns, kColumns, more);
       }
     }
   }

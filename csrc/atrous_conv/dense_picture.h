@@ -74,23 +74,6 @@ class PictureRows {
     return {room, pitch};
   }
 
-  // Asks for what `read` will read.
-  void add_lines(int64_t image, int64_t y, int64_t x, int64_t count, bool vertical, int64_t channel,
-                 int64_t depth, GemmAhead& ahead) const {
-    if (x_.channels_last()) {
-      const S* const from = pixel_at(image, y, x) + channel;
-      for (int64_t i = 0; i < count; ++i) {
-        ahead.add(from + i * (vertical ? x_.row : x_.pixel),
-                  smaller(depth, shape_.channels - channel) * static_cast<int64_t>(sizeof(S)));
-      }
-    } else {
-      const Rows rows = read(image, y, x, count, vertical, channel, depth, nullptr);
-      for (int64_t i = 0; i < count; ++i) {
-        ahead.add(rows.first + i * rows.pitch, depth * static_cast<int64_t>(sizeof(P)));
-      }
-    }
-  }
-
  private:
   static constexpr int64_t kPiece = 64;  // pixels of a task
   static constexpr int kLanes = kNativeLanesOf<T>;

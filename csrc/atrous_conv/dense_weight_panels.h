@@ -7,6 +7,7 @@
 #include "atrous_conv/dense.h"
 #include "common/buffer.h"
 #include "common/gemm/gemm.h"
+#include "common/simd_lanes.h"
 
 namespace pydense::PYDENSE_ISA {
 
@@ -101,13 +102,66 @@ class WeightPanels {
     }
     const S* const from =
         static_cast<const S*>(weight.data) + output * weight.output + channel * weight.channel;
-    for (int64_t o = 0; o < outputs; ++o) {
+    if (weight.tap == 1 && weight.channel == taps_) {
+      transpose_numbers(weight, from, outputs, channels * taps_, 1, rows);
+    } else if (weight.tap == 1) {
       for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t tap = 0; tap < taps_; ++tap) {
-          rows[(c * taps_ + tap) * kColumns + o] =
-              gemm_operand<P>(from + o * weight.output + c * weight.channel + tap * weight.tap);
+        transpose_numbers(weight, from + c * weight.channel, outputs, taps_, 1,
+                          rows + c * taps_ * kColumns);
+      }
+    } else if (weight.channel == 1) {
+      for (int64_t tap = 0; tap < taps_; ++tap) {
+        transpose_numbers(weight, from + tap * weight.tap, outputs, channels, taps_,
+                          rows + tap * kColumns);
+      }
+    } else {
+      for (int64_t i = 0; i < outputs * channels * taps_; ++i) {
+        const int64_t o = i / (channels * taps_);
+        const int64_t c = i / taps_ % channels;
+        rows[i % (channels * taps_) * kColumns + o] =
+            gemm_operand<P>(from + o * weight.output + c * weight.channel + i % taps_ * weight.tap);
+      }
+    }
+  }
+
+  // `count` numbers of every output that lie side by side; each goes `step` rows on.
+  static void transpose_numbers(const DenseConvWeight& weight, const S* from, int64_t outputs,
+                                int64_t count, int64_t step, P* rows) {
+    constexpr int kLanes = static_cast<int>(kColumns) / 2;
+    using V = Vec<std::conditional_t<kStep == 2, uint32_t, P>, kLanes>;
+    for (int64_t o = 0; o < outputs; o += kLanes) {
+      for (int64_t i = 0; i < count; i += kLanes) {
+        const int64_t part = smaller(kLanes, count - i);
+        V square[kLanes];
+        for (int64_t k = 0; k < kLanes; ++k) {
+          square[k] = o + k < outputs ? numbers<V>(from + (o + k) * weight.output + i, part) : V{};
+        }
+        transpose_square(square);
+        for (int64_t k = 0; k < part; ++k) {
+          P* const to = rows + (i + k) * step * kColumns + o;
+          if constexpr (kStep == 2) {
+            store(to, __builtin_convertvector(square[k], Vec<uint16_t, kLanes>));
+          } else {
+            store(to, square[k]);
+          }
         }
       }
+    }
+  }
+
+  // Numbers as operands; pairs are made later, from rows.
+  template <class V>
+  static V numbers(const S* from, int64_t count) {
+    if constexpr (kStep == 2) {
+      Vec<uint16_t, kLanesIn<V>> bits = {};
+      if (count == kLanesIn<V>) {
+        bits = load<Vec<uint16_t, kLanesIn<V>>>(from);
+      } else {
+        std::memcpy(&bits, from, static_cast<size_t>(count) * sizeof(S));
+      }
+      return __builtin_convertvector(bits, V);
+    } else {
+      return count == kLanesIn<V> ? load_as<V>(from) : load_part<V>(from, count);
     }
   }
 
