@@ -43,7 +43,7 @@ class AtrousConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         """As of ``nn.Conv2d``, and the activation where there is one."""
         own = "" if self.activation is None else f", activation={self.activation!r}"
-        return super().extra_repr() + own
+        return f"{super().extra_repr()}{own}"  # type: ignore[no-untyped-call]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torch.utils.flop_counter import register_flop_formula
 
+from ._atrous_dispatch import Call, Kernels, choose
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, suggested
 
@@ -32,21 +34,18 @@ def _concat(
     out = _fake(x, weights, pool_weight, scales, biases, rates, relu)
     parts = _parts(out, weights, pool_weight)
     for i, weight in enumerate(weights):
-        _OPS._dense_atrous_conv2d_into(
-            x,
-            weight,
-            None,
-            scales[i] if scales else None,
-            biases[i] if biases else None,
-            parts[i],
-            rates[i],
-            rates[i],
-            *_padding(weight, rates[i]),
-            relu,
-        )
+        scale, bias = (row[i] if row else None for row in (scales, biases))
+        padding = _padding(weight, rates[i])
+        if _is_own(x, weight, rates[i]):
+            _OPS._dense_atrous_conv2d_into(
+                x, weight, None, scale, bias, parts[i], rates[i], rates[i], *padding, relu
+            )
+        else:
+            made = conv2d(x, weight, padding=padding, dilation=rates[i])
+            _finish(made, scale, bias, relu, parts[i])
     if pool_weight is not None:
-        pooled = _pooled(x, pool_weight, scales[-1:], biases[-1:])
-        parts[-1].copy_((pooled.relu() if relu else pooled)[:, :, None, None])
+        scale, bias = (row[-1] if row else None for row in (scales, biases))
+        _finish(conv2d(_mean(x), pool_weight), scale, bias, relu, parts[-1])
     return out
 
 
@@ -60,17 +59,24 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True)
 
 
-def _pooled(
-    x: Tensor, weight: Tensor, scales: Sequence[Tensor], biases: Sequence[Tensor]
-) -> Tensor:
-    """(N, O), in float32 for 16-bit numbers."""
-    out = torch.mm(_mean(x).flatten(1), weight.flatten(1).t())
-    out = out.to(torch.promote_types(out.dtype, torch.float32))
-    for scale in scales:
-        out = out * scale
-    for bias in biases:
-        out = out + bias
-    return out
+def _finish(
+    made: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, out: Tensor
+) -> None:
+    """What stands behind a convolution of torch's; in float32 for 16-bit numbers."""
+    if scale is not None:
+        made = made * scale[:, None, None]
+    if bias is not None:
+        made = made + bias[:, None, None]
+    out.copy_(made)
+    if relu:
+        out.relu_()
+
+
+def _is_own(x: Tensor, weight: Tensor, rate: int) -> bool:
+    """Whether pydense's kernels convolve: the rule of atrous_conv2d."""
+    outputs, channels, height, width = weight.shape
+    call = Call(x.device.type, x.dtype, channels, outputs, 1, (height, width), (1, 1), (rate, rate))
+    return choose(call).kernels is Kernels.DENSE
 
 
 def _fake(
@@ -112,20 +118,20 @@ def _backward_op(
         else:
             source, rate = x, rates[i]
         part = part.contiguous(memory_format=layout)
-        if need_x:
-            # The factor goes into the weight, which is smaller than a gradient.
-            own = _of_source(part, _times(weight, scale), source.shape[2:], rate)
+        need_weight, need_scale = needed[i], bool(scales) and needed[len(branches) + i]
+        # The factor goes into the weight, which is smaller than a gradient.
+        own, plain = _gradients(
+            part, source, weight, scale, rate, (need_x, need_weight or need_scale)
+        )
+        if own is not None:
             if pools:
                 own = (own / (x.shape[2] * x.shape[3])).expand(x.shape)
             of_x = own.clone(memory_format=layout) if of_x is None else of_x.add_(own)
-        need_weight, need_scale = needed[i], bool(scales) and needed[len(branches) + i]
-        if need_weight or need_scale:
-            plain = _of_weight(part, source, weight, rate)
-            if need_weight:
-                of_weights.append(_times(plain, scale))
-            if need_scale and scale is not None:
-                # What the convolution makes is linear in its weight: it need not be made again.
-                of_scales.append((plain.to(scale.dtype) * weight).sum((1, 2, 3)))
+        if plain is not None and need_weight:
+            of_weights.append(_times(plain, scale))
+        if plain is not None and need_scale and scale is not None:
+            # What the convolution makes is linear in its weight: it need not be made again.
+            of_scales.append((plain.to(scale.dtype) * weight).sum((1, 2, 3)))
     return [*([] if of_x is None else [of_x]), *of_weights, *of_scales]
 
 
@@ -139,20 +145,41 @@ def _padding(weight: Tensor, rate: int) -> list[int]:
     return [rate * (k // 2) for k in weight.shape[2:]]
 
 
-def _of_source(part: Tensor, weight: Tensor, size: Sequence[int], rate: int) -> Tensor:
-    padding = _padding(weight, rate)
-    result: Tensor = _OPS.dense_atrous_conv2d(
-        part, weight, None, None, *size, rate, rate, *padding, True, False
+def _gradients(
+    part: Tensor,
+    source: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    rate: int,
+    needed: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of the source, with the factor, and of the weight, without it."""
+    padding, scaled = _padding(weight, rate), _times(weight, scale)
+    if _is_own(source, weight, rate):
+        of_source = of_weight = None
+        if needed[0]:
+            of_source = _OPS.dense_atrous_conv2d(
+                part, scaled, None, None, *source.shape[2:], rate, rate, *padding, True, False
+            )
+        if needed[1]:
+            of_weight = _OPS.dense_atrous_conv2d_weight_gradient(
+                part, source, *weight.shape[2:], rate, rate, *padding
+            )
+        return of_source, of_weight
+    of_source, of_weight, _ = torch.ops.aten.convolution_backward(
+        part,
+        source,
+        scaled,
+        None,
+        [1, 1],
+        padding,
+        [rate, rate],
+        False,
+        [0, 0],
+        1,
+        [*needed, False],
     )
-    return result
-
-
-def _of_weight(part: Tensor, source: Tensor, weight: Tensor, rate: int) -> Tensor:
-    kernel = weight.shape[2:]
-    result: Tensor = _OPS.dense_atrous_conv2d_weight_gradient(
-        part, source, *kernel, rate, rate, *_padding(weight, rate)
-    )
-    return result
+    return of_source, of_weight
 
 
 def _fake_backward(

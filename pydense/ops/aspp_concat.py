@@ -38,7 +38,7 @@ def aspp_concat(
     where :math:`*_r` is a convolution with dilation r and padding r (k - 1) / 2, and the last
     branch, of ``pool_weight``, is the same of the mean of all pixels, in every pixel. ``scales``
     and ``biases`` are batch normalisation with fixed statistics: :math:`s = \gamma / \sqrt{v +
-    \epsilon}`, :math:`b = \beta - m s`. Nothing is concatenated: there is no map for a branch.
+    \epsilon}`, :math:`b = \beta - m s`. Nothing is concatenated.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU; N may be 0.
@@ -52,11 +52,12 @@ def aspp_concat(
 
     Returns:
         (N, sum of all O, H, W), of the memory format of ``x`` and its dtype, or under autocast of
-        autocast's dtype (float64 stays; scales and biases stay what they are). 16-bit tensors are
-        summed in float32 and rounded once; the mean of all pixels is rounded to the dtype. Padding
-        is not multiplied. The convolutions are pydense's, bitwise the same for any number of
-        threads, forward and backward; the mean and its product are torch's, bitwise the same at a
-        fixed number.
+        autocast's dtype (float64 stays; scales and biases stay what they are). Each branch has the
+        kernels that :func:`pydense.ops.atrous_conv2d` would have for it, forward and backward:
+        ``pydense.explain("atrous_conv2d", x, weight, dilation=rate)`` says which. pydense's sum
+        16-bit tensors in float32, scale, shift and round once, straight into the result, do not
+        multiply padding, and are bitwise the same for any number of threads. torch's, and the mean
+        of all pixels with its product, are torch's in all of that.
 
     Raises:
         ValueError: A shape, number or count out of range.
@@ -64,9 +65,9 @@ def aspp_concat(
         NotImplementedError: A tensor that is not on the CPU; a tangent.
         RuntimeError: A second derivative.
 
-    Memory: the result, and a copy of the largest weight. Backward has copies of one branch's
-    gradient and of the weights. Saved for backward: ``x``, the weights and scales; the result, with
-    an activation.
+    Memory: the result, and a copy of the largest weight; where torch convolves, the map of one
+    branch twice. Backward has copies of one branch's gradient and of the weights. Saved for
+    backward: ``x``, the weights and scales; the result, with an activation.
 
     Source: L.-C. Chen et al., *Rethinking Atrous Convolution for Semantic Image Segmentation*,
     2017.
