@@ -1,15 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepLab v3's head as torchvision builds it, torchvision itself, numbers for its normalisation."""
+"""DeepLab v3's head as torchvision builds it, and numbers for batch normalisation."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
-import sys
-from types import ModuleType
-
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -66,27 +59,3 @@ def fill_norms(model: nn.Module, scale: float = 1.0) -> None:
             nn.init.uniform_(norm.running_var, 0.5, 1.5, generator)
             nn.init.uniform_(norm.weight, 0.5 * scale, 1.5 * scale, generator)
             nn.init.normal_(norm.bias, 0, 0.1, generator)
-
-
-_DECLARED = torch.library.Library("torchvision", "FRAGMENT")
-
-
-def torchvision_models() -> ModuleType:
-    """``torchvision.models.segmentation``; without torchvision, the test is skipped.
-
-    The wheels on PyPI are for torch with CUDA: beside torch for the CPU their own operators do not
-    load. The models call none of them, so that a declaration is enough.
-    """
-    if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed")
-    for _ in range(40):
-        try:
-            return importlib.import_module("torchvision.models.segmentation")
-        except RuntimeError as error:
-            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-            if missing is None:
-                raise
-            _DECLARED.define(f"{missing[1]}(Tensor x) -> Tensor")
-            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-                del sys.modules[name]
-    raise RuntimeError("torchvision: it cannot be imported")
