@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from benchmarks import _deeplab_cases
 from benchmarks._autograd_cases import DTYPES, Problem
 
 
@@ -77,7 +78,7 @@ def problems() -> list[Problem]:
         for backward in (True, False):
             found.append(aspp_sum(2048, 65, 21, dtype, backward))
             found += [depthwise(2048, 65, rate, dtype, backward) for rate in (6, 18)]
-    return found
+    return found + _deeplab_cases.problems()
 
 
 def quick_problems() -> list[Problem]:
@@ -86,4 +87,5 @@ def quick_problems() -> list[Problem]:
         aspp_sum(16, 13, 3, torch.float32),
         aspp_sum(16, 13, 3, torch.bfloat16, backward=False),
         depthwise(16, 13, 3, torch.float32),
+        *_deeplab_cases.quick_problems(),
     ]

@@ -5,7 +5,8 @@
     python -m benchmarks.bench_atrous_conv --isa avx512 avx2  # a process for each
     python -m benchmarks.bench_atrous_conv --quick            # seconds; writes nothing
 
-DeepLab v2's classifier, a sum of four convolutions, and depthwise convolutions. Forward and
+DeepLab v2's classifier, a sum of four convolutions, depthwise and separable convolutions, the
+branches of DeepLab v3, and its whole ResNet-101 where torchvision is installed. Forward and
 backward go through autograd. Judged is pydense on contiguous tensors; the same on channels_last
 tensors stands beside it. With everything that has a backward stand the bytes that are kept for it.
 """

@@ -2,8 +2,8 @@
 #include "atrous_conv/depthwise.h"
 
 #include <algorithm>
-#include <vector>
 
+#include "atrous_conv/depthwise_plan.h"
 #include "common/check.h"
 
 namespace pydense {
@@ -25,34 +25,6 @@ void check_shape(const char* op, const DepthwiseShape& shape) {
   check_size("dilation", shape.dilation_y, shape.dilation_x);
 }
 
-// Outputs that tap i reads a pixel for are [begin, end), those of the next tap begin and end no
-// later: between any two such places, the taps are a range.
-std::vector<DepthwiseSegment> segments_of(int64_t taps, int64_t dilation, int64_t padding,
-                                          int64_t size, int64_t out_size) {
-  std::vector<int64_t> cuts = {0, out_size};
-  for (int64_t i = 0; i < taps; ++i) {
-    const int64_t begin = padding - i * dilation;
-    cuts.push_back(std::clamp<int64_t>(begin, 0, out_size));
-    cuts.push_back(std::clamp<int64_t>(begin + size, 0, out_size));
-  }
-  std::sort(cuts.begin(), cuts.end());
-  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
-  std::vector<DepthwiseSegment> segments;
-  for (size_t k = 0; k + 1 < cuts.size(); ++k) {
-    DepthwiseSegment segment = {cuts[k], cuts[k + 1], taps, 0};
-    for (int64_t i = 0; i < taps; ++i) {
-      const int64_t read = segment.begin + i * dilation - padding;
-      if (read >= 0 && read < size) {
-        segment.first = std::min(segment.first, i);
-        segment.last = i + 1;
-      }
-    }
-    segment.first = std::min(segment.first, segment.last);
-    segments.push_back(segment);
-  }
-  return segments;
-}
-
 // 0, d, 2 d, ..., 1, d + 1, ...
 std::vector<int64_t> rows_by_phase(int64_t height, int64_t dilation) {
   std::vector<int64_t> rows;
@@ -67,17 +39,20 @@ std::vector<int64_t> rows_by_phase(int64_t height, int64_t dilation) {
 
 template <class Run>
 void with_plan(const char* op, const DepthwiseShape& shape, const Run& run) {
-  check_shape(op, shape);
-  if (shape.channels == 0) {
-    return;
+  const DepthwisePlanMemory memory(op, shape);
+  if (shape.channels > 0) {
+    run(memory.plan());
   }
-  const std::vector<DepthwiseSegment> segments =
-      segments_of(shape.kernel_width, shape.dilation_x, shape.left, shape.width, shape.out_width);
-  const std::vector<int64_t> rows = rows_by_phase(shape.out_height, shape.dilation_y);
-  run({segments.data(), static_cast<int64_t>(segments.size()), rows.data()});
 }
 
 }  // namespace
+
+DepthwisePlanMemory::DepthwisePlanMemory(const char* op, const DepthwiseShape& shape) {
+  check_shape(op, shape);
+  segments_ =
+      tap_segments(shape.kernel_width, shape.dilation_x, shape.left, shape.width, shape.out_width);
+  rows_ = rows_by_phase(shape.out_height, shape.dilation_y);
+}
 
 void depthwise(const char* op, FloatType dtype, const DepthwiseArgs& args,
                ParallelFor parallel_for) {

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 
+#include "atrous_conv/tap_segments.h"
 #include "common/cpu_isa.h"
 #include "common/float_type.h"
 #include "common/parallel.h"
@@ -68,18 +69,10 @@ void depthwise(const char* op, FloatType dtype, const DepthwiseArgs& args,
 void depthwise_weight_gradient(const char* op, FloatType dtype, const DepthwiseGradientArgs& args,
                                ParallelFor parallel_for);
 
-// Outputs [begin, end) of a row all read the taps [first, last) and no others.
-struct DepthwiseSegment {
-  int64_t begin;
-  int64_t end;
-  int64_t first;
-  int64_t last;
-};
-
 // What the kernels need besides: the segments of a row, and an order of the output's rows in which
 // neighbours read the same rows of x.
 struct DepthwisePlan {
-  const DepthwiseSegment* segments;
+  const TapSegment* segments;
   int64_t num_segments;
   const int64_t* rows;  // [out_height]
 };

@@ -2,7 +2,7 @@
 // Depthwise atrous convolution. Contiguous: lanes are columns, rows of x are converted once and
 // stay in a ring. channels_last: lanes are channels, and a few pixels share what is read of the
 // weight.
-#include "atrous_conv/depthwise_rows.h"
+#include "atrous_conv/depthwise_sums.h"
 #include "common/with_constant.h"
 
 namespace pydense::PYDENSE_ISA {
@@ -10,57 +10,6 @@ namespace {
 
 constexpr int64_t kTaskElements = 65536;
 constexpr int64_t kBandElements = 1 << 18;
-constexpr int kColumns = 4;  // vectors of a row at work
-constexpr int kPixels = 4;   // of a channels_last row at work
-
-template <class V>
-PYDENSE_HD V relu_of(const V& v, bool relu) {
-  return relu ? (v < V{} ? V{} : v) : v;
-}
-
-template <class S, class T>
-void store_row(const T* from, int64_t count, bool relu, S* to) {
-  using V = RowVec<T>;
-  constexpr int64_t kLanes = kLanesIn<V>;
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    store_as(to + i, relu_of(load<V>(from + i), relu));
-  }
-  for (; i < count; ++i) {
-    store_as(to + i, relu_of(from[i], relu));
-  }
-}
-
-// A row of the kernel, and the row of x that it meets.
-template <class T>
-struct KernelRow {
-  const T* x;
-  const T* weight;
-};
-
-// N vectors of sums, of the taps [first, last) of each row; tap j reads from column + j * dilation.
-template <class T, int N>
-PYDENSE_HD void sum_columns(const KernelRow<T>* rows, int64_t count, int64_t first, int64_t last,
-                            int64_t column, int64_t dilation, T start, T* to) {
-  using V = RowVec<T>;
-  constexpr int64_t kLanes = kLanesIn<V>;
-  V sum[N];
-  for (int k = 0; k < N; ++k) {
-    sum[k] = broadcast<V>(start);
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t j = first; j < last; ++j) {
-      const V weight = broadcast<V>(rows[i].weight[j]);
-      const T* const x = rows[i].x + column + j * dilation;
-      for (int k = 0; k < N; ++k) {
-        sum[k] = fma(weight, load<V>(x + k * kLanes), sum[k]);
-      }
-    }
-  }
-  for (int k = 0; k < N; ++k) {
-    store(to + k * kLanes, sum[k]);
-  }
-}
 
 template <class S>
 void contiguous(const DepthwiseArgs& args, const DepthwisePlan& plan, ParallelFor parallel_for) {
@@ -107,9 +56,9 @@ void contiguous(const DepthwiseArgs& args, const DepthwisePlan& plan, ParallelFo
         }
         // Segment by segment: what a vector writes behind one's end, the next writes again.
         for (int64_t s = 0; s < plan.num_segments; ++s) {
-          const DepthwiseSegment& segment = plan.segments[s];
-          for (int64_t x = segment.begin; x < segment.end; x += kColumns * kLanes) {
-            with_constant<kColumns>(ceil_div(segment.end - x, kLanes), [&](auto n) {
+          const TapSegment& segment = plan.segments[s];
+          for (int64_t x = segment.begin; x < segment.end; x += kRowVectors * kLanes) {
+            with_constant<kRowVectors>(ceil_div(segment.end - x, kLanes), [&](auto n) {
               sum_columns<T, decltype(n)::value>(rows, count, segment.first, segment.last,
                                                  x - shape.left, shape.dilation_x, start, to + x);
             });
@@ -120,36 +69,6 @@ void contiguous(const DepthwiseArgs& args, const DepthwisePlan& plan, ParallelFo
       }
     }
   });
-}
-
-// Sums of N pixels side by side, `count` channels from c on, a vector or a part of one.
-template <class S, class T, int N>
-PYDENSE_HD void sum_pixels(const PixelTap<S, const T>* taps, int64_t num_taps, int64_t channels,
-                           int64_t c, int64_t count, const T* bias, bool relu, S* to) {
-  using V = RowVec<T>;
-  const bool whole = count == kLanesIn<V>;
-  const auto read = [&](const auto* from) {
-    return whole ? load_as<V>(from) : load_part<V>(from, count);
-  };
-  const V start = bias == nullptr ? V{} : read(bias + c);
-  V sum[N];
-  for (int k = 0; k < N; ++k) {
-    sum[k] = start;
-  }
-  for (int64_t t = 0; t < num_taps; ++t) {
-    const V weight = read(taps[t].weight + c);
-    for (int k = 0; k < N; ++k) {
-      sum[k] = fma(weight, read(taps[t].x + k * channels + c), sum[k]);
-    }
-  }
-  for (int k = 0; k < N; ++k) {
-    const V result = relu_of(sum[k], relu);
-    if (whole) {
-      store_as(to + k * channels + c, result);
-    } else {
-      store_part(to + k * channels + c, result, count);
-    }
-  }
 }
 
 template <class S>
@@ -183,20 +102,20 @@ void channels_last(const DepthwiseArgs& args, const DepthwisePlan& plan, Paralle
     const auto run_row = [&](int64_t y) {
       S* const to =
           static_cast<S*>(args.out) + (image * shape.out_height + y) * shape.out_width * channels;
-      const auto run_pixels = [&](const DepthwiseSegment& segment, int64_t x, auto pixels) {
+      const auto run_pixels = [&](const TapSegment& segment, int64_t x, auto pixels) {
         const int64_t count =
             taps_at<S, const T>(shape, segment, y, x, x_image, args.x.row, weight, taps);
         for (int64_t c = 0; c < channels; c += kLanes) {
           sum_pixels<S, T, decltype(pixels)::value>(taps, count, channels, c,
                                                     smaller(kLanes, channels - c), bias, args.relu,
-                                                    to + x * channels);
+                                                    to + x * channels, channels);
         }
       };
       for (int64_t s = 0; s < plan.num_segments; ++s) {
-        const DepthwiseSegment& segment = plan.segments[s];
-        for (int64_t x = segment.begin; x < segment.end; x += kPixels) {
-          with_constant<kPixels>(segment.end - x,
-                                 [&](auto pixels) { run_pixels(segment, x, pixels); });
+        const TapSegment& segment = plan.segments[s];
+        for (int64_t x = segment.begin; x < segment.end; x += kRowPixels) {
+          with_constant<kRowPixels>(segment.end - x,
+                                    [&](auto pixels) { run_pixels(segment, x, pixels); });
         }
       }
     };

@@ -124,7 +124,7 @@ void channels_last(const DepthwiseGradientArgs& args, const DepthwisePlan& plan,
       const auto* const x_image = static_cast<const S*>(args.x.data) + image * args.x.batch;
       const auto* const grad =
           static_cast<const S*>(args.grad.data) + image * args.grad.batch + y * args.grad.row;
-      const auto run_pixels = [&](const DepthwiseSegment& segment, int64_t x, auto pixels) {
+      const auto run_pixels = [&](const TapSegment& segment, int64_t x, auto pixels) {
         const int64_t count = taps_at<S, T>(shape, segment, y, x, x_image, args.x.row, own, taps);
         for (int64_t c = 0; c < channels; c += kLanes) {
           add_pixels<S, T, decltype(pixels)::value>(grad + x * channels, taps, count, channels, c,
@@ -132,7 +132,7 @@ void channels_last(const DepthwiseGradientArgs& args, const DepthwisePlan& plan,
         }
       };
       for (int64_t s = 0; s < plan.num_segments; ++s) {
-        const DepthwiseSegment& segment = plan.segments[s];
+        const TapSegment& segment = plan.segments[s];
         for (int64_t x = segment.begin; x < segment.end; x += kPixels) {
           with_constant<kPixels>(segment.end - x,
                                  [&](auto pixels) { run_pixels(segment, x, pixels); });

@@ -90,7 +90,7 @@ struct PixelTap {
 // The taps that the outputs (y, x) and following of a segment read; returns how many. `row` is the
 // stride of `image`, weight is [taps, channels].
 template <class S, class W>
-int64_t taps_at(const DepthwiseShape& shape, const DepthwiseSegment& segment, int64_t y, int64_t x,
+int64_t taps_at(const DepthwiseShape& shape, const TapSegment& segment, int64_t y, int64_t x,
                 const S* image, int64_t row, W* weight, PixelTap<S, W>* taps) {
   int64_t count = 0;
   for (int64_t i = 0; i < shape.kernel_height; ++i) {

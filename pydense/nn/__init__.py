@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers over ``pydense.ops``."""
 
+from ._convert import convert
+from ._fold import fold_batchnorm
 from .aspp import ASPPSum
-from .atrous_conv import AtrousConv2d, convert
+from .aspp_concat import ASPP
+from .atrous_conv import AtrousConv2d
+from .atrous_separable_conv import AtrousSeparableConv2d
 from .chained_residual_pool import (
     ChainedResidualPooling,
     MultiResolutionFusion,
@@ -15,8 +19,10 @@ from .losses import OhemCrossEntropy, SegmentationLoss
 from .upsample import UpsampleCrop
 
 __all__ = [
+    "ASPP",
     "ASPPSum",
     "AtrousConv2d",
+    "AtrousSeparableConv2d",
     "ChainedResidualPooling",
     "DenseCRF",
     "MultiResolutionFusion",
@@ -27,4 +33,5 @@ __all__ = [
     "UpsampleConcatConv1x1",
     "UpsampleCrop",
     "convert",
+    "fold_batchnorm",
 ]

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atrous convolution as a layer, and the way of existing models to it."""
+"""Atrous convolution as a layer."""
 
 from __future__ import annotations
-
-from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
 from pydense.ops.atrous_conv import atrous_conv2d
 
-_Model = TypeVar("_Model", bound=nn.Module)
-
 
 class AtrousConv2d(nn.Conv2d):
     """``nn.Conv2d`` over :func:`pydense.ops.atrous_conv2d`: the same arguments, parameters, keys.
 
-    Padding other than with zeros is torch's.
+    Padding other than with zeros is torch's. ``activation`` is None; it is ``"relu"`` where
+    :func:`fold_batchnorm` made what follows a part of the layer.
 
     Example:
         >>> import torch
@@ -24,6 +21,8 @@ class AtrousConv2d(nn.Conv2d):
         >>> layer(torch.rand(1, 8, 17, 17)).shape
         torch.Size([1, 8, 17, 17])
     """
+
+    activation: str | None = None
 
     @classmethod
     def from_conv(cls, module: nn.Conv2d) -> AtrousConv2d:
@@ -41,10 +40,15 @@ class AtrousConv2d(nn.Conv2d):
         layer.__dict__.update(module.__dict__)
         return layer
 
+    def extra_repr(self) -> str:
+        """As of ``nn.Conv2d``, and the activation where there is one."""
+        own = "" if self.activation is None else f", activation={self.activation!r}"
+        return f"{super().extra_repr()}{own}"  # type: ignore[no-untyped-call]
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
-            out: Tensor = super()._conv_forward(input, weight, bias)
-            return out
+            padded: Tensor = super()._conv_forward(input, weight, bias)
+            return padded.relu() if self.activation == "relu" else padded
         x = input if input.dim() == 4 else input[None]
         out = atrous_conv2d(
             x,
@@ -54,38 +58,6 @@ class AtrousConv2d(nn.Conv2d):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            activation=self.activation,
         )
         return out if input.dim() == 4 else out[0]
-
-
-def convert(model: _Model) -> _Model:
-    """Puts :class:`AtrousConv2d` in the place of every dilated ``nn.Conv2d``, in place.
-
-    Parameters stay the same objects under the same keys, so optimizers and checkpoints keep
-    working. A module that occurs several times is replaced by one.
-
-    Args:
-        model: Any module; a dilated ``nn.Conv2d`` itself is returned as an ``AtrousConv2d``.
-
-    Returns:
-        The model.
-
-    Raises:
-        TypeError: Something else than a module.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"convert: model must be an nn.Module, got {type(model).__name__}")
-    made: dict[nn.Module, nn.Module] = {}
-
-    def replaced(module: nn.Module) -> nn.Module:
-        if type(module) is not nn.Conv2d or max(module.dilation) == 1:
-            return module
-        if module not in made:
-            made[module] = AtrousConv2d.from_conv(module)
-        return made[module]
-
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None:
-                parent._modules[name] = replaced(child)
-    return cast("_Model", replaced(model))

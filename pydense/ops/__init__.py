@@ -10,7 +10,9 @@ from ._cross_entropy_head import CrossEntropy, upsample_cross_entropy
 from ._exact import exact_gaussian_filter
 from ._lattice_cache import clear_lattice_cache
 from .aspp import aspp_sum
+from .aspp_concat import aspp_concat
 from .atrous_conv import atrous_conv2d
+from .atrous_separable_conv import atrous_separable_conv2d
 from .chained_residual_pool import chained_residual_pool, max_pool2d_same
 from .coord_map import coordinate_map, crop_offset
 from .dense_crf import dense_crf, dense_crf_steps
@@ -27,8 +29,10 @@ __all__ = [
     "CrossEntropy",
     "FreeEnergy",
     "Prediction",
+    "aspp_concat",
     "aspp_sum",
     "atrous_conv2d",
+    "atrous_separable_conv2d",
     "bilinear_filler",
     "chained_residual_pool",
     "clear_lattice_cache",

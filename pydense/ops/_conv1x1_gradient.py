@@ -15,18 +15,18 @@ from torch import Tensor
 
 
 def conv1x1_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]
+    grad: Tensor, x: Tensor | None, weight: Tensor, needed: Sequence[bool]
 ) -> tuple[Any, Any, Any]:  # tensors or None, as torch.ops.aten.convolution_backward
     """Gradients of ``conv2d(x, weight, bias)``.
 
     Args:
-        grad: (N, C, H, W), dense, contiguous or channels_last.
-        x: As ``grad``; read for the weight's gradient alone.
-        weight: (C, C, 1, 1).
+        grad: (N, O, H, W), dense, contiguous or channels_last.
+        x: (N, C, H, W), as ``grad``; read for the weight's gradient alone.
+        weight: (O, C, 1, 1).
         needed: Whether ``x``, ``weight`` and ``bias`` want one.
 
     Returns:
-        Gradients (N, C, H, W) with the strides of ``grad``, (C, C, 1, 1) and (C,), or None.
+        Gradients (N, C, H, W) in the memory format of ``grad``, (O, C, 1, 1) and (O,), or None.
     """
     matrix = weight.flatten(1)
     last = not grad.is_contiguous()
@@ -35,14 +35,15 @@ def conv1x1_backward(
         rows = grad.movedim(1, -1)  # (N, H, W, C)
         if needed[0]:
             of_x = torch.matmul(rows, matrix).movedim(-1, 1)
-        if needed[1]:
+        if needed[1] and x is not None:
             pixels = x.movedim(1, -1).flatten(0, -2)
             of_weight = torch.matmul(rows.flatten(0, -2).t(), pixels)
     else:
         planes = grad.flatten(2)  # (N, C, H W)
         if needed[0]:
-            of_x = torch.matmul(matrix.t(), planes).view(grad.shape)
-        if needed[1]:
+            size = (grad.shape[0], matrix.shape[1], *grad.shape[2:])
+            of_x = torch.matmul(matrix.t(), planes).view(size)
+        if needed[1] and x is not None:
             # A product for each image, in its dtype; their sum is rounded once.
             of_weight = torch.bmm(planes, x.flatten(2).transpose(1, 2)).sum(0)
     if needed[2]:

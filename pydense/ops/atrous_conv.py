@@ -14,14 +14,17 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
+from ._atrous_dispatch import Call, Choice, Kernels, choose
 from ._convolution_arguments import as_convolution, parameter
 
 _library.load()
 
 from . import _atrous_autograd as _atrous_autograd  # noqa: E402  registers
+from . import _dense_autograd as _dense_autograd  # noqa: E402  registers
 
 ACTIVATIONS = (None, "relu")
 _MAX = 2**31 - 65
+_OPS = torch.ops.pydense
 
 Pair = int | Sequence[int]
 
@@ -37,8 +40,7 @@ class Plan(NamedTuple):
     """Padding above and on the left."""
     after: tuple[int, int]
     """Padding below and on the right."""
-    own: bool
-    reason: str
+    choice: Choice
 
 
 def atrous_conv2d(
@@ -57,10 +59,11 @@ def atrous_conv2d(
     .. math:: \mathrm{out}(o, y, x) = f\Big(b_o + \sum_{c, i, j} w_{o c i j} \,
               \mathrm{in}(c, y s + i d - p, x s + j d - p)\Big)
 
-    Depthwise convolutions (``groups`` = C = O) with stride 1 on the CPU run pydense's kernels, of
-    any kernel size, rate and padding: taps beside the map are left out, so that large rates cost
-    less. All others are ``F.conv2d`` (and ``relu``), on every device.
-    ``pydense.explain("atrous_conv2d", x, weight, ...)`` says which of the two a call takes and why.
+    With stride 1 on the CPU, depthwise convolutions (``groups`` = C = O) of any rate and dense ones
+    (``groups`` 1) of large rates run pydense's kernels, of any kernel size and padding: taps beside
+    the map are left out, so that large rates cost less. All others are ``F.conv2d`` (and ``relu``),
+    on every device. ``pydense.explain("atrous_conv2d", x, weight, ...)`` says which of them a call
+    takes and why.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
@@ -78,18 +81,21 @@ def atrous_conv2d(
         stays). pydense's kernels keep the memory format of ``x``; they sum in float32 for 16-bit
         tensors and round once, do not multiply padding (an infinite weight makes no NaN with it),
         and are bitwise the same for any number of threads, forward and backward; so are float32 and
-        float64 results on every CPU with fused multiply-add. What ``F.conv2d`` computes is torch's
-        in all of that.
+        float64 results on every CPU with fused multiply-add. (Where the CPU multiplies pairs of
+        bfloat16, dense results in it differ by rounding, and subnormal numbers count as 0.) What
+        ``F.conv2d`` computes is torch's in all of that.
 
     Raises:
         ValueError: A shape or number out of range.
         TypeError: An argument of the wrong type or dtype.
         NotImplementedError: A tangent.
 
-    Memory: pydense's kernels need the result, and per thread as many rows of a channel as the
-    dilated kernel is high or, for channels_last, a copy of the weight (64 for its gradient). Saved
-    for backward: ``x`` where the weight requires a gradient, the weight where ``x`` does; the
-    result, with an activation.
+    Memory: pydense's depthwise kernels need the result, and per thread as many rows of a channel as
+    the dilated kernel is high or, for channels_last, a copy of the weight (64 for its gradient).
+    The dense ones need a copy of the weight and, of contiguous maps, of ``x``; for the weight's
+    gradient, copies of one picture and of its gradient, and the weight in float32. Saved for
+    backward: ``x`` where the weight requires a gradient, the weight where ``x`` does; the result,
+    with an activation.
 
     Source: ``torch.nn.functional.conv2d``.
 
@@ -109,7 +115,9 @@ def atrous_conv2d(
     plan = plan_of(
         x, row[0], biases[0] if biases else None, stride, padding, dilation, groups, activation
     )
-    return (_with_own_kernels if plan.own else _with_torchs)(x, row[0], plan, activation)
+    if plan.choice.kernels is Kernels.TORCH:
+        return _with_torchs(x, row[0], plan, activation)
+    return with_own_kernels(x, row[0], plan, activation)
 
 
 def plan_of(
@@ -144,8 +152,9 @@ def plan_of(
         parameter(op, "bias", bias, x, (outputs,))
     reach = [d * (k - 1) for d, k in zip(rates, weight.shape[2:], strict=True)]
     before, after = _padding(op, padding, reach, strides)
-    own, reason = _choice(x, outputs, groups, strides)
-    return Plan(bias, strides, rates, groups, before, after, own, reason)
+    kernel = (weight.shape[2], weight.shape[3])
+    choice = choose(Call(x.device.type, x.dtype, channels, outputs, groups, kernel, strides, rates))
+    return Plan(bias, strides, rates, groups, before, after, choice)
 
 
 def _padding(
@@ -163,38 +172,23 @@ def _padding(
     return both, both
 
 
-def _choice(x: Tensor, outputs: int, groups: int, strides: tuple[int, int]) -> tuple[bool, str]:
-    """The dispatch rule, and its reason in words."""
-    if x.device.type != "cpu":
-        return False, f"x is on {x.device.type}, pydense's kernels are for the CPU so far"
-    if not (groups == x.shape[1] == outputs):
-        return False, (
-            f"it is not depthwise (groups {groups}, {x.shape[1]} channels to {outputs}); pydense "
-            "has kernels of its own for groups = C = O so far"
-        )
-    if strides != (1, 1):
-        return False, f"its stride is {strides}, pydense's depthwise kernels have stride 1"
-    return True, "it is depthwise (groups = C = O) with stride 1, on the CPU"
-
-
-def _with_own_kernels(x: Tensor, weight: Tensor, plan: Plan, activation: str | None) -> Tensor:
+def with_own_kernels(
+    x: Tensor, weight: Tensor, plan: Plan, activation: str | None, packed: Tensor | None = None
+) -> Tensor:
+    """The planned call, which is not torch's; ``packed``: the weight as a dense one reads it."""
     height, width = (
         size + low + high - d * (k - 1)
         for size, low, high, d, k in zip(
             x.shape[2:], plan.before, plan.after, plan.dilation, weight.shape[2:], strict=True
         )
     )
-    result: Tensor = torch.ops.pydense.depthwise_atrous_conv2d(
-        x,
-        weight,
-        plan.bias,
-        height,
-        width,
-        *plan.dilation,
-        *plan.before,
-        False,
-        activation == "relu",
-    )
+    relu = activation == "relu"
+    geometry = (height, width, *plan.dilation, *plan.before)
+    result: Tensor
+    if plan.choice.kernels is Kernels.DEPTHWISE:
+        result = _OPS.depthwise_atrous_conv2d(x, weight, plan.bias, *geometry, False, relu)
+    else:
+        result = _OPS.dense_atrous_conv2d(x, weight, packed, plan.bias, *geometry, False, relu)
     return result
 
 
@@ -218,7 +212,5 @@ def explain_atrous_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
 ) -> str:
     """What ``pydense.explain`` says."""
-    plan = plan_of(x, weight, bias, **options)
-    if plan.own:
-        return f"pydense's depthwise kernels: {plan.reason}"
-    return f"torch's convolution: {plan.reason}"
+    choice = plan_of(x, weight, bias, **options).choice
+    return f"{choice.kernels.value}: {choice.reason}"

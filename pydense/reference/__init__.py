@@ -7,8 +7,8 @@ written to be read, and as fast as torch's operators allow: the lattice is splat
 sliced by ``embedding_bag``, the fastest weighted gather that torch has.
 """
 
-from pydense.reference.aspp import aspp_sum
-from pydense.reference.atrous_conv import atrous_conv2d
+from pydense.reference.aspp import aspp_concat, aspp_sum
+from pydense.reference.atrous_conv import atrous_conv2d, atrous_separable_conv2d
 from pydense.reference.chained_residual_pool import chained_residual_pool, max_pool2d_same
 from pydense.reference.dense_crf import dense_crf, dense_crf_steps
 from pydense.reference.exact import exact_gaussian_filter
@@ -22,8 +22,10 @@ from pydense.reference.segmentation_head import (
 from pydense.reference.upsample import fuse_sum_upsample, upsample_bilinear, upsample_crop
 
 __all__ = [
+    "aspp_concat",
     "aspp_sum",
     "atrous_conv2d",
+    "atrous_separable_conv2d",
     "chained_residual_pool",
     "dense_crf",
     "dense_crf_steps",

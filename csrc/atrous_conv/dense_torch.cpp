@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dense atrous convolution on torch tensors (N, C, H, W). A result has the memory format of x.
+#include <array>
+#include <cstring>
+#include <optional>
+
+#include "atrous_conv/dense_gradient.h"
+#include "torch/memory.h"
+#include "torch/picture.h"
+
+namespace pydense {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// Before the panels of a packed weight: what they are of.
+struct PackedHeader {
+  static constexpr uint64_t kMagic = 0x31746C64'7970'0003;  // raised with every change of the order
+  uint64_t magic;
+  int64_t isa;
+  int64_t dtype;
+  int64_t outputs;
+  int64_t channels;
+  int64_t kernel_height;
+  int64_t kernel_width;
+  int64_t transposed;
+};
+static_assert(sizeof(PackedHeader) == 64);
+
+PackedHeader header_of(FloatType dtype, const DenseConvShape& shape, bool transposed) {
+  return {PackedHeader::kMagic,
+          static_cast<int64_t>(current_cpu_isa()),
+          static_cast<int64_t>(dtype),
+          shape.outputs,
+          shape.channels,
+          shape.kernel_height,
+          shape.kernel_width,
+          transposed ? 1 : 0};
+}
+
+// weight is [outputs, channels, kH, kW], or the other way round where it is `transposed`, for the
+// gradient.
+DenseConvWeight weight_of(const Tensor& weight, bool transposed) {
+  return {weight.const_data_ptr(), weight.stride(transposed ? 1 : 0),
+          weight.stride(transposed ? 0 : 1), weight.stride(weight.size(3) == 1 ? 2 : 3),
+          transposed};
+}
+
+// The taps of an output and channel lie in order, at one distance.
+Tensor with_even_taps(const Tensor& weight) {
+  const bool even = weight.size(2) == 1 || weight.size(3) == 1 ||
+                    weight.stride(2) == weight.size(3) * weight.stride(3);
+  return even ? weight : as_contiguous(weight);
+}
+
+void check_weight(const char* op, const Tensor& weight, const Tensor& x, bool transposed) {
+  require_dtype(op, "weight", weight, x.scalar_type());
+  require_same_device(op, "weight", weight, x);
+  PYDENSE_CHECK(weight.dim() == 4 && weight.size(transposed ? 0 : 1) == x.size(1), op,
+                ": weight must have shape ", transposed ? "(" : "(O, ", x.size(1),
+                transposed ? ", O, kH, kW), got " : ", kH, kW), got ", weight.dim(),
+                " dimensions or another size");
+}
+
+// A vector of numbers for every output, in the type of the sums.
+std::optional<Tensor> outputs_vector(const char* op, const char* name,
+                                     const std::optional<Tensor>& vector, const Tensor& x,
+                                     int64_t outputs) {
+  if (!vector.has_value()) {
+    return std::nullopt;
+  }
+  const ScalarType sums =
+      x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  if (vector->scalar_type() != sums) {
+    require_dtype(op, name, *vector, x.scalar_type());
+  }
+  require_same_device(op, name, *vector, x);
+  PYDENSE_CHECK(vector->dim() == 1 && vector->size(0) == outputs, op, ": ", name,
+                " must have shape (", outputs, "), got ", vector->dim(),
+                " dimensions or another size");
+  return as_contiguous(torch::stable::to(*vector, sums));
+}
+
+// x itself where its channels or the pixels of its rows lie side by side, else a dense copy.
+Tensor with_unit_stride(const Tensor& x) {
+  return x.stride(1) == 1 || x.stride(3) == 1 ? x : as_dense(x, is_channels_last(x));
+}
+
+// A picture of one channel has any stride along it, and so has a row of one pixel.
+DenseConvPicture picture_of(const Tensor& x) {
+  return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+}
+
+// The panels behind a header that says what is asked for.
+const void* panels_of(const char* op, const Tensor& packed, const Tensor& x, FloatType dtype,
+                      const DenseConvShape& shape, bool transposed) {
+  const PackedHeader expected = header_of(dtype, shape, transposed);
+  const int64_t bytes = dense_conv_packed_bytes(op, dtype, shape);
+  require_dtype(op, "packed", packed, ScalarType::Byte);
+  require_same_device(op, "packed", packed, x);
+  const auto* const data = static_cast<const char*>(packed.const_data_ptr());
+  PYDENSE_CHECK(packed.dim() == 1 && packed.is_contiguous() &&
+                    packed.size(0) == static_cast<int64_t>(sizeof(PackedHeader)) + bytes &&
+                    std::memcmp(data, &expected, sizeof(PackedHeader)) == 0,
+                op,
+                ": packed must be what _pack_dense_atrous_weight makes of weight on this CPU, "
+                "got something else");
+  return data + sizeof(PackedHeader);
+}
+
+struct Geometry {
+  int64_t dilation_y;
+  int64_t dilation_x;
+  int64_t top;
+  int64_t left;
+};
+
+DenseConvShape shape_of(const Tensor& x, const Tensor& weight, int64_t height, int64_t width,
+                        const Geometry& geometry, bool transposed) {
+  return {x.size(0),
+          x.size(1),
+          weight.size(transposed ? 1 : 0),
+          x.size(2),
+          x.size(3),
+          height,
+          width,
+          weight.size(2),
+          weight.size(3),
+          geometry.dilation_y,
+          geometry.dilation_x,
+          geometry.top,
+          geometry.left};
+}
+
+void convolve(const char* op, const Tensor& x, const Tensor& weight,
+              const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
+              const std::optional<Tensor>& bias, const Tensor& out, const Geometry& geometry,
+              bool transposed, bool relu) {
+  const FloatType dtype = float_type(op, "x", x);
+  const DenseConvShape shape = shape_of(x, weight, out.size(2), out.size(3), geometry, transposed);
+  const auto factor = outputs_vector(op, "scale", scale, x, shape.outputs);
+  const auto shift = outputs_vector(op, "bias", bias, x, shape.outputs);
+  const Tensor rows = with_unit_stride(x);
+  const Tensor kernel = with_even_taps(weight);
+  dense_conv(op, dtype,
+             {shape,
+              picture_of(rows),
+              weight_of(kernel, transposed),
+              packed.has_value() ? panels_of(op, *packed, x, dtype, shape, transposed) : nullptr,
+              factor.has_value() ? factor->const_data_ptr() : nullptr,
+              shift.has_value() ? shift->const_data_ptr() : nullptr,
+              relu,
+              {out.mutable_data_ptr(), out.stride(0), out.stride(1), out.stride(2), out.stride(3)}},
+             torch_parallel_for);
+}
+
+Tensor forward_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& packed,
+                  const std::optional<Tensor>& bias, int64_t height, int64_t width,
+                  int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left,
+                  bool transposed, bool relu) {
+  constexpr const char* kOp = "dense_atrous_conv2d";
+  check_picture(kOp, "x", x, false);
+  float_type(kOp, "x", x);
+  check_weight(kOp, weight, x, transposed);
+  PYDENSE_CHECK(height >= 1 && width >= 1, kOp, ": output size must be at least 1, got (", height,
+                ", ", width, ")");
+  const std::array<int64_t, 4> size = {x.size(0), weight.size(transposed ? 1 : 0), height, width};
+  Tensor out = new_dense(x, size, x.scalar_type(), is_channels_last(x));
+  convolve(kOp, x, weight, packed, std::nullopt, bias, out, {dilation_y, dilation_x, top, left},
+           transposed, relu);
+  return out;
+}
+
+void into_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& packed,
+             const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+             const Tensor& out, int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left,
+             bool relu) {
+  constexpr const char* kOp = "_dense_atrous_conv2d_into";
+  check_picture(kOp, "x", x, false);
+  check_picture(kOp, "out", out, false);
+  float_type(kOp, "x", x);
+  check_weight(kOp, weight, x, false);
+  require_dtype(kOp, "out", out, x.scalar_type());
+  PYDENSE_CHECK(out.size(0) == x.size(0) && out.size(1) == weight.size(0), kOp,
+                ": out must have shape (", x.size(0), ", ", weight.size(0), ", H', W'), got (",
+                out.size(0), ", ", out.size(1), ", ", out.size(2), ", ", out.size(3), ")");
+  for (int64_t axis = 0; axis < 4; ++axis) {
+    PYDENSE_CHECK(out.size(axis) <= 1 || out.stride(axis) > 0, kOp,
+                  ": out must have a stride along axis ", axis, ", got ", out.stride(axis));
+  }
+  convolve(kOp, x, weight, packed, scale, bias, out, {dilation_y, dilation_x, top, left}, false,
+           relu);
+}
+
+Tensor pack_op(const Tensor& weight, bool transposed) {
+  constexpr const char* kOp = "_pack_dense_atrous_weight";
+  check_picture(kOp, "weight", weight, false);
+  const FloatType dtype = float_type(kOp, "weight", weight);
+  DenseConvShape shape = {};
+  shape.outputs = weight.size(transposed ? 1 : 0);
+  shape.channels = weight.size(transposed ? 0 : 1);
+  shape.kernel_height = weight.size(2);
+  shape.kernel_width = weight.size(3);
+  const Tensor kernel = with_even_taps(weight);
+  const PackedHeader header = header_of(dtype, shape, transposed);
+  const std::array<int64_t, 1> size = {static_cast<int64_t>(sizeof(header)) +
+                                       dense_conv_packed_bytes(kOp, dtype, shape)};
+  Tensor packed = new_dense(weight, size, ScalarType::Byte);
+  auto* const data = static_cast<char*>(packed.mutable_data_ptr());
+  std::memcpy(data, &header, sizeof(header));
+  dense_conv_pack(kOp, dtype, shape, weight_of(kernel, transposed), data + sizeof(header),
+                  torch_parallel_for);
+  return packed;
+}
+
+Tensor gradient_op(const Tensor& grad, const Tensor& x, int64_t kernel_height, int64_t kernel_width,
+                   int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left) {
+  constexpr const char* kOp = "dense_atrous_conv2d_weight_gradient";
+  check_picture(kOp, "grad", grad, false);
+  check_picture(kOp, "x", x, false);
+  const FloatType dtype = float_type(kOp, "x", x);
+  require_dtype(kOp, "grad", grad, x.scalar_type());
+  PYDENSE_CHECK(grad.size(0) == x.size(0), kOp, ": grad must have the batch of x, ", x.size(0),
+                ", got ", grad.size(0));
+  PYDENSE_CHECK(kernel_height >= 1 && kernel_width >= 1, kOp,
+                ": kernel size must be at least 1, got (", kernel_height, ", ", kernel_width, ")");
+  const DenseConvShape shape = {x.size(0),    x.size(1),    grad.size(1),  x.size(2),    x.size(3),
+                                grad.size(2), grad.size(3), kernel_height, kernel_width, dilation_y,
+                                dilation_x,   top,          left};
+  const Tensor rows = with_unit_stride(x);
+  const Tensor grad_rows = with_unit_stride(grad);
+  const std::array<int64_t, 4> size = {grad.size(1), x.size(1), kernel_height, kernel_width};
+  Tensor weight = new_dense(x, size, x.scalar_type());
+  dense_conv_weight_gradient(
+      kOp, dtype, {shape, picture_of(grad_rows), picture_of(rows), weight.mutable_data_ptr()},
+      torch_parallel_for);
+  return weight;
+}
+
+}  // namespace
+}  // namespace pydense
+
+PYDENSE_TORCH_SCHEMAS(m) {
+  m.def(
+      "dense_atrous_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, SymInt height, "
+      "SymInt width, SymInt dilation_y, SymInt dilation_x, SymInt top, SymInt left, "
+      "bool transposed, bool relu) -> Tensor");
+  m.def(
+      "_dense_atrous_conv2d_into(Tensor x, Tensor weight, Tensor? packed, Tensor? scale, "
+      "Tensor? bias, Tensor(a!) out, SymInt dilation_y, SymInt dilation_x, SymInt top, "
+      "SymInt left, bool relu) -> ()");
+  m.def(
+      "dense_atrous_conv2d_weight_gradient(Tensor grad, Tensor x, SymInt kernel_height, "
+      "SymInt kernel_width, SymInt dilation_y, SymInt dilation_x, SymInt top, SymInt left) "
+      "-> Tensor");
+  m.def("_pack_dense_atrous_weight(Tensor weight, bool transposed) -> Tensor");
+}
+PYDENSE_TORCH_CPU(m) {
+  m.impl("dense_atrous_conv2d", TORCH_BOX(&pydense::forward_op));
+  m.impl("_dense_atrous_conv2d_into", TORCH_BOX(&pydense::into_op));
+  m.impl("dense_atrous_conv2d_weight_gradient", TORCH_BOX(&pydense::gradient_op));
+  m.impl("_pack_dense_atrous_weight", TORCH_BOX(&pydense::pack_op));
+}

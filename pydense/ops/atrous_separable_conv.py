@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depthwise-separable atrous convolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pydense import _library
+
+from . import _crf_arguments as check
+from . import _upsample_arguments as arguments
+from ._convolution_arguments import as_convolution, parameter
+from .atrous_conv import ACTIVATIONS, Pair, _padding
+
+_library.load()
+
+from . import _separable_autograd as _separable_autograd  # noqa: E402  registers
+
+
+def atrous_separable_conv2d(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    depthwise_bias: Tensor | None = None,
+    pointwise_bias: Tensor | None = None,
+    *,
+    dilation: Pair = 1,
+    padding: Pair | str = "same",
+    inner_activation: str | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    r"""A depthwise and a 1x1 convolution in one pass, as those of DeepLab v3+ with stride 1.
+
+    .. math:: \mathrm{out} = g\left(b' + w' \, f(b + w *_d x)\right)
+
+    where :math:`*_d` is the depthwise convolution with this rate, :math:`w'` the matrix of the 1x1
+    convolution, and f and g are ReLU or nothing. Batch normalisation behind either of the two is a
+    factor of its weight and a bias (:func:`torch.nn.utils.fusion.fuse_conv_bn_weights`).
+
+    The map between the two convolutions is never in memory: a tile of it goes from the sums of the
+    taps into the operand of the matrix product. Taps beside the map are left out, so that large
+    rates cost less.
+
+    Args:
+        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU; N may be 0.
+        depthwise_weight: (C, 1, kH, kW).
+        pointwise_weight: (O, C, 1, 1).
+        depthwise_bias: (C,), or None.
+        pointwise_bias: (O,), or None.
+        dilation: The rate of the depthwise convolution; one number or (y, x).
+        padding: As of :func:`pydense.ops.atrous_conv2d`.
+        inner_activation: None, or ``"relu"`` between the convolutions.
+        activation: None, or ``"relu"`` of the result.
+
+    Returns:
+        (N, O, H', W'), of the memory format of ``x`` and its dtype, or under autocast of autocast's
+        dtype (float64 stays). 16-bit tensors are summed in float32, which the map between the
+        convolutions stays, and rounded once; but on CPUs that multiply pairs of bfloat16 (AVX-512
+        BF16), it is rounded to that, as torch's own is. Padding is not multiplied (an infinite
+        depthwise weight makes no NaN with it). The forward pass is bitwise the same for any number
+        of threads and both memory formats, and so are float32, float64 and float16 on every CPU
+        with fused multiply-add. Backward, the depthwise gradients have the same promises; the
+        products of the 1x1 convolution are torch's, which are bitwise the same from run to run at
+        a fixed number of threads.
+
+    Raises:
+        ValueError: A shape or number out of range.
+        TypeError: An argument of the wrong type or dtype.
+        NotImplementedError: A tensor that is not on the CPU (call ``atrous_conv2d`` twice there); a
+            tangent.
+
+    Memory: the result and a copy of the weights; per thread a tile, about 1 MB for 256 outputs.
+    Backward computes the map between the convolutions again, and needs it and its gradient in
+    memory. Saved for backward: ``x``, the weights and ``depthwise_bias``; the result, with an
+    activation.
+
+    Source: L.-C. Chen et al., *Encoder-Decoder with Atrous Separable Convolution for Semantic Image
+    Segmentation*, ECCV 2018.
+
+    Example:
+        >>> import torch
+        >>> from pydense.ops import atrous_separable_conv2d
+        >>> x, weight, matrix = torch.rand(1, 8, 17, 17), torch.rand(8, 1, 3, 3), torch.rand(4, 8)
+        >>> atrous_separable_conv2d(x, weight, matrix[:, :, None, None], dilation=6).shape
+        torch.Size([1, 4, 17, 17])
+    """
+    op = "atrous_separable_conv2d"
+    arguments.picture(op, "x", x, ("cpu",))
+    named = {"depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight}
+    biases = {"depthwise_bias": depthwise_bias, "pointwise_bias": pointwise_bias}
+    named.update({name: bias for name, bias in biases.items() if bias is not None})
+    for name, tensor in named.items():
+        check.any_tensor(op, name, tensor)
+    x, (row,) = as_convolution(x, list(named.values()))
+    named = dict(zip(named, row, strict=True))
+    _check_parameters(op, x, named)
+    rates = arguments.pair(op, "dilation", dilation, 1)
+    for name, value in (("inner_activation", inner_activation), ("activation", activation)):
+        check.choice(op, name, value, ACTIVATIONS)
+    kernel = named["depthwise_weight"].shape[2:]
+    reach = [d * (k - 1) for d, k in zip(rates, kernel, strict=True)]
+    before, after = _padding(op, padding, reach, (1, 1))
+    height, width = (
+        size + low + high - r
+        for size, low, high, r in zip(x.shape[2:], before, after, reach, strict=True)
+    )
+    result: Tensor = torch.ops.pydense.atrous_separable_conv2d(
+        x,
+        named["depthwise_weight"],
+        named.get("depthwise_bias"),
+        named["pointwise_weight"],
+        named.get("pointwise_bias"),
+        height,
+        width,
+        *rates,
+        *before,
+        inner_activation == "relu",
+        activation == "relu",
+    )
+    return result
+
+
+def _check_parameters(op: str, x: Tensor, named: dict[str, Tensor]) -> None:
+    channels = x.shape[1]
+    depthwise, pointwise = named["depthwise_weight"], named["pointwise_weight"]
+    if (
+        depthwise.dim() != 4
+        or tuple(depthwise.shape[:2]) != (channels, 1)
+        or min(depthwise.shape) < 1
+    ):
+        raise ValueError(
+            f"{op}: depthwise_weight must have shape ({channels}, 1, kH, kW), "
+            f"got {check.shape(depthwise)}"
+        )
+    if (
+        pointwise.dim() != 4
+        or tuple(pointwise.shape[1:]) != (channels, 1, 1)
+        or pointwise.shape[0] < 1
+    ):
+        raise ValueError(
+            f"{op}: pointwise_weight must have shape (O, {channels}, 1, 1), "
+            f"got {check.shape(pointwise)}"
+        )
+    sizes = {"depthwise_bias": channels, "pointwise_bias": pointwise.shape[0]}
+    for name, tensor in named.items():
+        parameter(op, name, tensor, x, (sizes[name],) if name in sizes else None)
