@@ -85,7 +85,7 @@ def quick_problems() -> list[Problem]:
     """Small ones, to see that everything works."""
     return [
         model_problem("small", 128, 13, 3, 8, torch.float32, "backward"),
-        model_problem("small", 128, 13, 3, 8, torch.bfloat16),
+        model_problem("small", 128, 13, 3, 16, torch.bfloat16),
         model_problem("small", 128, 13, 3, 8, torch.float32, "packed"),
         model_problem("small", 16, 13, 3, 2, torch.float32),
     ]

@@ -64,8 +64,17 @@ class TestRule:
         assert choose(small._replace(dtype=torch.float32)).kernels is TORCH
         monkeypatch.setattr(dispatch, "NARROW_WITHOUT_INSTRUCTIONS", frozenset())
         assert choose(small).kernels is TORCH
-        assert choose(CALL._replace(dtype=dtype)).kernels is DENSE
-        assert choose(CALL._replace(dtype=dtype, channels_last=True)).kernels is TORCH
+        for channels, rate, kernels in (
+            (256, 16, DENSE),
+            (256, 15, TORCH),
+            (768, 12, DENSE),
+            (768, 11, TORCH),
+            (767, 12, TORCH),
+            (127, 16, TORCH),
+        ):
+            call = CALL._replace(dtype=dtype, channels=channels, dilation=(rate, rate))
+            assert choose(call).kernels is kernels
+            assert choose(call._replace(channels_last=True)).kernels is TORCH
 
     def test_what_torch_multiplies(self):
         assert dispatch.torch_multiplies(torch.float32) and dispatch.torch_multiplies(torch.float64)
@@ -124,7 +133,7 @@ class TestCalls:
     def test_autocast(self):
         x, weight, bias = (t.requires_grad_() for t in problem())
         with torch.autocast("cpu", torch.bfloat16):
-            out = atrous_conv2d(x, weight, bias, dilation=8)
+            out = atrous_conv2d(x, weight, bias, dilation=16)
         assert out.dtype == torch.bfloat16
         grads = torch.autograd.grad(out.sum(), (x, weight, bias))
         assert all(grad.dtype == torch.float32 for grad in grads)
@@ -133,7 +142,7 @@ class TestCalls:
 class TestPackedWeight:
     def layer(self):
         torch.manual_seed(0)
-        return AtrousConv2d(128, 5, 3, padding=8, dilation=8).eval()
+        return AtrousConv2d(128, 5, 3, padding=16, dilation=16).eval()
 
     def packed(self, layer):
         cache = layer.__dict__.get("_packed")

@@ -19,8 +19,12 @@ from typing import NamedTuple
 
 import torch
 
-# From this rate on, maps of the sizes of published networks leave out enough taps.
+# From this rate on, maps of the sizes of published networks leave out enough taps, and torch's
+# kernels for contiguous tensors change to slower ones; those for 16-bit tensors later.
 LEAST_RATE = 8
+LEAST_RATE_NARROW = 16
+LEAST_RATE_NARROW_MANY = 12  # with as many channels as this
+MANY_CHANNELS = 768
 # With fewer, laying out the operands takes as long as the product saves.
 LEAST_CHANNELS = 128
 
@@ -100,10 +104,13 @@ def choose(call: Call) -> Choice:
         return _torchs(
             "x is channels_last, where torch's kernels leave taps beside the map out, too"
         )
-    if rate < LEAST_RATE or call.channels < LEAST_CHANNELS:
+    least = LEAST_RATE
+    if call.dtype in (torch.bfloat16, torch.float16):
+        least = LEAST_RATE_NARROW_MANY if call.channels >= MANY_CHANNELS else LEAST_RATE_NARROW
+    if rate < least or call.channels < LEAST_CHANNELS:
         return _torchs(
-            f"it has rate {rate} and {call.channels} channels: pydense's kernels gain from rate "
-            f"{LEAST_RATE} and {LEAST_CHANNELS} channels on"
+            f"it has rate {rate} and {call.channels} channels: in {name}, pydense's kernels gain "
+            f"from rate {least} and {LEAST_CHANNELS} channels on"
         )
     return Choice(
         Kernels.DENSE,
