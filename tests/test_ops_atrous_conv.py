@@ -254,15 +254,15 @@ class TestPromises:
 
 
 class TestChoice:
-    """What is not depthwise with stride 1 is torch's convolution, to the bit."""
+    """What the rule leaves to torch is its convolution; the rule: test_ops_atrous_dispatch.py."""
 
     @pytest.mark.parametrize(
         ("shape", "outputs", "kernel", "options", "words"),
         [
-            ((2, 4, 9, 8), 6, (3, 3), {"dilation": 3}, "it is not depthwise"),
-            ((2, 4, 9, 8), 6, (2, 3), {"dilation": (3, 1)}, "it is not depthwise"),
-            ((2, 4, 9, 8), 8, (3, 3), {"groups": 4}, "it is not depthwise"),
-            ((2, 4, 9, 8), 4, (3, 3), {"groups": 2, "padding": 0}, "it is not depthwise"),
+            ((2, 4, 9, 8), 6, (3, 3), {"dilation": 3}, "it has rate 3 and 4 channels"),
+            ((2, 4, 9, 8), 6, (2, 3), {"dilation": (3, 1)}, "it has rate 3 and 4 channels"),
+            ((2, 4, 9, 8), 8, (3, 3), {"groups": 4}, "it is grouped"),
+            ((2, 4, 9, 8), 4, (3, 3), {"groups": 2, "padding": 0}, "it is grouped"),
             (
                 (2, 4, 9, 8),
                 4,
@@ -270,7 +270,7 @@ class TestChoice:
                 {"groups": 4, "stride": 2, "padding": 1},
                 r"its stride is \(2, 2\)",
             ),
-            ((2, 4, 9, 8), 4, (3, 3), {"stride": (1, 3), "padding": "valid"}, "not depthwise"),
+            ((2, 4, 9, 8), 4, (3, 3), {"stride": (1, 3), "padding": "valid"}, "its stride is"),
         ],
     )
     @pytest.mark.parametrize("activation", [None, "relu"])

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from pydense.ops.atrous_conv import atrous_conv2d
+from pydense.ops.atrous_conv import convolve
+
+from ._packed_weight import PackedWeight
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -13,6 +17,10 @@ class AtrousConv2d(nn.Conv2d):
 
     Padding other than with zeros is torch's. ``activation`` is None; it is ``"relu"`` where
     :func:`fold_batchnorm` made what follows a part of the layer.
+
+    In eval mode and without gradients, a weight that pydense's dense kernels read is packed once
+    and kept beside the parameter, until that changes (not through ``weight.data``), the mode is
+    set, or the layer moves; neither state_dict nor copies hold it.
 
     Example:
         >>> import torch
@@ -50,14 +58,29 @@ class AtrousConv2d(nn.Conv2d):
             padded: Tensor = super()._conv_forward(input, weight, bias)
             return padded.relu() if self.activation == "relu" else padded
         x = input if input.dim() == 4 else input[None]
-        out = atrous_conv2d(
+        out = convolve(
             x,
             weight,
             bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            activation=self.activation,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.activation,
+            None if self.training else self._packed_weight(),
         )
         return out if input.dim() == 4 else out[0]
+
+    def _packed_weight(self) -> PackedWeight:
+        cache: PackedWeight = self.__dict__.setdefault("_packed", PackedWeight())
+        return cache
+
+    def train(self, mode: bool = True) -> AtrousConv2d:
+        """As of ``nn.Module``; forgets the packed weight."""
+        self.__dict__.pop("_packed", None)
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AtrousConv2d:
+        self.__dict__.pop("_packed", None)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self

@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernels run an atrous convolution: the rule, and its reasons in words.
 
-It knows no size of a map: a graph that is exported for maps of any size holds one choice. Figures
-are those of ``benchmarks/bench_atrous_conv_models.py``.
+It knows no size of a map: a graph that is exported for maps of any size holds one choice.
+
+On the CPU torch leaves taps beside the map out as well, where tensors are channels_last and the CPU
+has instructions for their dtype; there pydense's kernels are as fast, within some percent, and
+torch's stay. Contiguous tensors of large rates it multiplies with their padding, and 16-bit ones
+for which the CPU has no instructions it convolves pixel by pixel where they are dilated.
+``benchmarks/bench_atrous_conv_models.py`` measures what the rule makes of the convolutions of
+published networks.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
-# From this rate on, on maps of the sizes of published networks, so many taps lie beside the map
-# that leaving them out pays for what torch's kernels have ahead of pydense's on dense maps.
-LEAST_RATE = 6
-# Below, the product's operands cost as much as the product.
-LEAST_CHANNELS = 64
-LEAST_OUTPUTS = 16
+# From this rate on, maps of the sizes of published networks leave out enough taps, and torch's
+# kernels for contiguous tensors change to slower ones; those for 16-bit tensors later.
+LEAST_RATE = 8
+LEAST_RATE_NARROW = 16
+LEAST_RATE_NARROW_MANY = 12  # with as many channels as this
+MANY_CHANNELS = 768
+# With fewer, laying out the operands takes as long as the product saves.
+LEAST_CHANNELS = 128
 
 
 class Kernels(Enum):
@@ -33,6 +42,7 @@ class Call(NamedTuple):
 
     device: str
     dtype: torch.dtype
+    channels_last: bool
     channels: int
     outputs: int
     groups: int
@@ -48,14 +58,30 @@ class Choice(NamedTuple):
     reason: str
 
 
+@cache
+def torch_multiplies(dtype: torch.dtype) -> bool:
+    """Whether torch's convolutions have instructions of this CPU for the dtype."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    ask = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return bool(getattr(torch.ops.mkldnn, ask)())
+
+
+# Asked here, so that a graph that is traced holds the answer.
+NARROW_WITHOUT_INSTRUCTIONS = frozenset(
+    dtype for dtype in (torch.bfloat16, torch.float16) if not torch_multiplies(dtype)
+)
+
+
 def choose(call: Call) -> Choice:
     """The rule."""
     if call.device != "cpu":
         return _torchs(f"x is on {call.device}, pydense's kernels are for the CPU so far")
-    depthwise = call.groups == call.channels == call.outputs
     if call.stride != (1, 1):
         return _torchs(f"its stride is {call.stride}, pydense's kernels have stride 1")
-    if depthwise:
+    if call.groups == call.channels == call.outputs:
         return Choice(
             Kernels.DEPTHWISE, "it is depthwise (groups = C = O) with stride 1, on the CPU"
         )
@@ -64,27 +90,33 @@ def choose(call: Call) -> Choice:
             f"it is grouped (groups {call.groups}, {call.channels} channels to {call.outputs}); "
             "pydense's kernels are for groups 1, and for groups = C = O"
         )
-    rate = _rate(call)
-    if rate < LEAST_RATE:
-        return _torchs(
-            f"its rate is {rate}: torch's kernels are as fast below {LEAST_RATE}, where most taps "
-            "read the map"
+    rate = max(d if k > 1 else 1 for d, k in zip(call.dilation, call.kernel, strict=True))
+    if rate == 1:
+        return _torchs("it is not dilated")
+    name = str(call.dtype).removeprefix("torch.")
+    if call.dtype in NARROW_WITHOUT_INSTRUCTIONS:
+        return Choice(
+            Kernels.DENSE,
+            f"it is dilated and of {name}, for which torch's convolution has no instructions of "
+            "this CPU: pydense's kernels compute in float32",
         )
-    if call.channels < LEAST_CHANNELS or call.outputs < LEAST_OUTPUTS:
+    if call.channels_last:
         return _torchs(
-            f"it has {call.channels} channels and {call.outputs} outputs: torch's kernels are as "
-            f"fast below {LEAST_CHANNELS} channels or {LEAST_OUTPUTS} outputs"
+            "x is channels_last, where torch's kernels leave taps beside the map out, too"
+        )
+    least = LEAST_RATE
+    if call.dtype in (torch.bfloat16, torch.float16):
+        least = LEAST_RATE_NARROW_MANY if call.channels >= MANY_CHANNELS else LEAST_RATE_NARROW
+    if rate < least or call.channels < LEAST_CHANNELS:
+        return _torchs(
+            f"it has rate {rate} and {call.channels} channels: in {name}, pydense's kernels gain "
+            f"from rate {least} and {LEAST_CHANNELS} channels on"
         )
     return Choice(
         Kernels.DENSE,
-        f"it has rate {rate}, {LEAST_RATE} or more, and stride 1, on the CPU: taps beside the map "
-        "are left out",
+        f"it has rate {rate}, {call.channels} channels and stride 1, x is contiguous and on the "
+        "CPU: taps beside the map are left out",
     )
-
-
-def _rate(call: Call) -> int:
-    """The largest distance of neighbouring taps; 1 for a kernel of one tap."""
-    return max(d if k > 1 else 1 for d, k in zip(call.dilation, call.kernel, strict=True))
 
 
 def _torchs(reason: str) -> Choice:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
 from ._atrous_dispatch import Call, Choice, Kernels, choose
 from ._convolution_arguments import as_convolution, parameter
+from ._memory_format import suggested
 
 _library.load()
 
@@ -59,11 +60,12 @@ def atrous_conv2d(
     .. math:: \mathrm{out}(o, y, x) = f\Big(b_o + \sum_{c, i, j} w_{o c i j} \,
               \mathrm{in}(c, y s + i d - p, x s + j d - p)\Big)
 
-    With stride 1 on the CPU, depthwise convolutions (``groups`` = C = O) of any rate and dense ones
-    (``groups`` 1) of large rates run pydense's kernels, of any kernel size and padding: taps beside
-    the map are left out, so that large rates cost less. All others are ``F.conv2d`` (and ``relu``),
-    on every device. ``pydense.explain("atrous_conv2d", x, weight, ...)`` says which of them a call
-    takes and why.
+    With stride 1 on the CPU, depthwise convolutions (``groups`` = C = O) of any rate run pydense's
+    kernels, and so do those dense ones (``groups`` 1) that torch multiplies with their padding
+    (contiguous, of large rates) or pixel by pixel (dilated, in a 16-bit dtype for which the CPU has
+    no instructions): taps beside the map are left out, so that large rates cost less. All others
+    are ``F.conv2d`` (and ``relu``), on every device. ``pydense.explain("atrous_conv2d", x, weight,
+    ...)`` says which of them a call takes and why.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
@@ -106,6 +108,28 @@ def atrous_conv2d(
         >>> atrous_conv2d(x, weight, dilation=6, groups=8).shape
         torch.Size([1, 8, 17, 17])
     """
+    return convolve(x, weight, bias, stride, padding, dilation, groups, activation, None)
+
+
+class WeightCache(Protocol):
+    """Keeps a weight as the dense kernels read it, from call to call."""
+
+    def get(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The weight, packed in this dtype, or None."""
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    activation: str | None,
+    cache: WeightCache | None,
+) -> Tensor:
+    """``atrous_conv2d`` with a weight that may be packed before."""
     op = "atrous_conv2d"
     check.any_tensor(op, "x", x)
     arguments.picture(op, "x", x, (x.device.type,))
@@ -117,7 +141,10 @@ def atrous_conv2d(
     )
     if plan.choice.kernels is Kernels.TORCH:
         return _with_torchs(x, row[0], plan, activation)
-    return with_own_kernels(x, row[0], plan, activation)
+    packed = None
+    if cache is not None and plan.choice.kernels is Kernels.DENSE:
+        packed = cache.get(weight, x.dtype)
+    return _with_own_kernels(x, row[0], plan, activation, packed)
 
 
 def plan_of(
@@ -152,8 +179,19 @@ def plan_of(
         parameter(op, "bias", bias, x, (outputs,))
     reach = [d * (k - 1) for d, k in zip(rates, weight.shape[2:], strict=True)]
     before, after = _padding(op, padding, reach, strides)
-    kernel = (weight.shape[2], weight.shape[3])
-    choice = choose(Call(x.device.type, x.dtype, channels, outputs, groups, kernel, strides, rates))
+    choice = choose(
+        Call(
+            x.device.type,
+            x.dtype,
+            suggested(x) == torch.channels_last,
+            channels,
+            outputs,
+            groups,
+            (weight.shape[2], weight.shape[3]),
+            strides,
+            rates,
+        )
+    )
     return Plan(bias, strides, rates, groups, before, after, choice)
 
 
@@ -172,10 +210,9 @@ def _padding(
     return both, both
 
 
-def with_own_kernels(
-    x: Tensor, weight: Tensor, plan: Plan, activation: str | None, packed: Tensor | None = None
+def _with_own_kernels(
+    x: Tensor, weight: Tensor, plan: Plan, activation: str | None, packed: Tensor | None
 ) -> Tensor:
-    """The planned call, which is not torch's; ``packed``: the weight as a dense one reads it."""
     height, width = (
         size + low + high - d * (k - 1)
         for size, low, high, d, k in zip(

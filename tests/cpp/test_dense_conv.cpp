@@ -23,8 +23,8 @@ std::vector<S> numbers(int64_t count, unsigned seed, int range = 3) {
   std::mt19937 random(seed);
   std::vector<S> result(static_cast<size_t>(count));
   for (S& to : result) {
-    const int value = static_cast<int>(random() % static_cast<unsigned>(range));
-    portable::store_as(&to, static_cast<ComputeOf<S>>(value - range / 2));
+    const int value = static_cast<int>(random() % static_cast<unsigned>(range)) - range / 2;
+    portable::store_as(&to, static_cast<ComputeOf<S>>(value));
   }
   return result;
 }

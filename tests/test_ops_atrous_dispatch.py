@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rule that chooses the kernels of an atrous convolution, and calls that it gives pydense's."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+
+import pytest
+import torch
+from _ops import one_thread as one_thread
+from _ops import random, same_bits
+from torch.export import Dim, export
+
+import pydense
+from pydense import reference
+from pydense.nn import AtrousConv2d
+from pydense.ops import _atrous_dispatch as dispatch
+from pydense.ops import atrous_conv2d
+from pydense.ops._atrous_dispatch import Call, Kernels, choose
+
+CALL = Call("cpu", torch.float32, False, 256, 256, 1, (3, 3), (1, 1), (12, 12))
+DEPTHWISE, DENSE, TORCH = Kernels.DEPTHWISE, Kernels.DENSE, Kernels.TORCH
+
+
+class TestRule:
+    @pytest.mark.parametrize(
+        ("change", "kernels", "words"),
+        [
+            ({}, DENSE, "rate 12, 256 channels and stride 1, x is contiguous and on the CPU"),
+            ({"dtype": torch.float64}, DENSE, "rate 12"),
+            ({"outputs": 3}, DENSE, "rate 12"),
+            ({"kernel": (1, 2)}, DENSE, "rate 12"),
+            ({"dilation": (1, 8)}, DENSE, "rate 8"),
+            ({"dilation": (7, 7)}, TORCH, "rate 7 and 256 channels: .* from rate 8 and 128"),
+            ({"dilation": (12, 1), "kernel": (1, 3)}, TORCH, "it is not dilated"),
+            ({"kernel": (1, 1)}, TORCH, "it is not dilated"),
+            ({"channels": 127}, TORCH, "rate 12 and 127 channels"),
+            ({"channels": 128}, DENSE, "rate 12"),
+            ({"channels_last": True}, TORCH, "x is channels_last"),
+            ({"stride": (1, 2)}, TORCH, r"its stride is \(1, 2\)"),
+            ({"groups": 2}, TORCH, "it is grouped .groups 2, 256 channels to 256"),
+            ({"groups": 256}, DEPTHWISE, "it is depthwise"),
+            ({"groups": 256, "channels_last": True, "dilation": (1, 1)}, DEPTHWISE, "depthwise"),
+            ({"groups": 256, "outputs": 512}, TORCH, "it is grouped"),
+            ({"groups": 256, "stride": (2, 2)}, TORCH, "its stride"),
+            ({"device": "cuda"}, TORCH, "x is on cuda"),
+        ],
+    )
+    def test_rule(self, change, kernels, words):
+        choice = choose(CALL._replace(**change))
+        assert choice.kernels is kernels and re.search(words, choice.reason)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_narrow_numbers(self, dtype, monkeypatch):
+        """Without instructions for them every dilated one is pydense's, of both formats."""
+        small = CALL._replace(dtype=dtype, channels=3, dilation=(1, 2))
+        monkeypatch.setattr(dispatch, "NARROW_WITHOUT_INSTRUCTIONS", frozenset({dtype}))
+        for last in (False, True):
+            choice = choose(small._replace(channels_last=last))
+            assert choice.kernels is DENSE and "has no instructions" in choice.reason
+        assert choose(small._replace(dilation=(1, 1))).kernels is TORCH
+        assert choose(small._replace(dtype=torch.float32)).kernels is TORCH
+        monkeypatch.setattr(dispatch, "NARROW_WITHOUT_INSTRUCTIONS", frozenset())
+        assert choose(small).kernels is TORCH
+        for channels, rate, kernels in (
+            (256, 16, DENSE),
+            (256, 15, TORCH),
+            (768, 12, DENSE),
+            (768, 11, TORCH),
+            (767, 12, TORCH),
+            (127, 16, TORCH),
+        ):
+            call = CALL._replace(dtype=dtype, channels=channels, dilation=(rate, rate))
+            assert choose(call).kernels is kernels
+            assert choose(call._replace(channels_last=True)).kernels is TORCH
+
+    def test_what_torch_multiplies(self):
+        assert dispatch.torch_multiplies(torch.float32) and dispatch.torch_multiplies(torch.float64)
+        for dtype in (torch.bfloat16, torch.float16):
+            narrow = dtype in dispatch.NARROW_WITHOUT_INSTRUCTIONS
+            assert narrow is not dispatch.torch_multiplies(dtype)
+
+
+def problem(dtype=torch.float32, channels=128):
+    x = random(2, channels, 11, 13).to(dtype)
+    weight = random(5, channels, 3, 3, seed=1).to(dtype) / (9 * channels) ** 0.5
+    return x, weight, random(5, seed=2).to(dtype)
+
+
+class TestCalls:
+    @pytest.mark.parametrize("padding", ["same", "valid", (9, 3)])
+    @pytest.mark.parametrize("activation", [None, "relu"])
+    def test_dense(self, padding, activation):
+        x, weight, bias = problem()
+        options = {"dilation": (8, 3), "padding": padding, "activation": activation}
+        if padding == "valid":
+            options["dilation"] = (1, 9)
+            weight = weight[:, :, :, :2]
+        said = pydense.explain("atrous_conv2d", x, weight, bias, **options)
+        assert said.startswith("pydense's dense kernels")
+        own = atrous_conv2d(x, weight, bias, **options)
+        theirs = reference.atrous_conv2d(x, weight, bias, **options)
+        assert own.shape == theirs.shape and (own - theirs).abs().max() < 1e-5
+
+    @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+    def test_compile(self, compiler):
+        torch._dynamo.reset()
+
+        def call(x, weight, bias):
+            return atrous_conv2d(x.sin(), weight, bias, dilation=8, activation="relu")
+
+        function = torch.compile(call, fullgraph=True, backend=compiler)
+        arguments = [t.requires_grad_() for t in problem()]
+        assert pydense.explain("atrous_conv2d", *arguments, dilation=8).startswith("pydense's de")
+        found = []
+        for run in (function, call):
+            out = run(*arguments)
+            found.append([out, *torch.autograd.grad(out.square().sum(), arguments)])
+        for a, b in zip(*found, strict=True):
+            assert (a - b).abs().max() <= 1e-5 * (1 + b.abs().max())
+
+    def test_export(self):
+        layer = AtrousConv2d(128, 4, 3, padding="same", dilation=8).eval()
+        shapes = ({0: Dim("n"), 2: Dim("h"), 3: Dim("w")},)
+        program = export(layer, (random(2, 128, 8, 9),), dynamic_shapes=shapes)
+        assert "dense_atrous_conv2d" in str(program.graph)
+        for size in ((2, 128, 8, 9), (3, 128, 2, 40), (1, 128, 21, 5)):
+            x = random(*size)
+            assert torch.allclose(program.module()(x), layer(x), atol=1e-5)
+
+    def test_autocast(self):
+        x, weight, bias = (t.requires_grad_() for t in problem())
+        with torch.autocast("cpu", torch.bfloat16):
+            out = atrous_conv2d(x, weight, bias, dilation=16)
+        assert out.dtype == torch.bfloat16
+        grads = torch.autograd.grad(out.sum(), (x, weight, bias))
+        assert all(grad.dtype == torch.float32 for grad in grads)
+
+
+class TestPackedWeight:
+    def layer(self):
+        torch.manual_seed(0)
+        return AtrousConv2d(128, 5, 3, padding=16, dilation=16).eval()
+
+    def packed(self, layer):
+        cache = layer.__dict__.get("_packed")
+        return None if cache is None else cache._packed
+
+    def test_once_until_the_weight_changes(self):
+        layer, x = self.layer(), random(1, 128, 9, 10)
+        with torch.no_grad():
+            first = layer(x)
+            kept = self.packed(layer)
+            assert kept is not None
+            assert same_bits(layer(x), first) and self.packed(layer) is kept
+            layer.weight.mul_(2)
+            doubled = layer(x)
+            assert self.packed(layer) is not kept
+            expected = (first - layer.bias[:, None, None]) * 2 + layer.bias[:, None, None]
+            assert (doubled - expected).abs().max() < 1e-5
+            layer.weight = torch.nn.Parameter(layer.weight / 2)
+            assert same_bits(layer(x), first)
+            state = {key: value.clone() for key, value in layer.state_dict().items()}
+            assert sorted(state) == ["bias", "weight"]
+            layer.load_state_dict({key: 0 * value for key, value in state.items()})
+            assert not layer(x).any()
+
+    def test_autocast(self):
+        layer, x = self.layer(), random(1, 128, 9, 10)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            first = layer(x)
+            kept = self.packed(layer)
+            assert kept is not None and first.dtype == torch.bfloat16
+            assert same_bits(layer(x), first) and self.packed(layer) is kept
+        with torch.no_grad():
+            assert layer(x).dtype == torch.float32 and self.packed(layer) is not kept
+
+    def test_forgotten(self):
+        for change in (
+            lambda layer: layer.train(),
+            lambda layer: layer.eval(),
+            lambda layer: layer.double(),
+            copy.deepcopy,
+            lambda layer: pickle.loads(pickle.dumps(layer)),
+        ):
+            layer, x = self.layer(), random(1, 128, 9, 10)
+            with torch.no_grad():
+                expected = layer(x)
+                assert self.packed(layer) is not None
+                other = change(layer)
+                assert self.packed(other) is None
+                out = other(x.to(other.weight.dtype))
+                assert (out - expected).abs().max() < 1e-5
+
+    def test_not_kept(self):
+        layer, x = self.layer(), random(1, 128, 9, 10)
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None and self.packed(layer) is None
+        with torch.no_grad():
+            layer.train()(x)
+            assert self.packed(layer) is None
+            layer.eval()
+            torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+            assert self.packed(layer) is None
+        with torch.inference_mode():
+            own = self.layer()
+            assert own(x).shape == (1, 5, 9, 10) and self.packed(own) is None
