@@ -43,7 +43,7 @@ class TapProducts {
       for (int64_t r = block.taps.begin * taps_.outputs / kGemmRows * kGemmRows;
            r < block.taps.end * taps_.outputs; r += kGemmRows) {
         const int64_t rows = smaller(kGemmRows, rows_ - r);
-        gemm_panel(rows, depth, stack.as<P>() + r * depth, b, depth, block.count, tile);
+        gemm_panel(rows, depth, stack.as<P>() + r * depth, 0, b, depth, block.count, tile);
         for (int64_t i = 0; i < rows; ++i) {
           copy_row(tile + i * row, block.count, to + (r + i) * pixels_);
         }
@@ -71,7 +71,7 @@ class TapProducts {
       }
       for (int64_t c = 0; c < channels; c += kGemmRows) {
         const int64_t count = smaller(kGemmRows, channels - c);
-        gemm_panel(count, end - first, stack.as<P>() + c * depth + first * count, b, end - first,
+        gemm_panel(count, end - first, stack.as<P>() + c * depth + first * count, 0, b, end - first,
                    block.count, tile);
         write(tile, row, block, c, count, static_cast<S*>(args.grad_x));
       }

@@ -34,31 +34,32 @@ constexpr int64_t gemm_tile_row(int64_t columns) {
 }
 
 // tile = A B for a panel of `rows` rows of A and a block of `columns` columns: `depth` numbers, of
-// whole steps, from b_depth in each of the panels of B. `more`: added to what the tile holds.
-template <class P>
-void gemm_panel(int64_t rows, int64_t depth, const P* a, const P* b, int64_t b_depth,
-                int64_t columns, ComputeOf<P>* tile, bool more = false) {
+// whole steps, from b_depth in each of the panels of B. Packed or not: see gemm_block.
+template <class P, bool Packed = true>
+void gemm_panel(int64_t rows, int64_t depth, const P* a, int64_t a_row, const P* b, int64_t b_depth,
+                int64_t columns, ComputeOf<P>* tile) {
   constexpr int64_t kColumns = kGemmColumns<P>;
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(P));
   const int64_t row = gemm_tile_row<P>(columns);
   const int64_t panels = row / kColumns;
-  if (depth == 0 && !more) {
+  if (depth == 0) {
     std::memset(static_cast<void*>(tile), 0, static_cast<size_t>(rows * row) * sizeof(*tile));
   }
   GemmAhead asked;
   for (int64_t k = 0; k < depth; k += kGemmPartDepth) {
     const int64_t part = smaller(kGemmPartDepth, depth - k);
-    // The next part, which follows in memory, arrives while this one is at work.
+    // Where the next part follows in memory, it arrives while this one is at work.
     const P* ahead = a + (k + part) * rows;
-    const P* const end = a + smaller(depth, k + 2 * part) * rows;
+    const P* const end = Packed ? a + smaller(depth, k + 2 * part) * rows : ahead;
     const int64_t lines = ceil_div(ceil_div(part * rows, kLine), panels);
     for (int64_t j = 0; j < panels; ++j) {
       asked.clear();
       for (int64_t i = 0; i < lines && ahead < end; ++i, ahead += kLine) {
         asked.add(ahead);
       }
-      gemm_rows<P, true>(rows, part, a + k * rows, 0, b + (j * b_depth + k) * kColumns,
-                         tile + j * kColumns, row, more || k > 0, &asked);
+      gemm_rows<P, Packed>(rows, part, a + k * (Packed ? rows : 1), a_row,
+                           b + (j * b_depth + k) * kColumns, tile + j * kColumns, row, k > 0,
+                           &asked);
     }
   }
 }
