@@ -8,8 +8,8 @@
 //   grad_stack[t][o][c] = sum over images and p of grad[o](p - tap t) x[c](p)
 //
 // A block multiplies the taps from the first to the last one that reads its rows: they are few
-// where taps are in order of their rows. Sums are chains of multiply-adds in the order of c, of
-// taps and outputs, and of pixels: the same bits for any number of threads.
+// where taps are in order of their rows. Sums are those of gemm_panels.h, in
+// the order of c, of taps and outputs, and of pixels: the same bits for any number of threads.
 #pragma once
 
 #include "atrous_conv/tap_maps.h"

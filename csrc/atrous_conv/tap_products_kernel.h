@@ -213,16 +213,10 @@ class TapProducts {
 
   // Sums of slabs are added one by one: chains of additions are short.
   static void add_product(int64_t rows, int64_t depth, const P* a, const P* b, T* to, int64_t row) {
-    using V = Vec<T, kNativeLanesOf<T>>;
     T tile[kGemmRows * kColumns];
     for (int64_t j = 0; j < row; j += kColumns) {
       gemm_rows<P, false>(rows, depth, a, kTapPitch, b + j * depth, tile, kColumns);
-      for (int64_t i = 0; i < rows; ++i) {
-        T* const sum = to + i * row + j;
-        for (int64_t l = 0; l < kColumns; l += kLanesIn<V>) {
-          store(sum + l, load<V>(sum + l) + load<V>(tile + i * kColumns + l));
-        }
-      }
+      gemm_add_tile<P>(rows, tile, to + j, row);
     }
   }
 

@@ -4,8 +4,9 @@
 // in parts that the first level holds. What a panel makes of the block is complete at once: it is
 // handed on from the first-level cache, and nothing is added up in memory.
 //
-// The depth is gone through in order: numbers are those of one chain of multiply-adds (gemm.h),
-// whatever the blocks, and so for any number of threads.
+// The depth is cut into parts, each a chain of multiply-adds (gemm.h), and the sums of parts are
+// added in order: numbers are the same for any blocks, and so for any number of threads, and their
+// error is that of short chains.
 #pragma once
 
 #include "common/gemm/gemm.h"
@@ -15,7 +16,7 @@
 namespace pydense::PYDENSE_ISA {
 
 constexpr int64_t kGemmBlockBytes = 512 << 10;  // of B
-constexpr int64_t kGemmPartDepth = 256;         // of a panel of A, whole steps
+constexpr int64_t kGemmPartDepth = 128;         // of a panel of A, whole steps
 constexpr int64_t kGemmMaxColumns = 512;        // of a block
 
 // Columns of a block, whole panels of them.
@@ -31,6 +32,19 @@ constexpr int64_t gemm_block_columns(int64_t depth) {
 template <class P>
 constexpr int64_t gemm_tile_row(int64_t columns) {
   return gemm_panels(columns, kGemmColumns<P>) * kGemmColumns<P>;
+}
+
+// to += from, Rows x kGemmColumns.
+template <class P>
+PYDENSE_HD void gemm_add_tile(int64_t rows, const ComputeOf<P>* from, ComputeOf<P>* to,
+                              int64_t to_row) {
+  using V = Vec<ComputeOf<P>, kNativeLanesOf<ComputeOf<P>>>;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t l = 0; l < kGemmColumns<P>; l += kLanesIn<V>) {
+      ComputeOf<P>* const sum = to + i * to_row + l;
+      store(sum, load<V>(sum) + load<V>(from + i * kGemmColumns<P> + l));
+    }
+  }
 }
 
 // tile = A B for a panel of `rows` rows of A and a block of `columns` columns: `depth` numbers, of
@@ -57,9 +71,16 @@ void gemm_panel(int64_t rows, int64_t depth, const P* a, int64_t a_row, const P*
       for (int64_t i = 0; i < lines && ahead < end; ++i, ahead += kLine) {
         asked.add(ahead);
       }
-      gemm_rows<P, Packed>(rows, part, a + k * (Packed ? rows : 1), a_row,
-                           b + (j * b_depth + k) * kColumns, tile + j * kColumns, row, k > 0,
-                           &asked);
+      const P* const own_a = a + k * (Packed ? rows : 1);
+      const P* const own_b = b + (j * b_depth + k) * kColumns;
+      if (k == 0) {
+        gemm_rows<P, Packed>(rows, part, own_a, a_row, own_b, tile + j * kColumns, row, false,
+                             &asked);
+      } else {
+        ComputeOf<P> sums[kGemmRows * kColumns];
+        gemm_rows<P, Packed>(rows, part, own_a, a_row, own_b, sums, kColumns, false, &asked);
+        gemm_add_tile<P>(rows, sums, tile + j * kColumns, row);
+      }
     }
   }
 }
