@@ -120,8 +120,8 @@ class TestAgainstTorch:
     @pytest.mark.parametrize(
         "case",
         [
-            # Blocks of pixels in a row and over rows, parts of the depth, slabs, groups of the stack
-            # and of channels, none whole; a stack without a map that reaches most of the picture.
+            # Blocks of pixels in a row and over rows, parts of the depth, slabs, groups of the
+            # stack and of channels, none whole; taps that reach little of the picture.
             ((2, 531, 5, 23), 9, (1, 4, 22)),
             ((1, 70, 20, 67), 67, (3,)),
             ((2, 300, 17, 31), 50, (30, 16)),

@@ -74,6 +74,12 @@ def rms(error):
     return float(error.square().mean().sqrt())
 
 
+@pytest.fixture
+def any_size(monkeypatch):
+    """No map is too small."""
+    monkeypatch.setattr(rule, "best_tile", lambda *sizes: sizes[-1])
+
+
 class TestValues:
     @pytest.mark.parametrize("tile", rule.TILES)
     @pytest.mark.parametrize("form", FORMATS)
@@ -124,9 +130,11 @@ class TestValues:
                     out = OP(x, w, *some, rate, True, flipped, tile)
                     wanted = exact(x, w, *some, rate, True, flipped)
                     assert torch.allclose(out.double(), wanted, atol=5e-5)
-        assert not rule.fits(33, 33, 18, tile) and rule.fits(65, 65, 2, tile)
+        assert rule.best_tile(1, 33, 33, 18, tile) is None
+        assert rule.best_tile(1, 65, 65, 2, tile) == tile
 
 
+@pytest.mark.usefixtures("any_size")
 class TestGradients:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("relu", [False, True])
@@ -154,9 +162,7 @@ class TestGradients:
         for leaf in leaves:
             leaf.requires_grad_()
         own = torch.autograd.grad(OP(x, weight, None, bias, 2, False, False, 2).sum(), leaves)
-        wanted = torch.autograd.grad(
-            exact(x, weight, None, bias, 2, False, False).sum(), leaves
-        )
+        wanted = torch.autograd.grad(exact(x, weight, None, bias, 2, False, False).sum(), leaves)
         for a, b in zip(own, wanted, strict=True):
             assert torch.allclose(a, b, atol=1e-4)
 
@@ -179,6 +185,7 @@ class TestGradients:
             OP(x, weight, scale.requires_grad_(), None, 2, False, False, 2)
 
 
+@pytest.mark.usefixtures("any_size")
 class TestPromises:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("tile", rule.TILES)
@@ -273,8 +280,12 @@ class TestRule:
     def test_without_sizes(self):
         assert rule.winograd_wins(256, 256, 2, torch.float32) == (
             True,
-            "Winograd F(2x2, 3x3) on 4 phase grids: 44% of the multiplications",
+            "Winograd F(2x2, 3x3) on 4 phase grids: 44% of the multiplications, "
+            "on maps that are not too small for the rate",
         )
+        for tile, least in rule.MIN_CHANNELS.items():
+            assert rule.winograd_wins(least, 512, 2, torch.float32, tile)[0]
+            assert not rule.winograd_wins(512, least - 1, 2, torch.float32, tile)[0]
         wins, reason = rule.winograd_wins(2048, 21, 6, torch.float32)
         assert not wins and "21 channels" in reason
         for dtype in (torch.float64, torch.bfloat16, torch.float16):
@@ -290,8 +301,23 @@ class TestRule:
             assert rule.phase_tiles(size, rate, tile) == sum(-(-n // tile) for n in grids)
 
     def test_shares(self):
-        """What is left of the multiplications of direct convolutions that skip padding."""
-        assert rule.share_of_direct(64, 64, 2, 2) == pytest.approx(16 / 36 / (1 - 4 / 192) ** 2)
-        assert rule.share_of_direct(4, 4, 4, 2) == 16
-        for size, rate, wins in ((65, 2, True), (65, 4, True), (33, 6, True), (33, 12, False)):
-            assert rule.fits(size, size, rate, 2) == wins
+        """What is left of the work of direct convolutions that skip padding."""
+        direct = 9 * (1 - 2 * 2 / (3 * 64)) ** 2 * 64 * 64
+        assert rule.share_of_direct(1, 64, 64, 2, 2) == pytest.approx(
+            16 * 32 * 32 / direct * (1 + 100 / 1024)
+        )
+        assert rule.share_of_direct(25, 4, 4, 4, 2) == pytest.approx(16 * (1 + 100 / 400))
+        # (size, rate): the tiles that are taken where those up to 2, 3 and 4 are allowed.
+        for shape, tiles in (
+            ((65, 2), (2, 3, 4)),
+            ((65, 4), (2, 3, 4)),
+            ((65, 12), (2, 3, 3)),
+            ((33, 6), (2, 3, 3)),
+            ((33, 12), (None, None, None)),
+            ((41, 12), (None, None, 4)),
+            ((33, 18), (None, None, None)),
+        ):
+            size, rate = shape
+            found = [rule.best_tile(1, size, size, rate, tile) for tile in rule.TILES]
+            assert tuple(found) == tiles, shape
+        assert rule.best_tile(1, 17, 17, 1, 2) is None and rule.best_tile(8, 17, 17, 1, 2) == 2

@@ -54,7 +54,7 @@ def _fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, scale, bias, ctx.rate, ctx.relu, ctx.flipped, ctx.tile = inputs
+    x, weight, scale, _, ctx.rate, ctx.relu, ctx.flipped, ctx.tile = inputs
     if scale is not None and scale.requires_grad:
         raise NotImplementedError("winograd_atrous_conv2d: scale must not require a gradient")
     # Each is what the other one's gradient needs.

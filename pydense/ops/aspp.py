@@ -40,8 +40,8 @@ def aspp_sum(
 
     What each tap makes of every pixel is one matrix product for all branches, whose centre taps
     are one matrix, the sum of theirs; then one pass adds the maps of the taps, each shifted to its
-    place. Taps that no pixel of the map reaches, at rates of its size and more, are left out, and so
-    is what a tap would make of rows that it does not read.
+    place. Taps that no pixel of the map reaches, at rates of its size and more, are left out, and
+    so is what a tap would make of rows that it does not read.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU; N may be 0.
@@ -66,11 +66,11 @@ def aspp_sum(
         RuntimeError: A second derivative.
 
     Memory: the result; what the taps make, in float32, for as many outputs and pictures as 64 MiB
-    hold (at least one output of one picture: 8 numbers for each branch and pixel); two copies of the
-    weights; a copy of a picture whose pixels do not lie evenly in memory. Backward makes shifted
-    gradients by blocks that stay in the cache, a few MiB for each thread (where products are torch's,
-    up to 64 MiB). Saved for backward: ``x`` where a weight requires a gradient, and the weights where
-    ``x`` does.
+    hold (at least one output of one picture: 8 numbers for each branch and pixel); two copies of
+    the weights; a copy of a picture whose pixels do not lie evenly in memory. Backward makes
+    shifted gradients by blocks that stay in the cache, a few MiB for each thread (where products
+    are torch's, up to 64 MiB). Saved for backward: ``x`` where a weight requires a gradient, and
+    the weights where ``x`` does.
 
     Source: L.-C. Chen et al., *DeepLab*, TPAMI 2018 (code: deeplab-public-ver2, the layers
     ``fc1_voc12_c0`` to ``c3``).
