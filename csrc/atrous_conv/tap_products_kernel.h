@@ -252,7 +252,7 @@ class TapProducts {
 };
 
 template <class S>
-constexpr TapProductFunctions tap_product_functions() {
+constexpr TapProductFunctions tap_product_functions() noexcept {
   return {[](const TapMapsArgs& args, ParallelFor parallel_for) {
             TapProducts<S>(args.shape).maps(args, parallel_for);
           },

@@ -53,13 +53,13 @@ PYDENSE_HD void unrolled(const Fn& fn) {
   }(std::make_integer_sequence<int, Count>{});
 }
 
-// The sum of numbers that lie `stride` apart, by a row of a matrix. The first factor is not 0 where
-// all are read in turn: zeros are left out.
+// The sum of numbers that lie `stride` apart, by a row of a matrix. Numbers whose factor is 0
+// are not read.
 template <int... Factor, class V>
-PYDENSE_HD V combined(const V* from, int stride) {
+PYDENSE_HD V combined(const V* from, int64_t stride) {
   V sum{};
   bool first = true;
-  int k = 0;
+  int64_t k = 0;
   const auto add = [&]<int F>(std::integral_constant<int, F>) {
     if constexpr (F != 0) {
       const V own = from[k * stride];
@@ -85,7 +85,7 @@ template <class Matrix, class V>
 PYDENSE_HD void transform(const V* from, V* to) {
   constexpr int kRows = Matrix::kRows;
   constexpr int kColumns = Matrix::kColumns;
-  const auto line = []<int Row>(std::integral_constant<int, Row>, const V* v, int stride) {
+  const auto line = []<int Row>(std::integral_constant<int, Row>, const V* v, int64_t stride) {
     return [&]<int... K>(std::integer_sequence<int, K...>) {
       return combined<Matrix::at(Row, K)...>(v, stride);
     }(std::make_integer_sequence<int, kColumns>{});
