@@ -33,7 +33,13 @@ class TapProducts {
     const int64_t depth = gemm_depth<P>(shape_.channels);
     const Buffer stack = packed(static_cast<const P*>(args.stack), shape_.channels, 1, rows_,
                                 shape_.channels, parallel_for);
-    for_blocks(depth, parallel_for, [&](const Block& block, P* b, T* tile) {
+    const Cut cut = this->cut(depth);
+    BufferPool pool;
+    parallel_tasks(parallel_for, shape_.images * cut.count, [&](int64_t task) {
+      const Block block = block_of(cut, task);
+      Buffer buffer = block_memory(pool, cut, depth);
+      T* const tile = buffer.as<T>();
+      P* const b = reinterpret_cast<P*>(tile + cut.columns * kGemmRows);
       const S* const x = static_cast<const S*>(args.x) + block.image * shape_.channels * pixels_;
       gemm_pack_block(shape_.channels_last ? x + block.first * shape_.channels : x + block.first,
                       shape_.channels_last ? 1 : pixels_,
@@ -48,6 +54,7 @@ class TapProducts {
           copy_row(tile + i * row, block.count, to + (r + i) * pixels_);
         }
       }
+      pool.give_back(std::move(buffer));
     });
   }
 
@@ -56,7 +63,13 @@ class TapProducts {
     const int64_t depth = gemm_depth<P>(rows_);
     const Buffer stack =
         packed(static_cast<const P*>(args.stack), 1, channels, channels, rows_, parallel_for);
-    for_blocks(depth, parallel_for, [&](const Block& block, P* b, T* tile) {
+    const Cut cut = this->cut(depth);
+    BufferPool pool;
+    parallel_tasks(parallel_for, shape_.images * cut.count, [&](int64_t task) {
+      const Block block = block_of(cut, task);
+      Buffer buffer = block_memory(pool, cut, depth);
+      T* const tile = buffer.as<T>();
+      P* const b = reinterpret_cast<P*>(tile + cut.columns * kGemmRows);
       const int64_t first = block.taps.begin * taps_.outputs / kStep * kStep;
       const int64_t end =
           smaller(depth, larger(first, gemm_depth<P>(block.taps.end * taps_.outputs)));
@@ -75,6 +88,7 @@ class TapProducts {
                    block.count, tile);
         write(tile, row, block, c, count, static_cast<S*>(args.grad_x));
       }
+      pool.give_back(std::move(buffer));
     });
   }
 
@@ -158,23 +172,25 @@ class TapProducts {
     int64_t count;
     Taps taps;
   };
-  // Calls fn(block, packed columns, tile) for the blocks of all images.
-  template <class Fn>
-  void for_blocks(int64_t depth, ParallelFor parallel_for, const Fn& fn) const {
+  // The blocks of an image.
+  struct Cut {
+    int64_t columns;
+    int64_t count;
+  };
+  Cut cut(int64_t depth) const {
     const int64_t columns =
         smaller(gemm_block_columns<P>(depth), gemm_panels(pixels_, kColumns) * kColumns);
-    const int64_t blocks = ceil_div(pixels_, columns);
-    BufferPool pool;
-    parallel_tasks(parallel_for, shape_.images * blocks, [&](int64_t task) {
-      Buffer buffer = pool.take(checked_bytes(static_cast<size_t>(columns * kGemmRows), sizeof(T)) +
-                                checked_bytes(static_cast<size_t>(columns * depth), sizeof(P)));
-      const int64_t first = task % blocks * columns;
-      const int64_t count = smaller(columns, pixels_ - first);
-      T* const tile = buffer.as<T>();
-      fn(Block{task / blocks, first, count, taps_of(first, count)},
-         reinterpret_cast<P*>(tile + columns * kGemmRows), tile);
-      pool.give_back(std::move(buffer));
-    });
+    return {columns, ceil_div(pixels_, columns)};
+  }
+  Block block_of(const Cut& cut, int64_t task) const {
+    const int64_t first = task % cut.count * cut.columns;
+    const int64_t count = smaller(cut.columns, pixels_ - first);
+    return {task / cut.count, first, count, taps_of(first, count)};
+  }
+  // Memory for what a panel makes of a block, T [kGemmRows, columns], and behind it the block.
+  static Buffer block_memory(BufferPool& pool, const Cut& cut, int64_t depth) {
+    return pool.take(checked_bytes(static_cast<size_t>(cut.columns * kGemmRows), sizeof(T)) +
+                     checked_bytes(static_cast<size_t>(cut.columns * depth), sizeof(P)));
   }
 
   static Buffer packed(const P* from, int64_t row, int64_t column, int64_t rows, int64_t depth,
