@@ -66,6 +66,28 @@ def depthwise(
     )
 
 
+def winograd(
+    channels: int, size: int, outputs: int, rate: int, tile: int = 2, backward: bool = False
+) -> Problem:
+    """Dense convolutions by Winograd's F(tile x tile, 3 x 3); its FLOP are a direct one's."""
+    from pydense.ops import _winograd_autograd  # noqa: F401  registers
+
+    name = f"winograd-{tile}" + ("" if backward else "-inference")
+    return Problem(
+        f"{name}/{channels}x{size}x{size}-{outputs}-rate{rate}/f32",
+        ((1, channels, size, size),),
+        ((outputs, channels, 3, 3),),
+        (1, outputs, size, size),
+        torch.float32,
+        lambda x, w: torch.ops.pydense.winograd_atrous_conv2d(
+            x, w, None, None, rate, False, False, tile
+        ),
+        lambda x, w: conv2d(x, w, padding=rate, dilation=rate),
+        2.0 * channels * outputs * _taps(size, (rate,)),
+        backward,
+    )
+
+
 def _taps(size: int, rates: tuple[int, ...]) -> int:
     """Pixels that taps read, summed over the taps of all rates."""
     return sum(sum(max(0, size - d) for d in (rate, 0, rate)) ** 2 for rate in rates)
@@ -78,6 +100,8 @@ def problems() -> list[Problem]:
         for backward in (True, False):
             found.append(aspp_sum(2048, 65, 21, dtype, backward))
             found += [depthwise(2048, 65, rate, dtype, backward) for rate in (6, 18)]
+    for shape, tile in (((256, 65, 256, 2), 4), ((512, 65, 512, 4), 4), ((2048, 33, 256, 6), 3)):
+        found += [winograd(*shape), winograd(*shape, backward=True), winograd(*shape, tile)]
     return found + _deeplab_cases.problems()
 
 
@@ -87,5 +111,6 @@ def quick_problems() -> list[Problem]:
         aspp_sum(16, 13, 3, torch.float32),
         aspp_sum(16, 13, 3, torch.bfloat16, backward=False),
         depthwise(16, 13, 3, torch.float32),
+        winograd(16, 13, 8, 2, backward=True),
         *_deeplab_cases.quick_problems(),
     ]

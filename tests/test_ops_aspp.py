@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad, gradcheck
 
-from pydense import reference
+from pydense import _core, reference
 from pydense.ops import _aspp_products as products
 from pydense.ops import aspp_sum
 
@@ -63,6 +63,16 @@ def wide(arguments):
 FLOOR = {torch.float64: 64, torch.float32: 16, torch.bfloat16: 1, torch.float16: 1}
 
 
+def use_products(patch, own):
+    """Those of pydense, or torch's, whatever the CPU."""
+    patch.setattr(products, "own_products", lambda dtype: own)
+
+
+@pytest.fixture(params=["own products", "torch's products"])
+def both_products(request, monkeypatch):
+    use_products(monkeypatch, request.param == "own products")
+
+
 def check(shape, outputs, rates, dtype, form, seed=0):
     """At most twice torch's own error on contiguous tensors, plus the floor.
 
@@ -87,7 +97,7 @@ class TestAgainstTorch:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("case", CASES)
-    def test_values_and_gradients(self, case, dtype, form):
+    def test_values_and_gradients(self, case, dtype, form, both_products):
         check(*case, dtype, form)
 
     @settings(max_examples=60)
@@ -99,15 +109,43 @@ class TestAgainstTorch:
         rates=st.lists(st.integers(1, 34), min_size=1, max_size=4),
         dtype=st.sampled_from(DTYPES),
         last=st.booleans(),
+        own=st.booleans(),
         seed=st.integers(0, 9),
     )
-    def test_any_shape(self, shape, outputs, rates, dtype, last, seed):
-        check(shape, outputs, rates, dtype, FORMATS[last], seed)
+    def test_any_shape(self, shape, outputs, rates, dtype, last, own, seed):
+        with pytest.MonkeyPatch.context() as patch:
+            use_products(patch, own)
+            check(shape, outputs, rates, dtype, FORMATS[last], seed)
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            # Blocks of pixels in a row and over rows, parts of the depth, slabs, groups of the
+            # stack and of channels, none whole; taps that reach little of the picture.
+            ((2, 531, 5, 23), 9, (1, 4, 22)),
+            ((1, 70, 20, 67), 67, (3,)),
+            ((2, 300, 17, 31), 50, (30, 16)),
+            ((1, 2, 300, 9), 3, (290, 5)),
+        ],
+    )
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_blocks(self, case, dtype, form, monkeypatch):
+        use_products(monkeypatch, own=True)
+        check(*case, dtype, form)
+
+    @pytest.mark.parametrize("capability", _core.cpu_capabilities())
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_instruction_sets(self, capability, dtype, restore_core):
+        torch.ops.pydense._set_cpu_capability(capability)
+        assert products.own_products(dtype) == (dtype != torch.bfloat16 or capability != "amx")
+        for form in FORMATS:
+            check((2, 40, 9, 21), 13, (1, 8, 20), dtype, form)
 
     def test_error_on_average(self):
         """Of the published head with less channels; 16 bits are more exact than torch's."""
         shape, rates = (1, 256, 41, 41), (6, 12, 18, 24)
-        for dtype, share in ((torch.float32, 2), (torch.bfloat16, 1), (torch.float16, 1)):
+        for dtype, share in ((torch.float32, 1.5), (torch.bfloat16, 1), (torch.float16, 1)):
             arguments = problem(shape, 21, rates, dtype)
             exact = reference.aspp_sum(*wide(arguments), rates=rates)
             own, theirs = (
@@ -119,15 +157,18 @@ class TestAgainstTorch:
     def test_bfloat16_without_instructions(self, monkeypatch):
         """Products in float32, in parts of few channels; closer than those in bfloat16."""
         case = ((2, 24, 13, 17), 5, (2, 5, 14))
+        use_products(monkeypatch, own=False)
         arguments = problem(*case, torch.bfloat16)
         exact = reference.aspp_sum(*wide(arguments), rates=case[2])
         found = []
         for instructions in (True, False):
+            use_products(monkeypatch, own=False)
             monkeypatch.setattr(products, "_multiplies_bfloat16", lambda i=instructions: i)
             for workspace in (products.WORKSPACE, 13 * 17 * 4 * 5):
                 monkeypatch.setattr(products, "WORKSPACE", workspace)
                 check(*case, torch.bfloat16, FORMATS[0])
             monkeypatch.undo()
+            use_products(monkeypatch, own=False)
             monkeypatch.setattr(products, "_multiplies_bfloat16", lambda i=instructions: i)
             found.append(float((aspp_sum(*arguments, rates=case[2]) - exact).abs().max()))
         assert found[1] <= found[0]
@@ -177,15 +218,17 @@ class TestSemantics:
         )
 
     def test_taps(self):
-        """The centre once, equal ones together, none that only meets padding."""
+        """The centre once, equal ones together, none that only meets padding; by rows."""
         taps = products.taps_of((6, 12, 18, 24), 65, 65)
-        assert len(taps.rows) == 33 and len(taps.members[0]) == 4
+        assert len(taps.rows) == 33 and sorted(map(len, taps.members)) == 32 * [1] + [4]
+        assert taps.rows == sorted(taps.rows)
         assert len(products.taps_of((2, 2), 9, 9).rows) == 9
         assert len(products.taps_of((9, 30), 9, 40).rows) == 1 + 2 + 2
         assert products.taps_of((9,), 9, 9) == ([0], [0], [[(0, 4)]])
 
-    def test_workspace_changes_no_more_than_rounding(self, monkeypatch):
+    def test_workspace_changes_no_more_than_rounding(self, monkeypatch, both_products):
         """Groups of outputs, bands of rows, parts of channels, in both formats."""
+        own = products.own_products
         for dtype in (torch.float64, torch.float16):
             for form in FORMATS:
                 arguments = problem((2, 6, 9, 8), 7, (1, 3, 5), dtype, form)
@@ -195,6 +238,7 @@ class TestSemantics:
                     monkeypatch.setattr(products, "WORKSPACE", workspace)
                     parts = gradients(aspp_sum, arguments, grad, (1, 3, 5))
                     monkeypatch.undo()
+                    monkeypatch.setattr(products, "own_products", own)
                     for a, b in zip(parts, whole, strict=True):
                         tolerance = 4 * torch.finfo(dtype).eps * float(b.abs().max())
                         assert float((a - b).abs().max()) <= tolerance
@@ -208,6 +252,7 @@ class TestSemantics:
             made.append(tensor.numel() * tensor.itemsize)
             return tensor
 
+        use_products(monkeypatch, own=False)
         monkeypatch.setattr(products, "WORKSPACE", 17 * 400 * 4 * 3)
         monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
         arguments = problem((1, 4, 20, 20), 11, (1, 3), torch.float32)
@@ -250,15 +295,20 @@ class TestPromises:
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_runs_and_threads(self, dtype, form):
-        """The same bits from run to run; shifts and sums on any number of threads."""
+    def test_runs_and_threads(self, dtype, form, monkeypatch):
+        """The same bits on any number of threads; of torch's products, from run to run."""
         rates = (6, 12)
-        arguments = problem((2, 16, 33, 33), 21, rates, dtype, form)
+        arguments = problem((2, 300, 33, 33), 21, rates, dtype, form)
         grad = random(2, 21, 33, 33, seed=3).to(dtype)
-        for count in (1, 2):
-            with threads(count):
-                one, two = (gradients(aspp_sum, arguments, grad, rates) for _ in range(2))
-                assert all(map(same_bits, one, two))
+        for own in (True, False):
+            use_products(monkeypatch, own)
+            seen = []
+            for count in (1, 2, 3):
+                with threads(count):
+                    one, two = (gradients(aspp_sum, arguments, grad, rates) for _ in range(2))
+                    assert all(map(same_bits, one, two))
+                    seen.append(one[:-2])  # torch sums the gradients of biases
+            assert not own or all(all(map(same_bits, row, seen[0])) for row in seen)
         taps = products.taps_of(rates, 70, 90)
         maps = random(len(taps.rows), 21, 70, 90).to(dtype)
         bias = random(21).to(torch.promote_types(dtype, torch.float32))

@@ -2,8 +2,8 @@
 // Maps of taps: rows of sums stay in the first-level cache while the rows of the maps pass by, each
 // of which is read once.
 #include "atrous_conv/tap_maps.h"
+#include "atrous_conv/tap_rows.h"
 #include "common/buffer.h"
-#include "common/partial.h"
 
 namespace pydense::PYDENSE_ISA {
 namespace {
@@ -11,20 +11,6 @@ namespace {
 constexpr int64_t kTileColumns = 512;
 constexpr int64_t kTileOutputs = 16;  // where the outputs of a pixel lie side by side
 constexpr int64_t kTaskElements = 16384;
-
-// The elements x of a row of `width` for which x + shift is one too, within [left, right).
-struct Overlap {
-  int64_t begin;
-  int64_t end;
-};
-Overlap overlap(int64_t shift, int64_t width, int64_t left, int64_t right) {
-  // A shift beyond the row may be too large to be added.
-  if (shift >= width || shift <= -width) {
-    return {left, left};
-  }
-  const int64_t begin = larger(left, -shift);
-  return {begin, larger(begin, smaller(right, width - shift))};
-}
 
 template <class T, class M>
 void add_row(const M* from, int64_t count, T* to) {
@@ -107,23 +93,6 @@ void sum(const TapSumArgs& args, ParallelFor parallel_for) {
 }
 
 template <class S, class M>
-void copy_row(const S* from, int64_t count, M* to) {
-  if constexpr (std::is_same_v<S, M>) {
-    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(S));
-  } else {
-    using V = Vec<M, kNativeLanesOf<M>>;
-    constexpr int64_t kLanes = kLanesIn<V>;
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      store(to + i, load_as<V>(from + i));
-    }
-    for (; i < count; ++i) {
-      to[i] = load_as<M>(from + i);
-    }
-  }
-}
-
-template <class S, class M>
 void spread(const TapSpreadArgs& args, ParallelFor parallel_for) {
   const TapMaps& shape = args.shape;
   const int64_t planes = shape.taps * shape.outputs;
@@ -134,21 +103,10 @@ void spread(const TapSpreadArgs& args, ParallelFor parallel_for) {
         static_cast<const S*>(args.grad) + plane % shape.outputs * shape.height * shape.width;
     M* to = static_cast<M*>(args.maps) + plane * args.count * shape.width;
     // `from` + tap is where a number goes, so what a row reads is the overlap of the shift back.
-    const auto back = [](int64_t shift) { return shift == INT64_MIN ? INT64_MAX : -shift; };
-    const int64_t dy = back(shape.rows[t]);
-    const int64_t dx = back(shape.columns[t]);
-    const Overlap columns = overlap(dx, shape.width, 0, shape.width);
+    const int64_t dy = shift_back(shape.rows[t]);
+    const int64_t dx = shift_back(shape.columns[t]);
     for (int64_t y = args.first; y < args.first + args.count; ++y, to += shape.width) {
-      const Overlap rows = overlap(dy, shape.height, y, y + 1);
-      const bool inside = rows.begin == y && rows.end > y && columns.end > columns.begin;
-      const int64_t begin = inside ? columns.begin : shape.width;
-      const int64_t end = inside ? columns.end : shape.width;
-      std::memset(static_cast<void*>(to), 0, static_cast<size_t>(begin) * sizeof(M));
-      if (inside) {
-        copy_row(grad + (y + dy) * shape.width + begin + dx, end - begin, to + begin);
-      }
-      std::memset(static_cast<void*>(to + end), 0,
-                  static_cast<size_t>(shape.width - end) * sizeof(M));
+      copy_shifted(grad, shape.height, shape.width, dy, dx, y, 0, shape.width, to);
     }
   };
   parallel_tasks(parallel_for, ceil_div(planes, together), [&](int64_t task) {

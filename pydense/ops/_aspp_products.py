@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums of 3x3 atrous convolutions as matrix products and shifts, forward and backward.
 
-Two kernels do the shifting, torch's products the rest. Here sizes are plain numbers: this runs
-inside the operators.
+Kernels multiply and shift, block by block. Where torch has instructions that they lack, the
+products are torch's, and two kernels do the shifting: `own_products` decides. Here sizes are plain
+numbers: this runs inside the operators.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._memory_format import empty_picture
+from ._memory_format import empty_picture, suggested
 
 _OPS = torch.ops.pydense
 WORKSPACE = 64 << 20  # bytes
@@ -21,7 +22,7 @@ CENTRE = 4
 
 
 class Taps(NamedTuple):
-    """The distinct taps of all branches that reach a pixel, the centre first."""
+    """The distinct taps of all branches that reach a pixel, from the uppermost on."""
 
     rows: list[int]  # how far the tap is from the output, downwards
     columns: list[int]
@@ -37,11 +38,17 @@ def taps_of(rates: Sequence[int], height: int, width: int) -> Taps:
             dy, dx = (tap // 3 - 1) * rate, (tap % 3 - 1) * rate
             if tap != CENTRE and abs(dy) < height and abs(dx) < width:
                 found.setdefault((dy, dx), []).append((branch, tap))
-    return Taps([y for y, _ in found], [x for _, x in found], list(found.values()))
+    places = sorted(found)
+    return Taps([y for y, _ in places], [x for _, x in places], [found[p] for p in places])
+
+
+def own_products(dtype: torch.dtype) -> bool:
+    """Whether pydense multiplies: everything but bfloat16 on CPUs with AMX, which torch uses."""
+    return dtype != torch.bfloat16 or str(_OPS._cpu_capability()) != "amx"
 
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the matrix products: float32 for 16 bits where torch has no instructions for them."""
+    """Of the matrix products: float32 for 16 bits where the CPU has no instructions for them."""
     if dtype == torch.float16 or (dtype == torch.bfloat16 and not _multiplies_bfloat16()):
         return torch.float32
     return dtype
@@ -64,13 +71,20 @@ def sum_of_branches(
     dtype = product_dtype(x.dtype)
     sums = torch.promote_types(x.dtype, torch.float32)
     bias = torch.stack([b.to(sums) for b in biases]).sum(0) if biases else None
-    each = len(taps.rows) * height * width * dtype.itemsize
+    own = own_products(x.dtype)
+    each = len(taps.rows) * height * width * (sums if own else dtype).itemsize
     group = min(outputs, max(1, WORKSPACE // each))
+    if own:
+        x = x.contiguous(memory_format=suggested(x))
     for first in range(0, outputs, group):
         last = min(first + group, outputs)
         stack = _stacked([w[first:last] for w in weights], taps, dtype)
-        maps = x.new_empty((len(taps.rows), last - first, height, width), dtype=dtype)
         own_bias = None if bias is None else bias[first:last]
+        if own:
+            part = out[:, first:last]
+            _OPS._tap_products(part, x, stack, own_bias, WORKSPACE, taps.rows, taps.columns)
+            continue
+        maps = x.new_empty((len(taps.rows), last - first, height, width), dtype=dtype)
         for image, picture in zip(out, x, strict=True):
             _multiply(stack, picture.flatten(1), maps.view(len(stack), -1))
             _OPS._tap_sum(image[first:last], maps, own_bias, taps.rows, taps.columns)
@@ -101,12 +115,21 @@ def gradients_of_branches(
     rows = len(taps.rows) * outputs
     stack = _stacked(weights, taps, dtype) if weights else None
     channels = weights[0].shape[1] if weights else 0 if x is None else x.shape[1]
-    grad_x = None
+    grad_x = sums = None
     if stack is not None:
         grad_x = torch.empty(
             (batch, channels, height, width), dtype=grad.dtype, memory_format=layout
         )
-    sums = None
+    if own_products(grad.dtype):
+        grad = grad.contiguous()
+        if grad_x is not None:
+            _OPS._tap_picture_gradient(grad_x, grad, stack, taps.rows, taps.columns)
+        if x is not None:
+            sums = grad.new_empty(
+                (rows, channels), dtype=torch.promote_types(grad.dtype, torch.float32)
+            )
+            _OPS._tap_stack_gradient(sums, grad, x, taps.rows, taps.columns)
+        return grad_x, _weights_of(sums, grad.dtype, taps, outputs, need_weights)
     bands = list(_bands(height, width * dtype.itemsize * (rows + channels * (dtype != grad.dtype))))
     several = batch * len(bands) > 1
     if x is not None:
@@ -130,12 +153,7 @@ def gradients_of_branches(
                     sums.addmm_(shifted, pixels)
                 else:
                     sums.add_(torch.mm(shifted, pixels))
-    if sums is None:
-        return grad_x, []
-    by_tap = sums.to(grad.dtype).view(len(taps.rows), outputs, channels)
-    return grad_x, [
-        _unstacked(by_tap, taps, branch) for branch, need in enumerate(need_weights) if need
-    ]
+    return grad_x, _weights_of(sums, grad.dtype, taps, outputs, need_weights)
 
 
 def _stacked(weights: Sequence[Tensor], taps: Taps, dtype: torch.dtype) -> Tensor:
@@ -149,6 +167,20 @@ def _stacked(weights: Sequence[Tensor], taps: Taps, dtype: torch.dtype) -> Tenso
         return torch.stack([split[b][tap] for b, tap in members]).to(wide).sum(0).to(dtype)
 
     return torch.cat([matrix(members) for members in taps.members])
+
+
+def _weights_of(
+    stack: Tensor | None,
+    dtype: torch.dtype,
+    taps: Taps,
+    outputs: int,
+    need_weights: Sequence[bool],
+) -> list[Tensor]:
+    """What the stack's gradient is to the branches' weights."""
+    if stack is None:
+        return []
+    by_tap = stack.to(dtype).view(len(taps.rows), outputs, -1)
+    return [_unstacked(by_tap, taps, branch) for branch, need in enumerate(need_weights) if need]
 
 
 def _unstacked(by_tap: Tensor, taps: Taps, branch: int) -> Tensor:

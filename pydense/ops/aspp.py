@@ -40,7 +40,8 @@ def aspp_sum(
 
     What each tap makes of every pixel is one matrix product for all branches, whose centre taps
     are one matrix, the sum of theirs; then one pass adds the maps of the taps, each shifted to its
-    place. Taps that no pixel of the map reaches, at rates of its size and more, are left out.
+    place. Taps that no pixel of the map reaches, at rates of its size and more, are left out, and
+    so is what a tap would make of rows that it does not read.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU; N may be 0.
@@ -52,11 +53,11 @@ def aspp_sum(
         (N, O, H, W), channels_last where torch takes ``x`` as such, contiguous otherwise; of the
         dtype of ``x``, or under autocast of autocast's dtype (float64 stays). Padding is not
         multiplied: an infinite weight makes no NaN with it. bfloat16 is multiplied as such where
-        the CPU has instructions for it (AVX-512 BF16 or AMX), which rounds what every tap makes,
-        and the sums of weights, to bfloat16; elsewhere, and for float16, the product is one of
-        float32. What the taps make is summed in float32, and rounded once. Products are torch's:
-        bitwise the same from run to run at a fixed number of threads; everything else is so for
-        any.
+        the CPU has instructions for it (AVX-512 BF16 or AMX), which rounds the sums of weights to
+        bfloat16; elsewhere, and for float16, the product is one of float32. What the taps make is
+        summed in float32, and rounded once. The same bits from run to run and for any number of
+        threads, but for bfloat16 on a CPU with AMX: there products are torch's, bitwise the same
+        at a fixed number of threads, and round what every tap makes to bfloat16.
 
     Raises:
         ValueError: A shape, number or count out of range.
@@ -64,11 +65,12 @@ def aspp_sum(
         NotImplementedError: Tensors that are not on the CPU; a tangent.
         RuntimeError: A second derivative.
 
-    Memory: the result; what the taps make, of one picture, for as many outputs as 64 MiB hold (at
-    least one: 8 numbers for each branch and pixel); a copy of the weights; a copy of a picture
-    whose pixels do not lie evenly in memory. Backward has 64 MiB (at least a row of the picture)
-    for shifted gradients. Saved for backward: ``x`` where a weight requires a gradient, and the
-    weights where ``x`` does.
+    Memory: the result; what the taps make, in float32, for as many outputs and pictures as 64 MiB
+    hold (at least one output of one picture: 8 numbers for each branch and pixel); two copies of
+    the weights; a copy of a picture whose pixels do not lie evenly in memory. Backward makes
+    shifted gradients by blocks that stay in the cache, a few MiB for each thread (where products
+    are torch's, up to 64 MiB). Saved for backward: ``x`` where a weight requires a gradient, and
+    the weights where ``x`` does.
 
     Source: L.-C. Chen et al., *DeepLab*, TPAMI 2018 (code: deeplab-public-ver2, the layers
     ``fc1_voc12_c0`` to ``c3``).

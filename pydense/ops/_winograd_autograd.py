@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch has to know of Winograd's atrous convolutions: operator, fake, derivatives, FLOP.
+
+The picture's gradient is the same operator with the weights turned round, the weight's is torch's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from pydense import _library
+
+from ._forward_ad import refuse_tangent
+from ._memory_format import empty_picture
+
+_library.load()
+
+from ._winograd import convolve  # noqa: E402
+
+_OPS = torch.ops.pydense
+_NAME = "pydense::winograd_atrous_conv2d"
+
+
+@torch.library.custom_op(_NAME, mutates_args=())
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rate: int,
+    relu: bool,
+    flipped: bool,
+    tile: int,
+) -> Tensor:
+    return convolve(x, weight, scale, bias, rate, relu, flipped, tile)
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rate: int,
+    relu: bool,
+    flipped: bool,
+    tile: int,
+) -> Tensor:
+    outputs = weight.shape[1 if flipped else 0]
+    return empty_picture(x, x.shape[2], x.shape[3], channels=outputs)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, scale, _, ctx.rate, ctx.relu, ctx.flipped, ctx.tile = inputs
+    if scale is not None and scale.requires_grad:
+        raise NotImplementedError("winograd_atrous_conv2d: scale must not require a gradient")
+    # Each is what the other one's gradient needs.
+    ctx.with_x, ctx.with_weight = weight.requires_grad, x.requires_grad
+    ctx.with_scale = scale is not None
+    ctx.x_size, ctx.weight_size = x.shape, weight.shape
+    ctx.save_for_backward(
+        *[x] * ctx.with_x,
+        *[weight] * ctx.with_weight,
+        *[scale] * ctx.with_scale,
+        *[output] * ctx.relu,
+    )
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    refuse_tangent("atrous_conv2d (backward)", "grad", grad)
+    saved = list(ctx.saved_tensors)
+    x = saved.pop(0) if ctx.with_x else None
+    weight = saved.pop(0) if ctx.with_weight else None
+    scale = saved.pop(0) if ctx.with_scale else None
+    if ctx.relu:
+        grad = torch.ops.aten.threshold_backward(grad, saved[0], 0)
+    of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+    if scale is not None:
+        grad = grad * scale[:, None, None]
+    of_x = of_weight = None
+    if ctx.needs_input_grad[0]:
+        of_x = _OPS.winograd_atrous_conv2d(
+            grad, weight, None, None, ctx.rate, False, not ctx.flipped, ctx.tile
+        )
+    if ctx.needs_input_grad[1] and x is not None:
+        of_weight = _weight_gradient(grad, x, ctx.rate)
+        of_weight = of_weight.transpose(0, 1).flip(2, 3) if ctx.flipped else of_weight
+    return of_x, of_weight, None, of_bias, *[None] * 4
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, rate: int) -> Tensor:
+    like = x.new_empty((1,)).expand(grad.shape[1], x.shape[1], 3, 3)
+    _, result, _ = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        like,
+        None,
+        [1, 1],
+        [rate, rate],
+        [rate, rate],
+        False,
+        [0, 0],
+        1,
+        [False, True, False],
+    )
+    made: Tensor = result
+    return made
+
+
+def _flops(shape: Any, weight: Any, *rest: Any, **values: Any) -> int:
+    """Two for each tap and pair of channels, as torch counts a convolution."""
+    batch, _, height, width = shape
+    return int(2 * batch * height * width * weight[0] * weight[1] * 9)
+
+
+torch.library.register_fake(_NAME)(_fake)
+torch.library.register_fake("pydense::_winograd_atrous_conv2d")(lambda *arguments: None)
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup)
+register_flop_formula(_OPS.winograd_atrous_conv2d)(_flops)
