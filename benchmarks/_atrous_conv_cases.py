@@ -70,7 +70,7 @@ def winograd(
     channels: int, size: int, outputs: int, rate: int, tile: int = 2, backward: bool = False
 ) -> Problem:
     """Dense convolutions by Winograd's F(tile x tile, 3 x 3); its FLOP are a direct one's."""
-    from pydense.ops import _winograd_autograd  # noqa: F401  registers
+    from pydense.ops import atrous_conv2d
 
     name = f"winograd-{tile}" + ("" if backward else "-inference")
     return Problem(
@@ -79,9 +79,7 @@ def winograd(
         ((outputs, channels, 3, 3),),
         (1, outputs, size, size),
         torch.float32,
-        lambda x, w: torch.ops.pydense.winograd_atrous_conv2d(
-            x, w, None, None, rate, False, False, tile
-        ),
+        lambda x, w: atrous_conv2d(x, w, dilation=rate, winograd_tile=tile),
         lambda x, w: conv2d(x, w, padding=rate, dilation=rate),
         2.0 * channels * outputs * _taps(size, (rate,)),
         backward,
@@ -111,6 +109,6 @@ def quick_problems() -> list[Problem]:
         aspp_sum(16, 13, 3, torch.float32),
         aspp_sum(16, 13, 3, torch.bfloat16, backward=False),
         depthwise(16, 13, 3, torch.float32),
-        winograd(16, 13, 8, 2, backward=True),
+        winograd(128, 13, 128, 2, backward=True),
         *_deeplab_cases.quick_problems(),
     ]

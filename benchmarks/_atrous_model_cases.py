@@ -50,7 +50,7 @@ def model_problem(
     cache = PackedWeight()
 
     def packed(x: Tensor, w: Tensor) -> Tensor:
-        return convolve(x, w, None, 1, rate, rate, 1, None, cache)
+        return convolve(x, w, None, 1, rate, rate, 1, None, 2, cache)
 
     def plain(x: Tensor, w: Tensor) -> Tensor:
         return atrous_conv2d(x, w, padding=rate, dilation=rate)

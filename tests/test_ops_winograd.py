@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pydense import _core
 from pydense.ops import _winograd as rule
 from pydense.ops import _winograd_autograd as _registers
+from pydense.ops._memory_format import empty_picture
 
 OP = _registers._OPS.winograd_atrous_conv2d
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -40,7 +41,7 @@ def problem(shape, outputs, form=FORMATS[0], seed=0, flipped=False):
 def kernel(x, weight, scale, bias, rate, relu, flipped, tile):
     """The kernel, whatever the size."""
     outputs = weight.shape[1 if flipped else 0]
-    out = rule.empty_picture(x, *x.shape[2:], channels=outputs)
+    out = empty_picture(x, *x.shape[2:], channels=outputs)
     torch.ops.pydense._winograd_atrous_conv2d(
         out, x, weight, scale, bias, rate, relu, flipped, tile
     )

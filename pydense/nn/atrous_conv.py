@@ -16,7 +16,8 @@ class AtrousConv2d(nn.Conv2d):
     """``nn.Conv2d`` over :func:`pydense.ops.atrous_conv2d`: the same arguments, parameters, keys.
 
     Padding other than with zeros is torch's. ``activation`` is None; it is ``"relu"`` where
-    :func:`fold_batchnorm` made what follows a part of the layer.
+    :func:`fold_batchnorm` made what follows a part of the layer. ``winograd_tile`` is as of the
+    function, for speed at the expense of some precision.
 
     In eval mode and without gradients, a weight that pydense's dense kernels read is packed once
     and kept beside the parameter, until that changes (not through ``weight.data``), the mode is
@@ -31,6 +32,7 @@ class AtrousConv2d(nn.Conv2d):
     """
 
     activation: str | None = None
+    winograd_tile: int | None = 2
 
     @classmethod
     def from_conv(cls, module: nn.Conv2d) -> AtrousConv2d:
@@ -67,6 +69,7 @@ class AtrousConv2d(nn.Conv2d):
             self.dilation,
             self.groups,
             self.activation,
+            self.winograd_tile,
             None if self.training else self._packed_weight(),
         )
         return out if input.dim() == 4 else out[0]

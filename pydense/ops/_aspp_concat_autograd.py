@@ -75,7 +75,9 @@ def _finish(
 def _is_own(x: Tensor, weight: Tensor, rate: int) -> bool:
     """Whether pydense's kernels convolve: the rule of atrous_conv2d."""
     outputs, channels, height, width = weight.shape
-    call = Call(x.device.type, x.dtype, channels, outputs, 1, (height, width), (1, 1), (rate, rate))
+    last = suggested(x) == torch.channels_last
+    shape = (channels, outputs, 1, (height, width), (1, 1), (rate, rate))
+    call = Call(x.device.type, x.dtype, last, *shape)
     return choose(call).kernels is Kernels.DENSE
 
 

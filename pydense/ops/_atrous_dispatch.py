@@ -7,6 +7,7 @@ On the CPU torch leaves taps beside the map out as well, where tensors are chann
 has instructions for their dtype; there pydense's kernels are as fast, within some percent, and
 torch's stay. Contiguous tensors of large rates it multiplies with their padding, and 16-bit ones
 for which the CPU has no instructions it convolves pixel by pixel where they are dilated.
+In float32, Winograd's algorithm (``_winograd.py``) comes first, in either format.
 ``benchmarks/bench_atrous_conv_models.py`` measures what the rule makes of the convolutions of
 published networks.
 """
@@ -18,6 +19,8 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+
+from ._winograd import winograd_wins
 
 # From this rate on, maps of the sizes of published networks leave out enough taps, and torch's
 # kernels for contiguous tensors change to slower ones; those for 16-bit tensors later.
@@ -34,6 +37,7 @@ class Kernels(Enum):
 
     DEPTHWISE = "pydense's depthwise kernels"
     DENSE = "pydense's dense kernels"
+    WINOGRAD = "pydense's Winograd kernels"
     TORCH = "torch's convolution"
 
 
@@ -117,6 +121,26 @@ def choose(call: Call) -> Choice:
         f"it has rate {rate}, {call.channels} channels and stride 1, x is contiguous and on the "
         "CPU: taps beside the map are left out",
     )
+
+
+def choose_winograd(
+    call: Call, before: tuple[int, int], after: tuple[int, int], tile: int | None
+) -> Choice | None:
+    """Winograd's algorithm with tiles up to ``tile``, or None: what :func:`choose` says.
+
+    Args:
+        call: As of :func:`choose`.
+        before: Padding above and on the left.
+        after: Padding below and on the right.
+        tile: 2, 3 or 4; None for none.
+    """
+    rate = call.dilation[0]
+    same = call.dilation == before == after == (rate, rate) and rate > 1
+    plain = call.groups == 1 and call.stride == (1, 1) and call.kernel == (3, 3)
+    if tile is None or call.device != "cpu" or not (same and plain):
+        return None
+    wins, reason = winograd_wins(call.channels, call.outputs, rate, call.dtype, tile)
+    return Choice(Kernels.WINOGRAD, reason) if wins else None
 
 
 def _torchs(reason: str) -> Choice:

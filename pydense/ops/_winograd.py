@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which atrous convolutions Winograd's algorithm serves, and how they run.
+"""Which atrous convolutions Winograd's algorithm serves, and with which tiles.
 
 At rate r an output reads pixels of its own phase grid alone, (y mod r, x mod r): r * r plain 3x3
 convolutions. Tiles of m x m outputs take (m + 2)^2 multiplications for each pair of channels
@@ -10,11 +10,7 @@ direct convolution's for m = 2, 3 and 4. The tests hold it to ``ERROR``.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ._memory_format import empty_picture
-
-_OPS = torch.ops.pydense
 TILES = (2, 3, 4)
 ERROR = {2: 2.5, 3: 8.0, 4: 14.0}  # times a direct convolution's
 # Least channels, and outputs, on which Winograd was measured faster than the best of torch.
@@ -80,57 +76,3 @@ def best_tile(batch: int, height: int, width: int, rate: int, largest: int) -> i
     shares = [(share_of_direct(batch, height, width, rate, t), t) for t in TILES if t <= largest]
     share, tile = min(shares)
     return tile if share <= MAX_SHARE else None
-
-
-def convolve(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    rate: int,
-    relu: bool,
-    flipped: bool,
-    tile: int,
-) -> Tensor:
-    """The operator: relu(scale * conv + bias); sizes are plain numbers here.
-
-    Args:
-        x: (N, C, H, W).
-        weight: (O, C, 3, 3), or flipped (C, O, 3, 3), turned round: the convolution's adjoint.
-        scale: (O,), or None.
-        bias: (O,), or None.
-        rate: Dilation and padding.
-        relu: Whether negative results become 0.
-        flipped: How the weight lies.
-        tile: The largest tile that is allowed.
-    """
-    batch, _, height, width = x.shape
-    outputs = weight.shape[1 if flipped else 0]
-    own = tile if x.numel() == 0 else best_tile(batch, height, width, rate, tile)
-    if own is None:
-        return direct(x, weight, scale, bias, rate, relu, flipped)
-    out = empty_picture(x, height, width, channels=outputs)
-    _OPS._winograd_atrous_conv2d(out, x, weight, scale, bias, rate, relu, flipped, own)
-    return out
-
-
-def direct(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    rate: int,
-    relu: bool,
-    flipped: bool,
-) -> Tensor:
-    """The same by torch's convolution."""
-    kernel = weight.transpose(0, 1).flip(2, 3) if flipped else weight
-    of_torch = None if scale is not None else bias
-    made = torch.nn.functional.conv2d(x, kernel, of_torch, padding=rate, dilation=rate)
-    height, width = x.shape[2:]
-    out = empty_picture(x, height, width, channels=made.shape[1]).copy_(made)
-    if scale is not None:
-        out.mul_(scale[:, None, None])
-        if bias is not None:
-            out.add_(bias[:, None, None])
-    return out.relu_() if relu else out

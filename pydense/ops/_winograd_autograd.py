@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What torch has to know of Winograd's atrous convolutions: operator, fake, derivatives, FLOP.
 
-The picture's gradient is the same operator with the weights turned round, the weight's is torch's.
+The picture's gradient is the same operator with the weights turned round, the weight's that of
+dense convolutions.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torch.utils.flop_counter import register_flop_formula
 
 from pydense import _library
 
+from ._atrous_dispatch import Call, Kernels, choose
 from ._forward_ad import refuse_tangent
-from ._memory_format import empty_picture
+from ._memory_format import empty_picture, suggested
+from ._winograd import best_tile
 
 _library.load()
 
-from ._winograd import convolve  # noqa: E402
+from . import _dense_autograd as _dense_autograd  # noqa: E402  registers
 
 _OPS = torch.ops.pydense
 _NAME = "pydense::winograd_atrous_conv2d"
@@ -36,7 +40,57 @@ def _convolution(
     flipped: bool,
     tile: int,
 ) -> Tensor:
-    return convolve(x, weight, scale, bias, rate, relu, flipped, tile)
+    """relu(scale * conv + bias).
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C, 3, 3), or flipped (C, O, 3, 3), turned round: the convolution's adjoint.
+        scale: (O,), or None.
+        bias: (O,), or None.
+        rate: Dilation and padding.
+        relu: Whether negative results become 0.
+        flipped: How the weight lies.
+        tile: The largest tile that is allowed.
+    """
+    batch, _, height, width = x.shape
+    outputs = weight.shape[1 if flipped else 0]
+    own = tile if x.numel() == 0 else best_tile(batch, height, width, rate, tile)
+    if own is None:
+        return _direct(x, weight, scale, bias, rate, relu, flipped)
+    out = empty_picture(x, height, width, channels=outputs)
+    _OPS._winograd_atrous_conv2d(out, x, weight, scale, bias, rate, relu, flipped, own)
+    return out
+
+
+def _direct(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rate: int,
+    relu: bool,
+    flipped: bool,
+) -> Tensor:
+    """The same by what the dispatch rule takes without Winograd's algorithm."""
+    height, width = x.shape[2:]
+    outputs = weight.shape[1 if flipped else 0]
+    last = suggested(x) == torch.channels_last
+    shape = (x.shape[1], outputs, 1, (3, 3), (1, 1), (rate, rate))
+    kernels = choose(Call(x.device.type, x.dtype, last, *shape)).kernels
+    if kernels is Kernels.DENSE and scale is None:
+        made: Tensor = _OPS.dense_atrous_conv2d(
+            x, weight, None, bias, height, width, *(rate,) * 4, flipped, relu
+        )
+        return made
+    kernel = weight.transpose(0, 1).flip(2, 3) if flipped else weight
+    of_torch = None if scale is not None else bias
+    made = conv2d(x, kernel, of_torch, padding=rate, dilation=rate)
+    out = empty_picture(x, height, width, channels=outputs).copy_(made)
+    if scale is not None:
+        out.mul_(scale[:, None, None])
+        if bias is not None:
+            out.add_(bias[:, None, None])
+    return out.relu_() if relu else out
 
 
 def _fake(
@@ -86,28 +140,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             grad, weight, None, None, ctx.rate, False, not ctx.flipped, ctx.tile
         )
     if ctx.needs_input_grad[1] and x is not None:
-        of_weight = _weight_gradient(grad, x, ctx.rate)
+        of_weight = _OPS.dense_atrous_conv2d_weight_gradient(grad, x, 3, 3, *(ctx.rate,) * 4)
         of_weight = of_weight.transpose(0, 1).flip(2, 3) if ctx.flipped else of_weight
     return of_x, of_weight, None, of_bias, *[None] * 4
-
-
-def _weight_gradient(grad: Tensor, x: Tensor, rate: int) -> Tensor:
-    like = x.new_empty((1,)).expand(grad.shape[1], x.shape[1], 3, 3)
-    _, result, _ = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        like,
-        None,
-        [1, 1],
-        [rate, rate],
-        [rate, rate],
-        False,
-        [0, 0],
-        1,
-        [False, True, False],
-    )
-    made: Tensor = result
-    return made
 
 
 def _flops(shape: Any, weight: Any, *rest: Any, **values: Any) -> int:

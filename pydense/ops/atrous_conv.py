@@ -14,14 +14,16 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
-from ._atrous_dispatch import Call, Choice, Kernels, choose
+from ._atrous_dispatch import Call, Choice, Kernels, choose, choose_winograd
 from ._convolution_arguments import as_convolution, parameter
 from ._memory_format import suggested
+from ._winograd import TILES
 
 _library.load()
 
 from . import _atrous_autograd as _atrous_autograd  # noqa: E402  registers
 from . import _dense_autograd as _dense_autograd  # noqa: E402  registers
+from . import _winograd_autograd as _winograd_autograd  # noqa: E402  registers
 
 ACTIVATIONS = (None, "relu")
 _MAX = 2**31 - 65
@@ -42,6 +44,7 @@ class Plan(NamedTuple):
     after: tuple[int, int]
     """Padding below and on the right."""
     choice: Choice
+    winograd_tile: int | None
 
 
 def atrous_conv2d(
@@ -54,6 +57,7 @@ def atrous_conv2d(
     dilation: Pair = 1,
     groups: int = 1,
     activation: str | None = None,
+    winograd_tile: int | None = 2,
 ) -> Tensor:
     r"""``F.conv2d``, with kernels of its own where torch's are slow at dilated convolutions.
 
@@ -63,9 +67,11 @@ def atrous_conv2d(
     With stride 1 on the CPU, depthwise convolutions (``groups`` = C = O) of any rate run pydense's
     kernels, and so do those dense ones (``groups`` 1) that torch multiplies with their padding
     (contiguous, of large rates) or pixel by pixel (dilated, in a 16-bit dtype for which the CPU has
-    no instructions): taps beside the map are left out, so that large rates cost less. All others
-    are ``F.conv2d`` (and ``relu``), on every device. ``pydense.explain("atrous_conv2d", x, weight,
-    ...)`` says which of them a call takes and why.
+    no instructions): taps beside the map are left out, so that large rates cost less. Dense 3x3
+    convolutions in float32 whose padding is the rate run Winograd's algorithm on the phase grids of
+    the rate, F(2x2, 3x3) with 16 multiplications instead of 36, where maps are large enough for it.
+    All others are ``F.conv2d`` (and ``relu``), on every device. ``pydense.explain("atrous_conv2d",
+    x, weight, ...)`` says which of them a call takes and why.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
@@ -77,15 +83,19 @@ def atrous_conv2d(
         dilation: The rate; one number or (y, x).
         groups: As of ``F.conv2d``.
         activation: None, or ``"relu"`` of the result.
+        winograd_tile: The largest tile of Winograd's algorithm: 2, whose error (rms) is at most
+            2.5 times a direct convolution's; 3 or 4, faster, for at most 8 or 14 times it; None for
+            no Winograd. On maps too small for their rate the operator leaves it by itself.
 
     Returns:
         (N, O, H', W'), of the dtype of ``x``, or under autocast of autocast's dtype (float64
         stays). pydense's kernels keep the memory format of ``x``; they sum in float32 for 16-bit
-        tensors and round once, do not multiply padding (an infinite weight makes no NaN with it),
-        and are bitwise the same for any number of threads, forward and backward; so are float32 and
-        float64 results on every CPU with fused multiply-add. (Where the CPU multiplies pairs of
-        bfloat16, dense results in it differ by rounding, and subnormal numbers count as 0.) What
-        ``F.conv2d`` computes is torch's in all of that.
+        tensors and round once, do not multiply padding (an infinite weight makes no NaN with it;
+        Winograd's algorithm makes NaN of infinities, in all of a tile), and are bitwise the same
+        for any number of threads, forward and backward; so are float32 and float64 results on every
+        CPU with fused multiply-add. (Where the CPU multiplies pairs of bfloat16, dense results in
+        it differ by rounding, and subnormal numbers count as 0.) What ``F.conv2d`` computes is
+        torch's in all of that, also where Winograd's operator takes it.
 
     Raises:
         ValueError: A shape or number out of range.
@@ -95,9 +105,11 @@ def atrous_conv2d(
     Memory: pydense's depthwise kernels need the result, and per thread as many rows of a channel as
     the dilated kernel is high or, for channels_last, a copy of the weight (64 for its gradient).
     The dense ones need a copy of the weight and, of contiguous maps, of ``x``; for the weight's
-    gradient, copies of one picture and of its gradient, and the weight in float32. Saved for
-    backward: ``x`` where the weight requires a gradient, the weight where ``x`` does; the result,
-    with an activation.
+    gradient, copies of one picture and of its gradient, and the weight in float32. Winograd's
+    algorithm needs the transformed weights (16 / 9 of them; 25 / 9 or 4 times with larger tiles),
+    about 16 MiB and, of contiguous maps, copies of ``x`` and of the result. Saved for backward:
+    ``x`` where the weight requires a gradient, the weight where ``x`` does; the result, with an
+    activation.
 
     Source: ``torch.nn.functional.conv2d``.
 
@@ -108,7 +120,9 @@ def atrous_conv2d(
         >>> atrous_conv2d(x, weight, dilation=6, groups=8).shape
         torch.Size([1, 8, 17, 17])
     """
-    return convolve(x, weight, bias, stride, padding, dilation, groups, activation, None)
+    return convolve(
+        x, weight, bias, stride, padding, dilation, groups, activation, winograd_tile, None
+    )
 
 
 class WeightCache(Protocol):
@@ -127,6 +141,7 @@ def convolve(
     dilation: Pair,
     groups: int,
     activation: str | None,
+    winograd_tile: int | None,
     cache: WeightCache | None,
 ) -> Tensor:
     """``atrous_conv2d`` with a weight that may be packed before."""
@@ -137,7 +152,15 @@ def convolve(
     biases = [] if bias is None else [check.any_tensor(op, "bias", bias)]
     x, (row, biases) = as_convolution(x, [weight], biases)
     plan = plan_of(
-        x, row[0], biases[0] if biases else None, stride, padding, dilation, groups, activation
+        x,
+        row[0],
+        biases[0] if biases else None,
+        stride,
+        padding,
+        dilation,
+        groups,
+        activation,
+        winograd_tile,
     )
     if plan.choice.kernels is Kernels.TORCH:
         return _with_torchs(x, row[0], plan, activation)
@@ -156,6 +179,7 @@ def plan_of(
     dilation: Pair = 1,
     groups: int = 1,
     activation: str | None = None,
+    winograd_tile: int | None = 2,
 ) -> Plan:
     """Checks a call and chooses its kernels; sizes of the map do not count."""
     op = "atrous_conv2d"
@@ -163,6 +187,8 @@ def plan_of(
     rates = arguments.pair(op, "dilation", dilation, 1)
     check.integer(op, "groups", groups, 1, _MAX)
     check.choice(op, "activation", activation, ACTIVATIONS)
+    if winograd_tile is not None:
+        check.integer(op, "winograd_tile", winograd_tile, TILES[0], TILES[-1])
     channels = x.shape[1]
     if weight.dim() != 4 or min(weight.shape) < 1:
         raise ValueError(
@@ -179,20 +205,19 @@ def plan_of(
         parameter(op, "bias", bias, x, (outputs,))
     reach = [d * (k - 1) for d, k in zip(rates, weight.shape[2:], strict=True)]
     before, after = _padding(op, padding, reach, strides)
-    choice = choose(
-        Call(
-            x.device.type,
-            x.dtype,
-            suggested(x) == torch.channels_last,
-            channels,
-            outputs,
-            groups,
-            (weight.shape[2], weight.shape[3]),
-            strides,
-            rates,
-        )
+    call = Call(
+        x.device.type,
+        x.dtype,
+        suggested(x) == torch.channels_last,
+        channels,
+        outputs,
+        groups,
+        (weight.shape[2], weight.shape[3]),
+        strides,
+        rates,
     )
-    return Plan(bias, strides, rates, groups, before, after, choice)
+    choice = choose_winograd(call, before, after, winograd_tile) or choose(call)
+    return Plan(bias, strides, rates, groups, before, after, choice, winograd_tile)
 
 
 def _padding(
@@ -222,7 +247,11 @@ def _with_own_kernels(
     relu = activation == "relu"
     geometry = (height, width, *plan.dilation, *plan.before)
     result: Tensor
-    if plan.choice.kernels is Kernels.DEPTHWISE:
+    if plan.choice.kernels is Kernels.WINOGRAD:
+        result = _OPS.winograd_atrous_conv2d(
+            x, weight, None, plan.bias, plan.dilation[0], relu, False, plan.winograd_tile
+        )
+    elif plan.choice.kernels is Kernels.DEPTHWISE:
         result = _OPS.depthwise_atrous_conv2d(x, weight, plan.bias, *geometry, False, relu)
     else:
         result = _OPS.dense_atrous_conv2d(x, weight, packed, plan.bias, *geometry, False, relu)
