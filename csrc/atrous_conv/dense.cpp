@@ -10,13 +10,8 @@ namespace {
 constexpr int64_t kMaxSize = int64_t{1} << 31;
 
 const DenseConvFunctions& functions_of(FloatType dtype) {
-#if defined(__x86_64__)
-  if (dtype == FloatType::kBFloat16 && current_cpu_isa() >= CpuIsa::kAvx512Bf16) {
-    return avx512_bf16::kDenseConvBFloat16;
-  }
-#endif
-  return select_cpu_table<DenseConvTable>(PYDENSE_CPU_TABLES(kDenseConvTable))
-      .of[static_cast<int>(dtype)];
+  const auto& table = select_cpu_table<DenseConvTable>(PYDENSE_CPU_TABLES(kDenseConvTable));
+  return PYDENSE_OF_PAIRS(dtype, kDenseConvBFloat16, table.of[static_cast<int>(dtype)]);
 }
 
 void check_size(const char* op, const char* name, int64_t height, int64_t width) {
@@ -72,14 +67,11 @@ void dense_conv_pack(const char* op, FloatType dtype, const DenseConvShape& shap
 void dense_conv_weight_gradient(const char* op, FloatType dtype, const DenseConvGradientArgs& args,
                                 ParallelFor parallel_for) {
   check_shape(op, args.shape);
-#if defined(__x86_64__)
-  if (dtype == FloatType::kBFloat16 && current_cpu_isa() >= CpuIsa::kAvx512Bf16) {
-    avx512_bf16::dense_conv_weight_gradient_bf16(args, parallel_for);
-    return;
-  }
-#endif
-  select_cpu_table<DenseConvGradientTable>(PYDENSE_CPU_TABLES(kDenseConvGradientTable))
-      .run[static_cast<int>(dtype)](args, parallel_for);
+  const auto& table =
+      select_cpu_table<DenseConvGradientTable>(PYDENSE_CPU_TABLES(kDenseConvGradientTable));
+  const auto run =
+      PYDENSE_OF_PAIRS(dtype, dense_conv_weight_gradient_bf16, table.run[static_cast<int>(dtype)]);
+  run(args, parallel_for);
 }
 
 }  // namespace pydense

@@ -7,16 +7,9 @@
 namespace pydense {
 namespace {
 
-using Run = void (*)(const SeparableArgs&, const DepthwisePlan&, ParallelFor);
-
-Run run_of(FloatType dtype) {
-#if defined(__x86_64__)
-  if (dtype == FloatType::kBFloat16 && current_cpu_isa() >= CpuIsa::kAvx512Bf16) {
-    return avx512_bf16::separable_bf16;
-  }
-#endif
-  return select_cpu_table<SeparableTable>(PYDENSE_CPU_TABLES(kSeparableTable))
-      .run[static_cast<int>(dtype)];
+auto run_of(FloatType dtype) {
+  const auto& table = select_cpu_table<SeparableTable>(PYDENSE_CPU_TABLES(kSeparableTable));
+  return PYDENSE_OF_PAIRS(dtype, separable_bf16, table.run[static_cast<int>(dtype)]);
 }
 
 }  // namespace

@@ -10,13 +10,8 @@ namespace pydense {
 namespace {
 
 const TapProductFunctions& functions_of(FloatType dtype) {
-#if defined(__x86_64__)
-  if (dtype == FloatType::kBFloat16 && tap_products_multiply_pairs()) {
-    return avx512_bf16::kTapProductsBf16;
-  }
-#endif
-  return select_cpu_table<TapProductsTable>(PYDENSE_CPU_TABLES(kTapProductsTable))
-      .of[static_cast<int>(dtype)];
+  const auto& table = select_cpu_table<TapProductsTable>(PYDENSE_CPU_TABLES(kTapProductsTable));
+  return PYDENSE_OF_PAIRS(dtype, kTapProductsBf16, table.of[static_cast<int>(dtype)]);
 }
 
 void check_shape(const char* op, const TapProductShape& shape) {
@@ -33,14 +28,6 @@ int64_t size_of(FloatType dtype) {
 }
 
 }  // namespace
-
-bool tap_products_multiply_pairs() {
-#if defined(__x86_64__)
-  return current_cpu_isa() >= CpuIsa::kAvx512Bf16;
-#else
-  return false;
-#endif
-}
 
 void tap_products(const char* op, FloatType dtype, const TapProductArgs& args,
                   ParallelFor parallel_for) {

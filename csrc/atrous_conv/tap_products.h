@@ -25,7 +25,7 @@ struct TapProductShape {
 };
 
 // S is the type of pictures, T that of sums (float, or double for double), P that of the stack: S
-// for bfloat16 where pairs are multiplied (tap_products_multiply_pairs), else T.
+// for bfloat16 where pairs are multiplied (multiplies_bf16_pairs), else T.
 struct TapProductArgs {
   TapProductShape shape;
   const void* x;      // S
@@ -49,9 +49,6 @@ struct TapStackGradientArgs {
   const void* x;     // S
   void* grad_stack;  // T [taps, outputs, channels]
 };
-
-// Whether the current instruction set multiplies pairs of bfloat16.
-bool tap_products_multiply_pairs();
 
 void tap_products(const char* op, FloatType dtype, const TapProductArgs& args,
                   ParallelFor parallel_for);

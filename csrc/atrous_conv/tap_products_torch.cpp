@@ -18,7 +18,7 @@ ScalarType sum_type(const Tensor& picture) {
 }
 // What stacks are multiplied as.
 ScalarType stack_type(const Tensor& picture) {
-  return picture.scalar_type() == ScalarType::BFloat16 && tap_products_multiply_pairs()
+  return picture.scalar_type() == ScalarType::BFloat16 && multiplies_bf16_pairs()
              ? ScalarType::BFloat16
              : sum_type(picture);
 }

@@ -10,15 +10,8 @@ const ResidualStageTable& table() {
   return select_cpu_table<ResidualStageTable>(PYDENSE_CPU_TABLES(kResidualStageTable));
 }
 
-using StageFunction = void (*)(const ResidualStageArgs&, ParallelFor);
-
-StageFunction stage_of(FloatType dtype) {
-#if defined(__x86_64__)
-  if (dtype == FloatType::kBFloat16 && current_cpu_isa() >= CpuIsa::kAvx512Bf16) {
-    return avx512_bf16::residual_stage_bf16;
-  }
-#endif
-  return table().stage[static_cast<int>(dtype)];
+auto stage_of(FloatType dtype) {
+  return PYDENSE_OF_PAIRS(dtype, residual_stage_bf16, table().stage[static_cast<int>(dtype)]);
 }
 
 }  // namespace

@@ -4,16 +4,10 @@
 namespace pydense {
 namespace {
 
-using Function = void (*)(const WeightGradientArgs&, ParallelFor);
-
-Function function_of(FloatType dtype) {
-#if defined(__x86_64__)
-  if (dtype == FloatType::kBFloat16 && current_cpu_isa() >= CpuIsa::kAvx512Bf16) {
-    return avx512_bf16::weight_gradient_bf16;
-  }
-#endif
-  return select_cpu_table<WeightGradientTable>(PYDENSE_CPU_TABLES(kWeightGradientTable))
-      .run[static_cast<int>(dtype)];
+auto function_of(FloatType dtype) {
+  const auto& table =
+      select_cpu_table<WeightGradientTable>(PYDENSE_CPU_TABLES(kWeightGradientTable));
+  return PYDENSE_OF_PAIRS(dtype, weight_gradient_bf16, table.run[static_cast<int>(dtype)]);
 }
 
 }  // namespace

@@ -126,6 +126,8 @@ const std::vector<CpuIsa>& available_cpu_isas() {
 
 CpuIsa current_cpu_isa() { return current(); }
 
+bool multiplies_bf16_pairs() { return current_cpu_isa() >= CpuIsa::kAvx512Bf16; }
+
 void set_cpu_isa(const std::string& name) { current() = find(name, "set_cpu_capability: name"); }
 
 }  // namespace pydense

@@ -21,6 +21,9 @@ const std::vector<CpuIsa>& available_cpu_isas();
 
 CpuIsa current_cpu_isa();
 
+// Whether products of bfloat16 are made of pairs of it (gemm/gemm_bf16.h).
+bool multiplies_bf16_pairs();
+
 // Throws std::invalid_argument for a name that is unknown or not available here. Not to be called
 // while kernels run.
 void set_cpu_isa(const std::string& name);
@@ -46,7 +49,8 @@ const Table& select_cpu_table(std::initializer_list<IsaTable<Table>> tables) {
 }  // namespace pydense
 
 // PYDENSE_DECLARE_CPU_TABLES(Table, kName) declares pydense::<isa>::kName for every instruction
-// set, PYDENSE_CPU_TABLES(kName) lists them for select_cpu_table.
+// set, PYDENSE_CPU_TABLES(kName) lists them for select_cpu_table. PYDENSE_OF_PAIRS(dtype, own,
+// usual) is avx512_bf16::own for bfloat16 where the CPU multiplies pairs of it, else `usual`.
 #if defined(__x86_64__)
 #define PYDENSE_DECLARE_CPU_TABLES(Table, kName) \
   namespace baseline {                           \
@@ -64,6 +68,8 @@ const Table& select_cpu_table(std::initializer_list<IsaTable<Table>> tables) {
       {CpuIsa::kAvx2, &avx2::kName},         \
       {CpuIsa::kAvx512, &avx512::kName},     \
   }
+#define PYDENSE_OF_PAIRS(dtype, own, usual) \
+  ((dtype) == FloatType::kBFloat16 && multiplies_bf16_pairs() ? avx512_bf16::own : (usual))
 #else
 #define PYDENSE_DECLARE_CPU_TABLES(Table, kName) \
   namespace generic {                            \
@@ -73,4 +79,5 @@ const Table& select_cpu_table(std::initializer_list<IsaTable<Table>> tables) {
   {                                        \
       {CpuIsa::kGeneric, &generic::kName}, \
   }
+#define PYDENSE_OF_PAIRS(dtype, own, usual) (usual)
 #endif
