@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _crf_arguments as check
+from . import _upsample_arguments as arguments
 
 
 def tensors(op: str, name: str, value: object, most: int) -> list[Tensor]:
@@ -39,6 +41,29 @@ def parameter(
         raise ValueError(f"{op}: {name} must have shape {shape}, got {check.shape(tensor)}")
     if tensor.device != x.device:
         raise ValueError(f"{op}: {name} must be on {x.device} as x, got {tensor.device}")
+
+
+def padding_of(
+    op: str, padding: Any, reach: Sequence[int], strides: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Padding above and on the left, and below and on the right, from what users say.
+
+    Args:
+        op: Of the messages.
+        padding: A number, two, ``"same"`` or ``"valid"``.
+        reach: How much larger than one pixel the dilated kernel is, (y, x).
+        strides: (y, x).
+    """
+    if isinstance(padding, str):
+        check.choice(op, "padding", padding, ("same", "valid"))
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        if strides != (1, 1):
+            raise ValueError(f"{op}: padding must be numbers where stride is not 1, got 'same'")
+        y, x = reach
+        return (y // 2, x // 2), (y - y // 2, x - x // 2)
+    both = arguments.pair(op, "padding", padding, 0)
+    return both, both
 
 
 def as_convolution(x: Tensor, *rows: Sequence[Tensor]) -> tuple[Tensor, list[list[Tensor]]]:
