@@ -162,6 +162,22 @@ def test_instruction_sets():
     assert len(set(fused)) <= 1
 
 
+class TestBackwardInsideAutocast:
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("activation", [None, "relu"])
+    def test_nothing_is_cast(self, form, activation):
+        found = []
+        for narrow in (False, True):
+            arguments = leaves(problem(form=form))
+            out = atrous_separable_conv2d(*arguments, dilation=2, inner_activation=activation)
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                out.square().sum().backward()
+            found.append([t.grad for t in arguments])
+        assert all(
+            a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(*found, strict=True)
+        )
+
+
 class TestLayer:
     @pytest.mark.parametrize("inner_norm", [False, True])
     @pytest.mark.parametrize("norm", [False, True])

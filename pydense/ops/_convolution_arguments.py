@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -77,3 +78,15 @@ def as_convolution(x: Tensor, *rows: Sequence[Tensor]) -> tuple[Tensor, list[lis
         return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
 
     return cast(x), [[cast(t) for t in row] for row in rows]
+
+
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """For backward: of tensors whose dtypes forward has chosen, nothing is cast again.
+
+    Args:
+        kind: The type of their device.
+    """
+    # On meta there is none to switch off.
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
