@@ -243,6 +243,44 @@ class TestFold:
         ).eval()
         assert type(fold_batchnorm(model)[1]) is nn.BatchNorm2d
 
+    def test_activation_before_the_normalisation(self):
+        model = nn.Sequential(AtrousConv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+        _deeplab.fill_norms(model)
+        model[0].activation = "relu"
+        x = random(1, 3, 9, 9)
+        before = model(x)
+        assert type(fold_batchnorm(model)[1]) is nn.BatchNorm2d
+        assert torch.equal(model(x), before)
+
+    @pytest.mark.parametrize("part", [2, 3, 4])
+    def test_parts_in_training_stay(self, part):
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)),
+            *(AtrousConv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        ).eval()
+        model[part].train()
+        layer = model[part]
+        fold_batchnorm(model)
+        assert type(model[1]) is nn.Identity and model[part] is layer
+        assert (type(model[3]) is nn.Identity) == (part == 4)
+
+    @pytest.mark.parametrize("part", [0, 1, 2])
+    @pytest.mark.parametrize(
+        "hook",
+        [
+            "register_forward_hook",
+            "register_forward_pre_hook",
+            "register_full_backward_hook",
+            "register_full_backward_pre_hook",
+        ],
+    )
+    def test_layers_with_hooks_stay(self, hook, part):
+        model = nn.Sequential(AtrousConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        layer, calls = model[part], []
+        getattr(layer, hook)(lambda *_: calls.append(1))
+        fold_batchnorm(model)(random(1, 3, 9, 9).requires_grad_()).sum().backward()
+        assert model[part] is layer and calls == [1]
+
     def test_refused(self):
         with pytest.raises(TypeError, match=r"fold_batchnorm: model must be an nn.Module, got int"):
             fold_batchnorm(3)

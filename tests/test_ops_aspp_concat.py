@@ -253,6 +253,30 @@ class TestChoice:
             said = pydense.explain("atrous_conv2d", x, weight, dilation=rate)
             assert IS_OWN(x, weight, rate) == said.startswith("pydense's dense kernels")
 
+    def test_never_winograds(self):
+        x, weight = torch.zeros(1, 128, 33, 33), torch.zeros(128, 128, 3, 3)
+        for rate in (2, 12):
+            said = pydense.explain("atrous_conv2d", x, weight, dilation=rate)
+            assert said.startswith("pydense's Winograd kernels")
+            said = pydense.explain("atrous_conv2d", x, weight, dilation=rate, winograd_tile=None)
+            assert IS_OWN(x, weight, rate) == said.startswith("pydense's dense kernels")
+
+    @pytest.mark.parametrize(("kernel", "rate"), [((5, 3), 1), ((1, 5), 1), ((3, 3), 2)])
+    def test_gradient_of_bfloat16(self, kernel, rate):
+        """Not of torch's convolution, which may leave memory as it was in it."""
+        x = random(1, 130, 1, 17).bfloat16().contiguous(memory_format=torch.channels_last)
+        weight = random(3, 130, *kernel, seed=1).bfloat16().requires_grad_()
+        out = aspp_concat(x, [weight], (rate,))
+        with torch.profiler.profile() as profile:
+            out.backward(torch.ones_like(out))
+        assert "aten::convolution_backward" not in [event.name for event in profile.events()]
+        wide = weight.detach().double().requires_grad_()
+        padding = [rate * (k // 2) for k in kernel]
+        made = torch.nn.functional.conv2d(x.double(), wide, None, 1, padding, rate)
+        made.backward(torch.ones_like(made))
+        limit = 2 * torch.finfo(torch.bfloat16).eps * float(wide.grad.abs().max())
+        assert float((weight.grad - wide.grad).abs().max()) <= limit
+
 
 class TestBadArguments:
     @pytest.mark.parametrize(

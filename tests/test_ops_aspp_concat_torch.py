@@ -101,6 +101,17 @@ class TestTorch:
         out.sum().backward()
         assert all(t.grad.dtype == torch.float32 for t in (x, *weights, pool, *scales, *biases))
 
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_backward_inside_autocast(self, form):
+        found = []
+        for narrow in (False, True):
+            x, weights, pool, scales, biases = leaves(*problem(form=form))
+            out = aspp_concat(x, weights, (1, 2), pool_weight=pool, scales=scales, biases=biases)
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                out.square().sum().backward()
+            found.append([t.grad for t in (x, *weights, pool, *scales, *biases)])
+        assert all(map(torch.equal, *found))
+
     def test_flops(self):
         """As torch counts convolutions, forward and backward."""
         counts = []

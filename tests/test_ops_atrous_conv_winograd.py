@@ -112,6 +112,32 @@ class TestValues:
         for own, truth in zip(ours, exact, strict=True):
             assert (own - truth).abs().max() <= 1e-4 * max(1.0, float(truth.abs().max()))
 
+    @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize("rate", [RATE, 12])
+    def test_backward_inside_autocast(self, rate, form):
+        """On small maps torch's convolution is called there, which autocast would cast."""
+        found = []
+        for narrow in (False, True):
+            x, weight, bias = (
+                t.contiguous(memory_format=form) if t.dim() == 4 else t for t in problem()
+            )
+            leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+            loss = atrous_conv2d(*leaves, dilation=rate).square().sum()
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                loss.backward()
+            found.append([t.grad for t in leaves])
+        assert all(map(torch.equal, *found))
+
+    def test_small_maps_are_not_copied(self):
+        """What torch's convolution makes is the result, where it lies as that has to."""
+        x, weight, bias = problem()
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            out = atrous_conv2d(x, weight, bias, dilation=12)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        calls = [(event.name, (event.input_shapes or [[]])[0]) for event in profile.events()]
+        assert ("aten::conv2d", [*x.shape]) in calls and ("aten::copy_", [*out.shape]) not in calls
+
     def test_small_maps_run_what_the_rule_says_else(self):
         """At rate 12 and 33x33 two of three taps of a tile are padding."""
         x, weight, bias = problem()

@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -146,7 +148,7 @@ class TestPackedWeight:
 
     def packed(self, layer):
         cache = layer.__dict__.get("_packed")
-        return None if cache is None else cache._packed
+        return None if cache is None or cache._kept is None else cache._kept[1]
 
     def test_once_until_the_weight_changes(self):
         layer, x = self.layer(), random(1, 128, 9, 10)
@@ -166,6 +168,64 @@ class TestPackedWeight:
             assert sorted(state) == ["bias", "weight"]
             layer.load_state_dict({key: 0 * value for key, value in state.items()})
             assert not layer(x).any()
+
+    @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
+    @pytest.mark.parametrize("fused", [True, False])
+    def test_seen_after_an_optimizer(self, name, fused):
+        """Fused ones do not raise the weight's version."""
+        layer, x = self.layer(), random(1, 128, 9, 10)
+        optimizer = getattr(torch.optim, name)(layer.parameters(), lr=0.1, fused=fused)
+        layer(x).square().sum().backward()
+        with torch.no_grad():
+            before = layer(x)
+            assert self.packed(layer) is not None
+        optimizer.step()
+        with torch.no_grad():
+            after = layer(x)
+            assert same_bits(after, copy.deepcopy(layer)(x)) and not torch.equal(after, before)
+
+    @pytest.mark.parametrize("fused", [True, False])
+    def test_seen_after_a_compiled_optimizer(self, fused):
+        torch._dynamo.reset()
+        layer, x = self.layer(), random(1, 128, 9, 10)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, fused=fused)
+        step = torch.compile(optimizer.step, backend="aot_eager")
+        layer(x).square().sum().backward()
+        for _ in range(3):
+            with torch.no_grad():
+                before = layer(x)
+            step()
+            with torch.no_grad():
+                after = layer(x)
+                assert same_bits(after, copy.deepcopy(layer)(x)) and not torch.equal(after, before)
+
+    def test_dropped_by_a_call_with_gradients(self):
+        """As what follows may write the weight in a way of its own."""
+        layer, x = self.layer(), random(1, 128, 9, 10)
+        with torch.no_grad():
+            layer(x)
+        layer(x).sum().backward()
+        assert self.packed(layer) is None
+        layer.weight.data.mul_(2)
+        with torch.no_grad():
+            assert same_bits(layer(x), copy.deepcopy(layer)(x))
+
+    def test_threads_of_several_dtypes(self):
+        layer, x = self.layer(), random(1, 128, 9, 10)
+
+        def call(narrow):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                return layer(x)
+
+        expected = [call(False), call(True)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                found = list(pool.map(call, [False, True] * 1000))
+        finally:
+            sys.setswitchinterval(interval)
+        assert all(same_bits(out, expected[i % 2]) for i, out in enumerate(found))
 
     def test_autocast(self):
         layer, x = self.layer(), random(1, 128, 9, 10)

@@ -16,6 +16,7 @@ from _ops import random
 from torch import nn
 from torch.export import Dim, export
 from torch.library import opcheck
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import pydense
@@ -161,6 +162,22 @@ def test_instruction_sets():
     assert len(set(fused)) <= 1
 
 
+class TestBackwardInsideAutocast:
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("activation", [None, "relu"])
+    def test_nothing_is_cast(self, form, activation):
+        found = []
+        for narrow in (False, True):
+            arguments = leaves(problem(form=form))
+            out = atrous_separable_conv2d(*arguments, dilation=2, inner_activation=activation)
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                out.square().sum().backward()
+            found.append([t.grad for t in arguments])
+        assert all(
+            a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(*found, strict=True)
+        )
+
+
 class TestLayer:
     @pytest.mark.parametrize("inner_norm", [False, True])
     @pytest.mark.parametrize("norm", [False, True])
@@ -207,6 +224,48 @@ class TestLayer:
                 results.append([out.detach(), leaf.grad, *grads])
             for a, b in zip(*results, strict=True):
                 assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("norm", [True, False])
+    @pytest.mark.parametrize("name", ["depthwise", "pointwise"])
+    def test_pruned(self, name, norm, training):
+        layer = AtrousSeparableConv2d(6, 5, dilation=3, norm=norm).train(training)
+        prune.l1_unstructured(getattr(layer, name), "weight", 0.5)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        results = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            results.append(layer(random(2, 6, 8, 8)))
+            results[-1].square().sum().backward()
+            optimizer.step()
+        assert not torch.equal(results[0], results[1])
+        assert int((getattr(layer, name).weight_mask == 0).sum()) > 0
+
+    @pytest.mark.parametrize("name", ["depthwise", "pointwise"])
+    @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+    def test_weight_norm_is_not_stale(self, name):
+        layer = AtrousSeparableConv2d(6, 5, dilation=3).eval()
+        x = random(1, 6, 8, 8)
+        nn.utils.weight_norm(getattr(layer, name))
+        before = layer(x)
+        with torch.no_grad():
+            getattr(layer, name).weight_g.mul_(2)
+        assert torch.allclose(layer(x), 2 * before, atol=1e-5)
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("name", ["depthwise", "depthwise_norm", "pointwise", "pointwise_norm"])
+    def test_hooks(self, name, training):
+        layer = AtrousSeparableConv2d(6, 5, dilation=3, inner_norm=True, norm=True).train(training)
+        x = random(2, 6, 8, 8)
+        before, calls = layer(x), []
+        own = getattr(layer, name)
+        own.register_forward_pre_hook(lambda *_: calls.append("before"))
+        own.register_forward_hook(lambda *_: calls.append("after"))
+        own.register_full_backward_hook(lambda *_: calls.append("back"))
+        out = layer(x.requires_grad_())
+        out.sum().backward()
+        assert calls == ["before", "after", "back"]
+        assert torch.allclose(out, before, atol=1e-5)
 
     def test_keys_and_repr(self):
         layer = AtrousSeparableConv2d(6, 5, dilation=3, inner_norm=True, norm=True)

@@ -108,6 +108,37 @@ class TestTorch:
         empty = conv1x1_backward(grad[:0], x[:0], weight, [True] * 3)
         assert empty[0].shape == (0, 6, 5, 7) and not empty[1].any() and not empty[2].any()
 
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("kernel", [1, 3])
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_backward_inside_autocast(self, backend, variant, kernel, form):
+        on = {"device": backend.device}
+        arguments = problem((1, 6, 8, 9), 2, kernel, torch.float32, form, True, **on)
+        found = []
+        for narrow in (False, True):
+            x, weights, biases = leaves(*arguments)
+            loss = chained_residual_pool(x, weights, biases, variant=variant).square().sum()
+            with torch.autocast(torch.device(backend.device).type, torch.bfloat16, enabled=narrow):
+                loss.backward()
+            found.append([t.grad for t in (x, *weights, *biases)])
+        for a, b in zip(*found, strict=True):  # on CUDA, torch's 3x3 ones may differ in bits
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_products_inside_autocast(self, form):
+        x, grad = (random(2, 6, 5, 7, seed=i).contiguous(memory_format=form) for i in (0, 1))
+        weight = random(6, 6, 1, 1, seed=2)
+        expected = conv1x1_backward(grad, x, weight, [True] * 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            own = conv1x1_backward(grad, x, weight, [True] * 3)
+        for a, b in zip(own, expected, strict=True):
+            assert a.dtype == torch.float32 and torch.equal(a, b)
+        shapes = [
+            t.shape
+            for t in conv1x1_backward(*(t.to("meta") for t in (grad, x, weight)), [True] * 3)
+        ]
+        assert shapes == [t.shape for t in expected]
+
     def test_flops(self):
         x, weights, _ = leaves(*problem((2, 6, 8, 9), 3, 1, torch.float32, FORMATS[0], False))
         with FlopCounterMode(display=False) as counter:

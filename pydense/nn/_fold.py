@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._batchnorm import is_fixed
+from ._hooks import has_hooks
 from .atrous_conv import AtrousConv2d
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -25,18 +26,19 @@ def fold_batchnorm(model: _Model) -> _Model:
     """Makes batch normalisation part of the convolution before it, in place, for inference.
 
     Where an ``nn.Conv2d`` (an :class:`AtrousConv2d` too) is followed by an ``nn.BatchNorm2d`` and
-    nothing else reads its result, the convolution gets the weight and bias of both
+    nothing else reads its result or stands between (an activation of the convolution's own), the
+    convolution gets the weight and bias of both
     (:func:`torch.nn.utils.fusion.fuse_conv_bn_eval`), and an ``nn.Identity`` stands in the place of
     the normalisation. Where the convolution is an :class:`AtrousConv2d` and an ``nn.ReLU`` follows
     that nobody else calls, it becomes part of the convolution, too. What follows what is found by
     tracing the model (:mod:`torch.fx`). :class:`ASPP` and :class:`AtrousSeparableConv2d` do all
     this by themselves, in ``eval()``.
 
-    The keys of the model change: load checkpoints before. Layers with hooks, and those that
-    several places call, stay what they are.
+    The keys of the model change: load checkpoints before. Layers with hooks, those that several
+    places call, and those in training stay what they are.
 
     Args:
-        model: In ``eval()``.
+        model: In ``eval()``; parts of it may be in training.
 
     Returns:
         The model.
@@ -72,7 +74,8 @@ def fold_batchnorm(model: _Model) -> _Model:
             continue
         follower = _follower(node)
         norm = None if follower is None else _alone(follower, modules, calls)
-        if follower is not None and type(norm) is nn.BatchNorm2d and is_fixed(norm):
+        active = getattr(conv, "activation", None) is not None  # stands before the normalisation
+        if follower is not None and type(norm) is nn.BatchNorm2d and is_fixed(norm) and not active:
             conv = fuse_conv_bn_eval(conv, norm)
             _put(model, str(node.target), conv)
             _put(model, str(follower.target), nn.Identity())
@@ -99,15 +102,14 @@ def _calls(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[int, int]:
 
 
 def _alone(node: fx.Node, modules: dict[str, nn.Module], calls: dict[int, int]) -> nn.Module | None:
-    """The module of a call, where this call is all that knows it."""
+    """The module of a call, where it is for inference and this call is all that knows it."""
     if node.op != "call_module" or len(node.args) + len(node.kwargs) != 1:
         return None
     module = modules[str(node.target)]
     names = sum(other is module for other in modules.values())
-    hooked = (
-        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations")
-    )
-    return module if calls[id(module)] == names == 1 and not hooked else None
+    watched = has_hooks(module) or hasattr(module, "parametrizations")
+    fits = calls[id(module)] == names == 1 and not watched and not module.training
+    return module if fits else None
 
 
 def _follower(node: fx.Node) -> fx.Node | None:

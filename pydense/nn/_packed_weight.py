@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pydense import _library
 
@@ -15,17 +17,45 @@ _library.load()
 _OPS = torch.ops.pydense
 
 
-class PackedWeight:
-    """Packs a weight once, until it changes; copies and pickles of it are empty.
+class _Steps:
+    """How many steps optimizers took in this process, from the first question on.
 
-    What counts as a change is what autograd counts: the tensor's version, or another tensor.
-    Writing through ``weight.data`` is not seen.
+    Fused optimizers write weights without raising their version.
     """
 
     def __init__(self) -> None:
-        self._packed: Tensor | None = None
-        self._key: tuple[Any, ...] = ()
-        self._of: Tensor | None = None  # held, so that its memory cannot become another weight
+        self._numbers = itertools.count(1)  # never one twice, whatever threads do
+        self._last = 0
+        self._listens = False
+
+    def taken(self) -> int:
+        """A number that changes with every step."""
+        if not self._listens:  # twice, if two threads ask at once, does no harm
+            register_optimizer_step_post_hook(self._count)
+            self._listens = True
+        return self._last
+
+    # As torch's optimizers have it (compiled steps call it, too), and without loading dynamo here.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _count(self, *_: Any) -> None:
+        self._last = next(self._numbers)
+
+
+_STEPS = _Steps()
+
+
+class PackedWeight:
+    """Packs a weight once, until it changes; copies and pickles of it are empty.
+
+    What counts as a change is what autograd counts (the tensor's version), another tensor, a step
+    of any optimizer, and a call whose weight is to get a gradient. Other writing through
+    ``weight.data`` is not seen. Several threads may call at once.
+    """
+
+    def __init__(self) -> None:
+        # Key, packed weight, and the weight: held, so that its memory cannot become another's.
+        # Set at once, so that threads see what belongs together.
+        self._kept: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
 
     def get(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The weight, packed in this dtype, or None where it must not be kept.
@@ -38,9 +68,11 @@ class PackedWeight:
             or torch._C._get_tracing_state() is not None
             or type(weight) not in (Tensor, nn.Parameter)
             or weight.is_inference()
-            or (torch.is_grad_enabled() and weight.requires_grad)
             or _functorch.is_functorch_wrapped_tensor(weight)
         ):
+            return None
+        if torch.is_grad_enabled() and weight.requires_grad:
+            self._kept = None  # who trains it may write it by ways that nothing counts
             return None
         key = (
             weight.data_ptr(),
@@ -50,12 +82,15 @@ class PackedWeight:
             weight.dtype,
             dtype,
             _OPS._cpu_capability(),
+            _STEPS.taken(),
         )
-        if self._packed is None or key != self._key:
-            with torch.no_grad():
-                self._packed = _OPS._pack_dense_atrous_weight(weight.to(dtype), False)
-            self._key, self._of = key, weight.detach()
-        return self._packed
+        kept = self._kept
+        if kept is not None and kept[0] == key:
+            return kept[1]
+        with torch.no_grad():
+            packed: Tensor = _OPS._pack_dense_atrous_weight(weight.to(dtype), False)
+        self._kept = key, packed, weight.detach()
+        return packed
 
     def __deepcopy__(self, memo: Any) -> PackedWeight:
         return PackedWeight()

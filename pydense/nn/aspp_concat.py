@@ -15,6 +15,7 @@ from pydense.ops.aspp import MAX_BRANCHES, MAX_RATE
 from pydense.ops.aspp_concat import aspp_concat
 
 from ._batchnorm import factors, is_fixed
+from ._hooks import has_hooks
 from .atrous_conv import AtrousConv2d
 
 _MAX_CHANNELS = 2**20
@@ -33,7 +34,7 @@ class ASPP(nn.Module):
     (``eval()``) and the map is on the CPU, branches are :func:`pydense.ops.aspp_concat` with batch
     normalisation and ReLU at the end of each product; else the layers run one after the other,
     the convolutions as :class:`AtrousConv2d`. They do, too, where a layer has hooks or was replaced
-    by one of another kind.
+    by one of another kind. In ``eval()`` it has no second derivatives: the operator raises.
 
     Args:
         in_channels: Of the input; 2048 behind a ResNet.
@@ -107,7 +108,7 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The projection of all branches."""
         branches = _branches_of(self.convs)
-        if x.device.type == "cpu" and x.dim() == 4 and not _has_hooks(self.convs):
+        if x.device.type == "cpu" and x.dim() == 4 and not has_hooks(self.convs):
             out = _concat(x, branches)
         else:
             out = None
@@ -115,7 +116,7 @@ class ASPP(nn.Module):
             out = torch.cat([_run(row, x) for row in self.convs], 1)
         layers = _layers(self.project)
         last = _branch_of(layers[:3], False)
-        if out.device.type == "cpu" and out.dim() == 4 and not _has_hooks(self.project):
+        if out.device.type == "cpu" and out.dim() == 4 and not has_hooks(self.project):
             projected = _concat(out, [last], pools=False)
             if projected is not None:
                 for layer in layers[3:]:
@@ -200,14 +201,6 @@ def _branch_of(layers: Sequence[nn.Module], pools: bool) -> _Branch | None:
         and type(activation) is nn.ReLU
     )
     return _Branch(conv, norm) if fits else None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """On a layer that would not be called."""
-    return any(
-        bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
-        for m in module.modules()
-    )
 
 
 def is_aspp(module: nn.Module) -> bool:

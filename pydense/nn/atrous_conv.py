@@ -20,8 +20,9 @@ class AtrousConv2d(nn.Conv2d):
     function, for speed at the expense of some precision.
 
     In eval mode and without gradients, a weight that pydense's dense kernels read is packed once
-    and kept beside the parameter, until that changes (not through ``weight.data``), the mode is
-    set, or the layer moves; neither state_dict nor copies hold it.
+    and kept beside the parameter, until that changes (an optimizer's step counts, other writing
+    through ``weight.data`` does not), the layer is called with gradients, its mode is set, or it
+    moves; neither state_dict nor copies hold it.
 
     Example:
         >>> import torch

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pydense.ops import _crf_arguments as check
-from pydense.ops.atrous_conv import ACTIVATIONS, atrous_conv2d
+from pydense.ops.atrous_conv import ACTIVATIONS
 from pydense.ops.atrous_separable_conv import atrous_separable_conv2d
 
 from ._batchnorm import folded, is_fixed
+from ._hooks import has_hooks
+from .atrous_conv import AtrousConv2d
 
 _Pair = int | Sequence[int]
 
@@ -21,7 +23,8 @@ class AtrousSeparableConv2d(nn.Module):
 
     See :func:`pydense.ops.atrous_separable_conv2d`. Where batch normalisation takes its statistics
     from its buffers (``eval()``), it becomes part of the weights, and all is one pass. In training
-    the layers run one after the other.
+    the layers run one after the other, and so they do where one of them has hooks (pruning and
+    ``nn.utils.weight_norm`` are such).
 
     The layers are called ``depthwise``, ``depthwise_norm``, ``pointwise`` and ``pointwise_norm``;
     those that are not wanted do not exist. DeepLab v3+ has all of them, in most ports with
@@ -75,7 +78,7 @@ class AtrousSeparableConv2d(nn.Module):
             check.choice(op, name, word, ACTIVATIONS)
         self.inner_activation = inner_activation
         self.activation = activation
-        self.depthwise = nn.Conv2d(
+        self.depthwise = AtrousConv2d(
             inputs,
             inputs,
             kernel_size,  # type: ignore[arg-type]
@@ -91,7 +94,8 @@ class AtrousSeparableConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The result, in one pass where nothing but fixed batch normalisation stands between."""
         norms = [self.depthwise_norm, self.pointwise_norm]
-        if x.device.type == "cpu" and all(norm is None or is_fixed(norm) for norm in norms):
+        fixed = all(norm is None or is_fixed(norm) for norm in norms)
+        if x.device.type == "cpu" and fixed and not any(map(has_hooks, self.children())):
             inner, inner_bias = folded(self.depthwise.weight, self.depthwise.bias, norms[0])
             outer, outer_bias = folded(self.pointwise.weight, self.pointwise.bias, norms[1])
             return atrous_separable_conv2d(
@@ -105,15 +109,7 @@ class AtrousSeparableConv2d(nn.Module):
                 inner_activation=self.inner_activation,
                 activation=self.activation,
             )
-        x = atrous_conv2d(
-            x,
-            self.depthwise.weight,
-            self.depthwise.bias,
-            dilation=self.depthwise.dilation,
-            padding=self.depthwise.padding,
-            groups=self.depthwise.groups,
-        )
-        x = _finish(x, norms[0], self.inner_activation)
+        x = _finish(self.depthwise(x), norms[0], self.inner_activation)
         return _finish(self.pointwise(x), norms[1], self.activation)
 
     def extra_repr(self) -> str:

@@ -73,7 +73,7 @@ def _finish(
 
 
 def _is_own(x: Tensor, weight: Tensor, rate: int) -> bool:
-    """Whether pydense's kernels convolve: the rule of atrous_conv2d."""
+    """Whether pydense's kernels convolve: the rule of atrous_conv2d without Winograd's."""
     outputs, channels, height, width = weight.shape
     last = suggested(x) == torch.channels_last
     shape = (channels, outputs, 1, (height, width), (1, 1), (rate, rate))
@@ -159,8 +159,10 @@ def _gradients(
     padding, scaled = _padding(weight, rate), _times(weight, scale)
     of_source = of_weight = None
     own = _is_own(source, weight, rate)
-    # torch 2.13 leaves NaN in this gradient of bfloat16, channels last, where taps are apart.
-    own_weight = own or (source.dtype == torch.bfloat16 and rate > 1)
+    # torch 2.13 leaves memory as it was in this gradient of bfloat16, channels last, where taps are
+    # apart or kernels are wide.
+    spread = rate > 1 or max(weight.shape[2:]) > 3
+    own_weight = own or (source.dtype == torch.bfloat16 and spread)
     if needed[0] and own:
         of_source = _OPS.dense_atrous_conv2d(
             part, scaled, None, None, *source.shape[2:], rate, rate, *padding, True, False

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._convolution_arguments import without_autocast
+
 
 def conv1x1_backward(
     grad: Tensor, x: Tensor | None, weight: Tensor, needed: Sequence[bool]
@@ -28,6 +30,13 @@ def conv1x1_backward(
     Returns:
         Gradients (N, C, H, W) in the memory format of ``grad``, (O, C, 1, 1) and (O,), or None.
     """
+    with without_autocast(grad.device.type):
+        return _products(grad, x, weight, needed)
+
+
+def _products(
+    grad: Tensor, x: Tensor | None, weight: Tensor, needed: Sequence[bool]
+) -> tuple[Any, Any, Any]:
     matrix = weight.flatten(1)
     last = not grad.is_contiguous()
     of_x = of_weight = of_bias = None

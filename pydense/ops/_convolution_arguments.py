@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _crf_arguments as check
+from . import _upsample_arguments as arguments
 
 
 def tensors(op: str, name: str, value: object, most: int) -> list[Tensor]:
@@ -41,6 +44,29 @@ def parameter(
         raise ValueError(f"{op}: {name} must be on {x.device} as x, got {tensor.device}")
 
 
+def padding_of(
+    op: str, padding: Any, reach: Sequence[int], strides: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Padding above and on the left, and below and on the right, from what users say.
+
+    Args:
+        op: Of the messages.
+        padding: A number, two, ``"same"`` or ``"valid"``.
+        reach: How much larger than one pixel the dilated kernel is, (y, x).
+        strides: (y, x).
+    """
+    if isinstance(padding, str):
+        check.choice(op, "padding", padding, ("same", "valid"))
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        if strides != (1, 1):
+            raise ValueError(f"{op}: padding must be numbers where stride is not 1, got 'same'")
+        y, x = reach
+        return (y // 2, x // 2), (y - y // 2, x - x // 2)
+    both = arguments.pair(op, "padding", padding, 0)
+    return both, both
+
+
 def as_convolution(x: Tensor, *rows: Sequence[Tensor]) -> tuple[Tensor, list[list[Tensor]]]:
     """``x`` and sequences of parameters in autocast's dtype, as torch casts for convolutions."""
     kind = x.device.type
@@ -52,3 +78,15 @@ def as_convolution(x: Tensor, *rows: Sequence[Tensor]) -> tuple[Tensor, list[lis
         return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
 
     return cast(x), [[cast(t) for t in row] for row in rows]
+
+
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """For backward: of tensors whose dtypes forward has chosen, nothing is cast again.
+
+    Args:
+        kind: The type of their device.
+    """
+    # On meta there is none to switch off.
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()

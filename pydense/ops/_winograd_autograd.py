@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from pydense import _library
 
 from ._atrous_dispatch import Call, Kernels, choose
+from ._convolution_arguments import without_autocast
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, suggested
 from ._winograd import best_tile
@@ -84,8 +85,10 @@ def _direct(
         return made
     kernel = weight.transpose(0, 1).flip(2, 3) if flipped else weight
     of_torch = None if scale is not None else bias
-    made = conv2d(x, kernel, of_torch, padding=rate, dilation=rate)
-    out = empty_picture(x, height, width, channels=outputs).copy_(made)
+    with without_autocast(x.device.type):  # backward may run in its region
+        made = conv2d(x, kernel, of_torch, padding=rate, dilation=rate)
+    out = empty_picture(x, height, width, channels=outputs)
+    out = made if made.stride() == out.stride() else out.copy_(made)
     if scale is not None:
         out.mul_(scale[:, None, None])
         if bias is not None:

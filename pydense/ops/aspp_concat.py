@@ -53,11 +53,13 @@ def aspp_concat(
     Returns:
         (N, sum of all O, H, W), of the memory format of ``x`` and its dtype, or under autocast of
         autocast's dtype (float64 stays; scales and biases stay what they are). Each branch has the
-        kernels that :func:`pydense.ops.atrous_conv2d` would have for it, forward and backward:
-        ``pydense.explain("atrous_conv2d", x, weight, dilation=rate)`` says which. pydense's sum
-        16-bit tensors in float32, scale, shift and round once, straight into the result, do not
-        multiply padding, and are bitwise the same for any number of threads. torch's, and the mean
-        of all pixels with its product, are torch's in all of that.
+        kernels that :func:`pydense.ops.atrous_conv2d` with ``winograd_tile=None`` would have for
+        it, forward and backward: ``pydense.explain("atrous_conv2d", x, weight, dilation=rate,
+        winograd_tile=None)`` says which; but in bfloat16 the gradients of weights that are dilated
+        or larger than 3 are always pydense's. pydense's sum 16-bit tensors in float32, scale, shift
+        and round once, straight into the result, do not multiply padding, and are bitwise the same
+        for any number of threads. torch's, and the mean of all pixels with its product, are torch's
+        in all of that.
 
     Raises:
         ValueError: A shape, number or count out of range.

@@ -15,7 +15,7 @@ from pydense import _library
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
 from ._atrous_dispatch import Call, Choice, Kernels, choose, choose_winograd
-from ._convolution_arguments import as_convolution, parameter
+from ._convolution_arguments import as_convolution, padding_of, parameter
 from ._memory_format import suggested
 from ._winograd import TILES
 
@@ -204,7 +204,7 @@ def plan_of(
     if bias is not None:
         parameter(op, "bias", bias, x, (outputs,))
     reach = [d * (k - 1) for d, k in zip(rates, weight.shape[2:], strict=True)]
-    before, after = _padding(op, padding, reach, strides)
+    before, after = padding_of(op, padding, reach, strides)
     call = Call(
         x.device.type,
         x.dtype,
@@ -218,21 +218,6 @@ def plan_of(
     )
     choice = choose_winograd(call, before, after, winograd_tile) or choose(call)
     return Plan(bias, strides, rates, groups, before, after, choice, winograd_tile)
-
-
-def _padding(
-    op: str, padding: Any, reach: Sequence[int], strides: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    if isinstance(padding, str):
-        check.choice(op, "padding", padding, ("same", "valid"))
-        if padding == "valid":
-            return (0, 0), (0, 0)
-        if strides != (1, 1):
-            raise ValueError(f"{op}: padding must be numbers where stride is not 1, got 'same'")
-        y, x = reach
-        return (y // 2, x // 2), (y - y // 2, x - x // 2)
-    both = arguments.pair(op, "padding", padding, 0)
-    return both, both
 
 
 def _with_own_kernels(

@@ -10,8 +10,8 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
-from ._convolution_arguments import as_convolution, parameter
-from .atrous_conv import ACTIVATIONS, Pair, _padding
+from ._convolution_arguments import as_convolution, padding_of, parameter
+from .atrous_conv import ACTIVATIONS, Pair
 
 _library.load()
 
@@ -100,7 +100,7 @@ def atrous_separable_conv2d(
         check.choice(op, name, value, ACTIVATIONS)
     kernel = named["depthwise_weight"].shape[2:]
     reach = [d * (k - 1) for d, k in zip(rates, kernel, strict=True)]
-    before, after = _padding(op, padding, reach, (1, 1))
+    before, after = padding_of(op, padding, reach, (1, 1))
     height, width = (
         size + low + high - r
         for size, low, high, r in zip(x.shape[2:], before, after, reach, strict=True)
