@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _ops import layouts, random, same_bits, threads
+from _ops import expansions, layouts, random, same_bits, threads
 from _ops import one_thread as one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +110,20 @@ class TestSeparable:
                 max(p, (s + 1) // 2) for p, s in zip(padding, short, strict=True)
             )
         check(shape, outputs, kernel, options, dtype, FORMATS[last], seed)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_expanded_gradients(self, dtype):
+        """The values of the same gradients in memory of their own."""
+        parts = problem((2, 37, 9, 11), 35, (3, 3), dtype)[:3]
+        for name, grad in expansions(random(2, 35, 9, 11, seed=4).to(dtype)):
+            found = []
+            for of_out in (grad, grad.contiguous()):
+                leaves = [t.clone().requires_grad_() for t in parts]
+                out = atrous_separable_conv2d(*leaves, dilation=2)
+                found.append(torch.autograd.grad(out, leaves, of_out))
+            for a, b in zip(*found, strict=True):
+                error = (a.double() - b.double()).abs().max()
+                assert error <= 4 * torch.finfo(dtype).eps * b.abs().max(), name
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("inner", [None, "relu"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _ops import layouts, one_number, random, same_bits, threads
+from _ops import expansions, layouts, one_number, random, same_bits, threads
 from _ops import one_thread as one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,6 +194,23 @@ class TestPromises:
         assert same_bits(
             dense(one, weight, bias, *geometry), dense(one.contiguous(), weight, bias, *geometry)
         )
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_expanded(self, dtype):
+        """The same bits from maps that repeat numbers of theirs in memory."""
+        x, weight, _ = problem((2, 37, 9, 11), 35, (3, 3), dtype)
+        geometry = ((2, 2), (2, 2, 2, 2))
+        grad = random(2, 35, 9, 11, seed=4).to(dtype)
+
+        def all_of(own, of_out):
+            leaves = [own.detach().requires_grad_(), weight.detach().requires_grad_()]
+            out = dense(*leaves, None, *geometry)
+            return [out.detach(), *torch.autograd.grad(out, leaves, of_out)]
+
+        for (name, own), (_, of_out) in zip(expansions(x), expansions(grad), strict=True):
+            for pair in ((own, grad), (x, of_out), (own, of_out)):
+                expected = all_of(*(t.contiguous() for t in pair))
+                assert all(map(same_bits, all_of(*pair), expected)), name
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", DTYPES)
