@@ -91,6 +91,11 @@ def expansions(x: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "along everything", x[:1, :1, :1, :1].expand(x.shape)
 
 
+def rms_error(own: Tensor, exact: Tensor) -> float:
+    """Relative to what is exact."""
+    return float((own.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """For modules that import it: many small calls on a busy machine wait for threads most."""
