@@ -79,6 +79,23 @@ def one_number(
     return torch.tensor(value, device=device).expand(shape)
 
 
+def expansions(x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Maps with strides of 0, such as the gradients of sums are: numbers of x, repeated."""
+    for name, form in (("contiguous", torch.contiguous_format), ("last", torch.channels_last)):
+        own = x.contiguous(memory_format=form)
+        yield f"{name}, along rows", own[..., :1].expand(x.shape)
+        yield f"{name}, along columns", own[..., :1, :].expand(x.shape)
+        yield f"{name}, along channels", own[:, :1].expand(x.shape)
+        yield f"{name}, along maps", x[..., 0, 0].contiguous()[..., None, None].expand(x.shape)
+        yield f"{name}, along pictures", own[:1].expand(x.shape)
+    yield "along everything", x[:1, :1, :1, :1].expand(x.shape)
+
+
+def rms_error(own: Tensor, exact: Tensor) -> float:
+    """Relative to what is exact."""
+    return float((own.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """For modules that import it: many small calls on a busy machine wait for threads most."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _ops import layouts, one_number, random, same_bits, threads
+from _ops import expansions, layouts, one_number, random, same_bits, threads
 from _ops import one_thread as one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -286,6 +286,18 @@ class TestPromises:
         assert same_bits(
             aspp_sum(one, weights, rates=rates), aspp_sum(one.contiguous(), weights, rates=rates)
         )
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_expanded_gradients(self, dtype, both_products):
+        """The same bits as of gradients in memory of their own."""
+        x, weights, _ = problem((2, 37, 9, 11), 21, (2, 5), dtype)
+        for name, grad in expansions(random(2, 21, 9, 11, seed=4).to(dtype)):
+            found = []
+            for of_out in (grad, grad.contiguous()):
+                leaves = [t.clone().requires_grad_() for t in (x, *weights)]
+                out = aspp_sum(leaves[0], leaves[1:], rates=(2, 5))
+                found.append(torch.autograd.grad(out, leaves, of_out))
+            assert all(map(same_bits, *found)), name
 
     def test_empty_batch(self):
         x, weights, biases = problem((0, 3, 4, 5), 2, (1, 2), torch.float32)

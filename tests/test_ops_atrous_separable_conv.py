@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _ops import layouts, random, same_bits, threads
+from _ops import expansions, layouts, random, rms_error, same_bits, threads
 from _ops import one_thread as one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +110,47 @@ class TestSeparable:
                 max(p, (s + 1) // 2) for p, s in zip(padding, short, strict=True)
             )
         check(shape, outputs, kernel, options, dtype, FORMATS[last], seed)
+
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("channels", [512, 2048])
+    def test_error_of_many_channels(self, channels, form):
+        """Of float32: on average at most twice torch's, however many numbers a sum has."""
+        arguments = problem((1, channels, 14, 15), 48, (3, 3), torch.float32, form)
+        wide = problem((1, 48, 14, 15), channels, (3, 3), torch.float32, form)
+        # The gradient of x is a sum over outputs: many of them, too.
+        for parts in (arguments, wide):
+            options = {"dilation": 4}
+            own = gradients(atrous_separable_conv2d, parts[:3], options)
+            exact, *theirs = (
+                gradients(
+                    reference.atrous_separable_conv2d,
+                    [t.to(dtype).contiguous(memory_format=of) for t in parts[:3]],
+                    options,
+                    torch.float32,
+                )
+                for dtype, of in [
+                    (torch.float64, FORMATS[0]),
+                    *((torch.float32, f) for f in FORMATS),
+                ]
+            )
+            for i in range(2):
+                best = min(rms_error(t[i], exact[i]) for t in theirs)
+                floor = 2 * torch.finfo(torch.float32).eps
+                assert rms_error(own[i], exact[i]) <= 2 * best + floor
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_expanded_gradients(self, dtype):
+        """The values of the same gradients in memory of their own."""
+        parts = problem((2, 37, 9, 11), 35, (3, 3), dtype)[:3]
+        for name, grad in expansions(random(2, 35, 9, 11, seed=4).to(dtype)):
+            found = []
+            for of_out in (grad, grad.contiguous()):
+                leaves = [t.clone().requires_grad_() for t in parts]
+                out = atrous_separable_conv2d(*leaves, dilation=2)
+                found.append(torch.autograd.grad(out, leaves, of_out))
+            for a, b in zip(*found, strict=True):
+                error = (a.double() - b.double()).abs().max()
+                assert error <= 4 * torch.finfo(dtype).eps * b.abs().max(), name
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("inner", [None, "relu"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from _chains import DTYPES, FORMATS, OPS, VARIANTS, gradients, leaves, problem, shapes_of, wide
-from _ops import layouts, random, same_bits, threads
+from _ops import expansions, layouts, random, same_bits, threads
 from _ops import one_thread as one_thread
 from torch.autograd import gradcheck
 from torch.library import opcheck
@@ -143,6 +143,19 @@ class TestPromises:
             assert torch.allclose(own, all_ones, rtol=1e-5, atol=1e-5), name
         y = x.clone().requires_grad_()
         chained_residual_pool(y, weights, variant=variant).sum().backward()  # expanded gradient
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_expanded_gradients(self, variant):
+        """The same bits as of gradients in memory of their own."""
+        for dtype in DTYPES:
+            arguments = problem((2, 37, 9, 11), 2, 1, dtype, FORMATS[0], True)
+            for name, grad in expansions(random(2, 37, 9, 11, seed=4).to(dtype)):
+                own, dense = (
+                    gradients(chained_residual_pool, arguments, of_out, variant=variant)
+                    for of_out in (grad, grad.contiguous())
+                )
+                n = -len(arguments[2])  # torch sums those of biases
+                assert all(same_bits(a, b) for a, b in zip(own[:n], dense[:n], strict=True)), name
 
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_empty_batch(self, backend, variant):

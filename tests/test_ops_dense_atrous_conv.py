@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _ops import layouts, one_number, random, same_bits, threads
+from _ops import expansions, layouts, one_number, random, rms_error, same_bits, threads
 from _ops import one_thread as one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -165,6 +165,34 @@ class TestValues:
             assert own.sum() == 9 * 4
             assert torch.equal(own, torchs(x, weight, None, (3, 3), (3, 3, 3, 3)).isnan())
 
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("channels", [512, 2048])
+    def test_error_of_many_channels(self, channels, form):
+        """Of float32: on average at most twice torch's, however many numbers a sum has."""
+        arguments = problem((1, channels, 14, 15), 48, (3, 3), torch.float32, form)
+        wide = problem((1, 48, 14, 15), channels, (3, 3), torch.float32, form)
+        # The gradient of x is a sum over outputs: many of them, too.
+        for x, weight, _ in (arguments, wide):
+            geometry = ((4, 4), (4, 4, 4, 4))
+            grad = random(1, weight.shape[0], 14, 15, seed=8)
+            own = gradients(lambda *a: dense(*a[:2], None, *a[2:]), (x, weight), geometry, grad)
+            exact, *theirs = (
+                gradients(
+                    lambda *a: torchs(*a[:2], None, *a[2:]),
+                    [t.to(dtype).contiguous(memory_format=of) for t in (x, weight)],
+                    geometry,
+                    grad.to(dtype).contiguous(memory_format=of),
+                )
+                for dtype, of in [
+                    (torch.float64, FORMATS[0]),
+                    *((torch.float32, f) for f in FORMATS),
+                ]
+            )
+            for i in range(2):
+                best = min(rms_error(t[i], exact[i]) for t in theirs)
+                floor = 2 * torch.finfo(torch.float32).eps
+                assert rms_error(own[i], exact[i]) <= 2 * best + floor
+
     def test_outputs_without_taps(self):
         """Far in the padding there is the bias alone."""
         x, weight, bias = problem((1, 3, 2, 2), 4, (2, 2), torch.float32)
@@ -194,6 +222,23 @@ class TestPromises:
         assert same_bits(
             dense(one, weight, bias, *geometry), dense(one.contiguous(), weight, bias, *geometry)
         )
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_expanded(self, dtype):
+        """The same bits from maps that repeat numbers of theirs in memory."""
+        x, weight, _ = problem((2, 37, 9, 11), 35, (3, 3), dtype)
+        geometry = ((2, 2), (2, 2, 2, 2))
+        grad = random(2, 35, 9, 11, seed=4).to(dtype)
+
+        def all_of(own, of_out):
+            leaves = [own.detach().requires_grad_(), weight.detach().requires_grad_()]
+            out = dense(*leaves, None, *geometry)
+            return [out.detach(), *torch.autograd.grad(out, leaves, of_out)]
+
+        for (name, own), (_, of_out) in zip(expansions(x), expansions(grad), strict=True):
+            for pair in ((own, grad), (x, of_out), (own, of_out)):
+                expected = all_of(*(t.contiguous() for t in pair))
+                assert all(map(same_bits, all_of(*pair), expected)), name
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", DTYPES)

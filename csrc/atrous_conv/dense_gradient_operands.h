@@ -61,10 +61,9 @@ class GradientOperands {
           const int64_t part = smaller(kLanes, channel + channels - c);
           Steps square[kLanes];
           for (int64_t k = 0; k < kLanes; ++k) {
-            square[k] = k * kStep < count
-                            ? channels_of(row + (i + k * kStep) * from.pixel + c,
-                                          count - k * kStep > 1 ? from.pixel : 0, part)
-                            : Steps{};
+            square[k] = k * kStep < count ? channels_of(row + (i + k * kStep) * from.pixel + c,
+                                                        from.pixel, count - k * kStep > 1, part)
+                                          : Steps{};
           }
           transpose_square(square);
           for (int64_t k = 0; k < part; ++k) {
@@ -92,8 +91,8 @@ class GradientOperands {
           for (int64_t i = 0; i < pixels.count; i += kStep) {
             store(place + i / kStep * kColumns + half,
                   part <= 0 ? Steps{}
-                            : channels_of(row + i * from.pixel + first,
-                                          pixels.count - i > 1 ? from.pixel : 0, part));
+                            : channels_of(row + i * from.pixel + first, from.pixel,
+                                          pixels.count - i > 1, part));
           }
           continue;
         }
@@ -129,8 +128,9 @@ class GradientOperands {
     }
   }
 
-  // A step of each of some channels of a pixel; pairs: with the one `next` elements on, or 0.
-  static Steps channels_of(const S* from, int64_t next, int64_t channels) {
+  // A step of each of some channels of a pixel; pairs: with the one `next` elements on, or 0. An
+  // expanded map has all pixels in one place: `next` may be 0 where there is a second pixel.
+  static Steps channels_of(const S* from, int64_t next, bool has_next, int64_t channels) {
     if constexpr (kStep == 2) {
       using Pixels = Vec<uint16_t, kLanes>;
       const auto pixel = [&](const S* own) {
@@ -139,7 +139,7 @@ class GradientOperands {
         return channels == kLanes ? load<Pixels>(own) : part;
       };
       const Steps low = __builtin_convertvector(pixel(from), Steps);
-      return next == 0 ? low : low | (__builtin_convertvector(pixel(from + next), Steps) << 16);
+      return has_next ? low | (__builtin_convertvector(pixel(from + next), Steps) << 16) : low;
     } else {
       return channels == kLanes ? load_as<V>(from) : load_part<V>(from, channels);
     }

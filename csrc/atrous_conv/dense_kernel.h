@@ -8,6 +8,7 @@
 #include "atrous_conv/dense_picture.h"
 #include "atrous_conv/dense_runs.h"
 #include "atrous_conv/dense_weight_panels.h"
+#include "common/gemm/gemm_parts.h"
 
 namespace pydense::PYDENSE_ISA {
 
@@ -138,9 +139,9 @@ class DenseConv {
                         panels_.first_channel(slab), depth, work.room);
       const bool more = slab > 0 || !is_first(i, tap);
       for (int64_t p = 0; p < own_panels; ++p) {
-        gemm_rows<P, false>(run.count, depth, rows.first, rows.pitch,
-                            weights + p * depth * kColumns,
-                            work.sums + (p * task_pixels_ + pixel) * kColumns, kColumns, more);
+        gemm_rows_in_parts<P, false>(
+            run.count, depth, rows.first, rows.pitch, weights + p * depth * kColumns,
+            work.sums + (p * task_pixels_ + pixel) * kColumns, kColumns, more);
       }
     }
   }

@@ -6,7 +6,7 @@
 
 #include "atrous_conv/dense.h"
 #include "common/buffer.h"
-#include "common/gemm/gemm.h"
+#include "common/gemm/gemm_panels.h"
 #include "common/simd_lanes.h"
 
 namespace pydense::PYDENSE_ISA {
@@ -33,7 +33,8 @@ class WeightPanels {
     blocks_ = ceil_div(panels, block_panels_);
     panels_ = panels;
     const int64_t slabs = ceil_div(depth_ * kColumns * kSize, kPanelBytes);
-    slab_ = ceil_div(ceil_div(depth_, slabs), kStep) * kStep;
+    // Whole parts: sums do not depend on the width of vectors.
+    slab_ = ceil_div(ceil_div(depth_, slabs), kGemmPartDepth) * kGemmPartDepth;
     slabs_ = ceil_div(depth_, slab_);
   }
 

@@ -9,11 +9,11 @@
 
 #include "atrous_conv/depthwise_sums.h"
 #include "atrous_conv/separable.h"
-#include "common/gemm/gemm.h"
+#include "common/gemm/gemm_parts.h"
 
 namespace pydense::PYDENSE_ISA {
 
-constexpr int64_t kSlab = 256;             // channels; whole steps of a product
+constexpr int64_t kSlab = 256;             // channels; whole parts of a product
 constexpr int64_t kTileColumns = 320;      // pixels of a contiguous tile, about
 constexpr int64_t kTilePlaces = 512;       // of rows of the kernel on those of a tile, about
 constexpr int64_t kTileBytes = 640 << 10;  // of the operand of a channels_last tile, about
@@ -258,8 +258,8 @@ class Separable {
       const int64_t rows = smaller(kGemmRows, args_.outputs - o);
       T* const sums = product + o * row;
       for (int64_t p = 0; p < columns; p += kColumns) {
-        gemm_rows<P, true>(rows, depth, weights_.as<P>() + o * depth_ + c * rows, 0,
-                           panels + p * depth, sums + p, row, c > 0);
+        gemm_rows_in_parts<P, true>(rows, depth, weights_.as<P>() + o * depth_ + c * rows, 0,
+                                    panels + p * depth, sums + p, row, c > 0);
       }
       for (int64_t i = 0; c + depth == depth_ && i < rows; ++i) {
         for (int64_t r = 0; r < tile.num_rows; ++r) {
@@ -288,8 +288,9 @@ class Separable {
         const int64_t rows = smaller(kGemmRows, pixels - p);
         T* const sums = memory.as<T>() + p * row;
         for (int64_t o = 0; o < args_.outputs; o += kColumns) {
-          gemm_rows<P, false>(rows, depth, operand.as<P>() + p * stride + c, stride,
-                              weights_.as<P>() + o * depth_ + c * kColumns, sums + o, row, c > 0);
+          gemm_rows_in_parts<P, false>(rows, depth, operand.as<P>() + p * stride + c, stride,
+                                       weights_.as<P>() + o * depth_ + c * kColumns, sums + o, row,
+                                       c > 0);
         }
         for (int64_t i = 0; c + depth == depth_ && i < rows; ++i) {
           const int64_t y = tile.rows[(p + i) / tile.width];

@@ -8,7 +8,7 @@
 //
 // Tiles of all grids are the columns of (m + 2)^2 matrix products; they are made, multiplied and
 // put together by blocks of bounded size. Tiles at the end of a grid reach beyond it: where grids
-// are small they are mostly padding (winograd_share).
+// are small they are mostly padding (share_of_direct in pydense/ops/_winograd.py).
 #pragma once
 
 #include <cstdint>

@@ -42,8 +42,9 @@ class WinogradTiles {
         kPlaces * (args.channels + args.outputs) * across_ * static_cast<int64_t>(sizeof(float));
     // As many as the bytes allow, or somewhat less or more: what fills whole panels best.
     const int64_t most = larger(1, kWinogradBlockBytes / row_bytes);
+    const int64_t fewest = larger(1, smaller(rows, most / 2));
     int64_t least = INT64_MAX;
-    for (int64_t n = smaller(rows, most + most / 4); n >= larger(1, most / 2); --n) {
+    for (int64_t n = smaller(rows, most + most / 4); n >= fewest; --n) {
       const int64_t panels = rows / n * gemm_panels(n * across_, kGemmRows) +
                              gemm_panels(rows % n * across_, kGemmRows);
       if (panels < least) {
