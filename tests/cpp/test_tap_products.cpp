@@ -80,7 +80,7 @@ class Problem {
         x_(numbers<S>(c.images * c.channels * pixels_, 1)),
         grad_(numbers<S>(c.images * c.outputs * pixels_, 2)),
         bias_(numbers<T>(c.outputs, 3)) {
-    narrow_ = std::is_same_v<S, BFloat16> && tap_products_multiply_pairs();
+    narrow_ = std::is_same_v<S, BFloat16> && multiplies_bf16_pairs();
     wide_stack_ = numbers<T>(taps_ * c.outputs * c.channels, 4);
     narrow_stack_ = numbers<S>(taps_ * c.outputs * c.channels, 4);
   }
