@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._atrous_dispatch import Call, Kernels, choose
 from ._forward_ad import refuse_tangent
-from ._memory_format import empty_picture, suggested
+from ._memory_format import empty_picture, in_format, suggested
 
 _OPS = torch.ops.pydense
 
@@ -128,7 +128,7 @@ def _backward_op(
         if own is not None:
             if pools:
                 own = (own / (x.shape[2] * x.shape[3])).expand(x.shape)
-            of_x = own.clone(memory_format=layout) if of_x is None else of_x.add_(own)
+            of_x = in_format(own, layout) if of_x is None else of_x.add_(own)
         if plain is not None and need_weight:
             of_weights.append(_times(plain, scale).contiguous())
         if plain is not None and need_scale and scale is not None:

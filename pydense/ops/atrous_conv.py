@@ -234,7 +234,7 @@ def _with_own_kernels(
     result: Tensor
     if plan.choice.kernels is Kernels.WINOGRAD:
         result = _OPS.winograd_atrous_conv2d(
-            x, weight, None, plan.bias, plan.dilation[0], relu, False, plan.winograd_tile
+            x, weight, plan.bias, plan.dilation[0], relu, False, plan.winograd_tile
         )
     elif plan.choice.kernels is Kernels.DEPTHWISE:
         result = _OPS.depthwise_atrous_conv2d(x, weight, plan.bias, *geometry, False, relu)
