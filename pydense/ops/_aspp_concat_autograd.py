@@ -25,20 +25,23 @@ _OPS = torch.ops.pydense
 def _concat(
     x: Tensor,
     weights: Sequence[Tensor],
+    packed: Sequence[Tensor],
     pool_weight: Tensor | None,
     scales: Sequence[Tensor],
     biases: Sequence[Tensor],
     rates: Sequence[int],
     relu: bool,
 ) -> Tensor:
-    out = _fake(x, weights, pool_weight, scales, biases, rates, relu)
+    """``packed`` is empty, or has a tensor for each weight, without elements where it is not."""
+    out = _fake(x, weights, packed, pool_weight, scales, biases, rates, relu)
     parts = _parts(out, weights, pool_weight)
     for i, weight in enumerate(weights):
         scale, bias = (row[i] if row else None for row in (scales, biases))
         padding = _padding(weight, rates[i])
-        if _is_own(x, weight, rates[i]):
+        if takes_dense(x, weight, rates[i]):
+            panels = packed[i] if packed and packed[i].numel() else None
             _OPS._dense_atrous_conv2d_into(
-                x, weight, None, scale, bias, parts[i], rates[i], rates[i], *padding, relu
+                x, weight, panels, scale, bias, parts[i], rates[i], rates[i], *padding, relu
             )
         else:
             made = conv2d(x, weight, padding=padding, dilation=rates[i])
@@ -72,7 +75,7 @@ def _finish(
         out.relu_()
 
 
-def _is_own(x: Tensor, weight: Tensor, rate: int) -> bool:
+def takes_dense(x: Tensor, weight: Tensor, rate: int) -> bool:
     """Whether pydense's kernels convolve: the rule of atrous_conv2d without Winograd's."""
     outputs, channels, height, width = weight.shape
     last = suggested(x) == torch.channels_last
@@ -84,6 +87,7 @@ def _is_own(x: Tensor, weight: Tensor, rate: int) -> bool:
 def _fake(
     x: Tensor,
     weights: Sequence[Tensor],
+    packed: Sequence[Tensor],
     pool_weight: Tensor | None,
     scales: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -158,7 +162,7 @@ def _gradients(
     """Of the source, with the factor, and of the weight, without it."""
     padding, scaled = _padding(weight, rate), _times(weight, scale)
     of_source = of_weight = None
-    own = _is_own(source, weight, rate)
+    own = takes_dense(source, weight, rate)
     # torch 2.13 leaves memory as it was in this gradient of bfloat16, channels last, where taps are
     # apart or kernels are wide.
     spread = rate > 1 or max(weight.shape[2:]) > 3
@@ -200,8 +204,9 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, pool_weight, scales, biases, ctx.rates, ctx.relu = inputs
+    x, weights, packed, pool_weight, scales, biases, ctx.rates, ctx.relu = inputs
     ctx.counts = len(weights), len(scales), [bias.dtype for bias in biases]
+    ctx.num_packed = len(packed)
     ctx.pools = pool_weight is not None
     pool = [pool_weight] * ctx.pools
     ctx.save_for_backward(x, *weights, *pool, *scales, *[output] * ctx.relu)
@@ -215,7 +220,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad = torch.ops.aten.threshold_backward(grad, saved.pop(), 0)
     weights, saved = saved[:num_weights], saved[num_weights:]
     pool_weight = saved.pop(0) if ctx.pools else None
-    need_x, need_weights, need_pool, need_scales, need_biases = ctx.needs_input_grad[:5]
+    need_x, need_weights, _, need_pool, need_scales, need_biases = ctx.needs_input_grad[:6]
     needed = [*need_weights, *[bool(need_pool)] * ctx.pools, *(need_scales if num_scales else [])]
     made = iter(())
     if need_x or any(needed):
@@ -235,10 +240,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             part.to(kind) if need else None
             for part, kind, need in zip(sums, kinds, need_biases, strict=True)
         ]
-    return of_x, of_weights, of_pool, of_scales, of_biases, None, None
+    of_packed = [None] * ctx.num_packed
+    return of_x, of_weights, of_packed, of_pool, of_scales, of_biases, None, None
 
 
-def _flops(shape: Any, weights: Any, pool: Any, *rest: Any, **values: Any) -> int:
+def _flops(shape: Any, weights: Any, packed: Any, pool: Any, *rest: Any, **values: Any) -> int:
     """Two for each tap and output, as torch counts, and the pooled ones."""
     batch, _, height, width = shape
     each = sum(o * c * kh * kw for o, c, kh, kw in weights) * height * width
@@ -261,7 +267,7 @@ def _backward_flops(
     for i in range(len(branches)):
         products = need_x + (needed[i] or (bool(scales) and needed[len(branches) + i]))
         one = [branches[i]] if i < len(weights) else []
-        total += products * _flops(x, one, None if one else branches[i])
+        total += products * _flops(x, one, [], None if one else branches[i])
     return total
 
 

@@ -26,7 +26,7 @@ def suggested(x: Tensor) -> torch.memory_format:
 
 
 def in_format(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """x with the very strides of a new tensor of this format: itself, or a copy."""
+    """X with the very strides of a new tensor of this format: itself, or a copy."""
     strides = torch.empty(x.shape, memory_format=layout, device="meta").stride()
     return x if x.stride() == strides else x.clone(memory_format=layout)
 

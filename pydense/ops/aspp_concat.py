@@ -14,11 +14,11 @@ from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
 from ._convolution_arguments import as_convolution, parameter, tensors
 from .aspp import MAX_BRANCHES, MAX_RATE
-from .atrous_conv import ACTIVATIONS
+from .atrous_conv import ACTIVATIONS, WeightCache
 
 _library.load()
 
-from . import _aspp_concat_autograd as _aspp_concat_autograd  # noqa: E402  registers
+from . import _aspp_concat_autograd as operators  # noqa: E402  registers
 
 
 def aspp_concat(
@@ -81,6 +81,20 @@ def aspp_concat(
         >>> aspp_concat(x, weights, (1, 6, 12), pool_weight=torch.rand(4, 8, 1, 1)).shape
         torch.Size([1, 16, 17, 17])
     """
+    return concat(x, weights, rates, pool_weight, scales, biases, activation)
+
+
+def concat(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    rates: Sequence[int],
+    pool_weight: Tensor | None,
+    scales: Sequence[Tensor] | None,
+    biases: Sequence[Tensor] | None,
+    activation: str | None,
+    caches: Sequence[WeightCache | None] = (),
+) -> Tensor:
+    """``aspp_concat`` with weights that may be packed before: a cache for each of them, or none."""
     op = "aspp_concat"
     arguments.picture(op, "x", x, ("cpu",))
     row = tensors(op, "weights", weights, MAX_BRANCHES)
@@ -91,21 +105,41 @@ def aspp_concat(
     numbers = [check.integer(op, f"rates[{i}]", r, 1, MAX_RATE) for i, r in enumerate(wanted)]
     check.choice(op, "activation", activation, ACTIVATIONS)
     vectors = {
-        name: [] if given is None else tensors(op, name, given, MAX_BRANCHES + 1)
-        for name, given in (("scales", scales), ("biases", biases))
+        name: [] if row_of is None else tensors(op, name, row_of, MAX_BRANCHES + 1)
+        for name, row_of in (("scales", scales), ("biases", biases))
     }
+    given = row
     x, (row, pool) = as_convolution(x, row, pool)
     for i, weight in enumerate(row):
         _check_weight(op, f"weights[{i}]", weight, x)
     for weight in pool:
         _check_weight(op, "pool_weight", weight, x, pools=True)
     outputs = [weight.shape[0] for weight in (*row, *pool)]
-    for name, given in vectors.items():
-        _check_vectors(op, name, given, outputs, x)
+    for name, vector in vectors.items():
+        _check_vectors(op, name, vector, outputs, x)
+    packed = _packed(x, given, numbers, caches)
     result: Tensor = torch.ops.pydense.aspp_concat(
-        x, row, pool[0] if pool else None, *vectors.values(), numbers, activation == "relu"
+        x, row, packed, pool[0] if pool else None, *vectors.values(), numbers, activation == "relu"
     )
     return result
+
+
+def _packed(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    rates: Sequence[int],
+    caches: Sequence[WeightCache | None],
+) -> list[Tensor]:
+    """What the caches have of weights that pydense's kernels read, for the operator."""
+    found = [
+        None
+        if cache is None or not operators.takes_dense(x, weight, rate)
+        else cache.get(weight, x.dtype)
+        for weight, rate, cache in zip(weights, rates, caches, strict=bool(caches))
+    ]
+    if all(item is None for item in found):
+        return []
+    return [x.new_empty(0, dtype=torch.uint8) if item is None else item for item in found]
 
 
 def _check_weight(op: str, name: str, weight: Tensor, x: Tensor, pools: bool = False) -> None:
