@@ -3,6 +3,7 @@
 
 from ._convert import convert
 from ._fold import fold_batchnorm
+from ._operators import use_operators
 from .aspp import ASPPSum
 from .aspp_concat import ASPP
 from .atrous_conv import AtrousConv2d
@@ -34,4 +35,5 @@ __all__ = [
     "UpsampleCrop",
     "convert",
     "fold_batchnorm",
+    "use_operators",
 ]

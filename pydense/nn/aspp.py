@@ -9,12 +9,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from pydense.ops import _crf_arguments as check
-from pydense.ops.aspp import MAX_BRANCHES, MAX_RATE, aspp_sum
+from pydense.ops.aspp import MAX_BRANCHES, MAX_RATE
+
+from ._operators import UsesOperators
 
 _MAX_CHANNELS = 2**20
 
 
-class ASPPSum(nn.Module):
+class ASPPSum(UsesOperators, nn.Module):
     """DeepLab v2's classifier, the sum of 3x3 convolutions of several rates.
 
     See :func:`pydense.ops.aspp_sum`. The convolutions are called ``conv2d_list.0``, ...;
@@ -76,7 +78,8 @@ class ASPPSum(nn.Module):
         """The sum of the branches."""
         weights = [layer.weight for layer in self._branches()]
         biases = [layer.bias for layer in self._branches() if layer.bias is not None]
-        return aspp_sum(x, weights, biases or None, rates=self.rates)
+        out: Tensor = self.operators.aspp_sum(x, weights, biases or None, rates=self.rates)
+        return out
 
 
 def _rename(module: Any, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

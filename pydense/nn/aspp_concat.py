@@ -17,6 +17,7 @@ from pydense.ops.atrous_conv import WeightCache
 
 from ._batchnorm import factors, is_fixed
 from ._hooks import has_hooks
+from ._operators import UsesOperators
 from .atrous_conv import AtrousConv2d
 
 _MAX_CHANNELS = 2**20
@@ -27,7 +28,7 @@ class _Branch(NamedTuple):
     norm: nn.Module
 
 
-class ASPP(nn.Module):
+class ASPP(UsesOperators, nn.Module):
     """DeepLab v3's head: a 1x1 and several atrous convolutions and image pooling, then a 1x1 one.
 
     The parameters and keys are those of ``torchvision.models.segmentation.deeplabv3.ASPP``, and so
@@ -109,16 +110,15 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The projection of all branches."""
-        branches = _branches_of(self.convs)
-        if x.device.type == "cpu" and x.dim() == 4 and not has_hooks(self.convs):
-            out = _concat(x, branches)
-        else:
-            out = None
+        fuses = x.device.type == "cpu" and x.dim() == 4 and not self.plain
+        out = None
+        if fuses and not has_hooks(self.convs):
+            out = _concat(x, _branches_of(self.convs))
         if out is None:
             out = torch.cat([_run(row, x) for row in self.convs], 1)
         layers = _layers(self.project)
         last = _branch_of(layers[:3], False)
-        if out.device.type == "cpu" and out.dim() == 4 and not has_hooks(self.project):
+        if fuses and not has_hooks(self.project):
             projected = _concat(out, [last], pools=False)
             if projected is not None:
                 for layer in layers[3:]:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from pydense.ops.atrous_conv import convolve
 
+from ._operators import UsesOperators
 from ._packed_weight import PackedWeight
 
 
-class AtrousConv2d(nn.Conv2d):
+class AtrousConv2d(UsesOperators, nn.Conv2d):
     """``nn.Conv2d`` over :func:`pydense.ops.atrous_conv2d`: the same arguments, parameters, keys.
 
     Padding other than with zeros is torch's. ``activation`` is None; it is ``"relu"`` where
@@ -60,6 +61,18 @@ class AtrousConv2d(nn.Conv2d):
         if self.padding_mode != "zeros":
             padded: Tensor = super()._conv_forward(input, weight, bias)
             return padded.relu() if self.activation == "relu" else padded
+        if self.plain:
+            result: Tensor = self.operators.atrous_conv2d(
+                input,
+                weight,
+                bias,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                groups=self.groups,
+                activation=self.activation,
+            )
+            return result
         x = input if input.dim() == 4 else input[None]
         out = convolve(
             x,

@@ -13,12 +13,13 @@ from pydense.ops.atrous_separable_conv import atrous_separable_conv2d
 
 from ._batchnorm import folded, is_fixed
 from ._hooks import has_hooks
+from ._operators import UsesOperators
 from .atrous_conv import AtrousConv2d
 
 _Pair = int | Sequence[int]
 
 
-class AtrousSeparableConv2d(nn.Module):
+class AtrousSeparableConv2d(UsesOperators, nn.Module):
     """A depthwise atrous and a 1x1 convolution, with batch normalisation and ReLU where wanted.
 
     See :func:`pydense.ops.atrous_separable_conv2d`. Where batch normalisation takes its statistics
@@ -95,7 +96,8 @@ class AtrousSeparableConv2d(nn.Module):
         """The result, in one pass where nothing but fixed batch normalisation stands between."""
         norms = [self.depthwise_norm, self.pointwise_norm]
         fixed = all(norm is None or is_fixed(norm) for norm in norms)
-        if x.device.type == "cpu" and fixed and not any(map(has_hooks, self.children())):
+        fuses = x.device.type == "cpu" and fixed and not self.plain
+        if fuses and not any(map(has_hooks, self.children())):
             inner, inner_bias = folded(self.depthwise.weight, self.depthwise.bias, norms[0])
             outer, outer_bias = folded(self.pointwise.weight, self.pointwise.bias, norms[1])
             return atrous_separable_conv2d(

@@ -14,10 +14,10 @@ from pydense.ops import _crf_arguments as check
 from pydense.ops.chained_residual_pool import (
     MAX_STAGES,
     VARIANTS,
-    chained_residual_pool,
     window_size,
 )
-from pydense.ops.upsample import fuse_sum_upsample
+
+from ._operators import UsesOperators
 
 _MAX_CHANNELS = 2**20
 
@@ -36,7 +36,7 @@ def _convolution(inputs: int, outputs: int, kernel_size: int, bias: bool = False
     return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=bias)
 
 
-class ChainedResidualPooling(nn.Module):
+class ChainedResidualPooling(UsesOperators, nn.Module):
     """RefineNet's chained residual pooling; see :func:`pydense.ops.chained_residual_pool`.
 
     The convolutions are called ``1_outvar_dimred`` to ``{stages}_outvar_dimred``, as ``CRPBlock``
@@ -89,13 +89,14 @@ class ChainedResidualPooling(nn.Module):
         """The sum of the input and all stages."""
         layers = [getattr(self, f"{i + 1}_outvar_dimred") for i in range(self.stages)]
         biases = [layer.bias for layer in layers]
-        return chained_residual_pool(
+        out: Tensor = self.operators.chained_residual_pool(
             x,
             [layer.weight for layer in layers],
             None if biases[0] is None else biases,
             variant=self.variant,
             pool_size=self.pool_size,
         )
+        return out
 
     def extra_repr(self) -> str:
         """What the convolutions do not show."""
@@ -137,7 +138,7 @@ class ResidualConvUnit(nn.Module):
         return x
 
 
-class MultiResolutionFusion(nn.Module):
+class MultiResolutionFusion(UsesOperators, nn.Module):
     """RefineNet's fusion: a convolution for each map, bilinear upsampling to the largest, a sum.
 
     Upsampling (``align_corners=True``, as in the PyTorch ports), sum and ReLU are one pass:
@@ -185,7 +186,10 @@ class MultiResolutionFusion(nn.Module):
         for x in row[1:]:
             if x.shape[2] > size[0] or x.shape[3] > size[1]:
                 size = x.shape[2:]
-        return fuse_sum_upsample(row, tuple(size), relu=self.relu, align_corners=True)
+        out: Tensor = self.operators.fuse_sum_upsample(
+            row, tuple(size), relu=self.relu, align_corners=True
+        )
+        return out
 
 
 class RefineNetBlock(nn.Module):
@@ -279,7 +283,7 @@ class RefineNetBlock(nn.Module):
         self.load_state_dict(own)
 
 
-class UpsampleConcatConv1x1(nn.Module):
+class UpsampleConcatConv1x1(UsesOperators, nn.Module):
     r"""Upsample maps to one size, concatenate them, and convolve 1x1: convolved first.
 
     .. math:: w * \mathrm{cat}_k(U_k x_k) + b = \sum_k U_k (w_k * x_k) + b
@@ -337,11 +341,17 @@ class UpsampleConcatConv1x1(nn.Module):
                 f"{op}: maps must have channels {self.in_channels}, "
                 f"got {[x.shape[1] for x in maps]}"
             )
+        wanted: Any = tuple(maps[0].shape[2:]) if size is None else size
+        options: dict[str, Any] = {"align_corners": self.align_corners, "mode": self.mode}
+        if self.plain:
+            fuse = self.operators.fuse_sum_upsample
+            whole = torch.cat([fuse([x], wanted, **options) for x in maps], 1)
+            return conv2d(whole, self.weight, self.bias)
         weights = torch.split(self.weight, self.in_channels, dim=1)
         biases = [self.bias, *[None] * (len(maps) - 1)]
         row = [conv2d(x, w, b) for x, w, b in zip(maps, weights, biases, strict=True)]
-        wanted: Any = tuple(maps[0].shape[2:]) if size is None else size
-        return fuse_sum_upsample(row, wanted, align_corners=self.align_corners, mode=self.mode)
+        out: Tensor = self.operators.fuse_sum_upsample(row, wanted, **options)
+        return out
 
     def extra_repr(self) -> str:
         """The arguments of the constructor."""

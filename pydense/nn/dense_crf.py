@@ -10,15 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pydense.ops import (
-    FreeEnergy,
-    dense_crf,
-    dense_crf_energy,
-    dense_crf_free_energy,
-    dense_crf_steps,
-)
+from pydense.ops import FreeEnergy, dense_crf_energy, dense_crf_free_energy
 from pydense.ops import _crf_arguments as check
 from pydense.ops._crf_features import check_features
+
+from ._operators import UsesOperators
 
 _OP = "DenseCRF"
 # What pydensecrf's example uses.
@@ -26,7 +22,7 @@ _GAUSSIAN = MappingProxyType({"sxy": 3, "compat": 3})
 _BILATERAL = MappingProxyType({"sxy": 80, "srgb": 13, "compat": 10})
 
 
-class DenseCRF(nn.Module):
+class DenseCRF(UsesOperators, nn.Module):
     """Refines the scores of a segmentation network with a fully connected CRF.
 
     ``DenseCRF()(logits, image)`` gives the marginals after 10 mean-field iterations with a
@@ -112,21 +108,29 @@ class DenseCRF(nn.Module):
     ) -> Tensor:
         """Marginals after ``iterations`` updates; see the class for shapes."""
         arguments = self._arguments(logits, features)
-        return dense_crf(logits, image, **arguments, iterations=self.iterations)
+        operators = self.operators
+        q: Tensor = operators.dense_crf(logits, image, **arguments, iterations=self.iterations)
+        return q
 
     def labels(
         self, logits: Tensor, image: Tensor | None = None, features: Sequence[Tensor] = ()
     ) -> Tensor:
         """The most probable label of every point, (N, *spatial) int64."""
         arguments = self._arguments(logits, features)
-        return dense_crf(logits, image, **arguments, iterations=self.iterations, output="labels")
+        labels: Tensor = self.operators.dense_crf(
+            logits, image, **arguments, iterations=self.iterations, output="labels"
+        )
+        return labels
 
     def steps(
         self, logits: Tensor, image: Tensor | None = None, features: Sequence[Tensor] = ()
     ) -> Iterator[Tensor]:
         """The marginals after 1, 2, ..., ``iterations`` updates, see ``dense_crf_steps``."""
         arguments = self._arguments(logits, features)
-        return dense_crf_steps(logits, image, **arguments, iterations=self.iterations)
+        steps: Iterator[Tensor] = self.operators.dense_crf_steps(
+            logits, image, **arguments, iterations=self.iterations
+        )
+        return steps
 
     def free_energy(
         self,

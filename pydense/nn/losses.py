@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pydense.ops import CrossEntropy, upsample_cross_entropy
+from pydense.ops import CrossEntropy
 from pydense.ops import _crf_arguments as check
 from pydense.ops import _segmentation_arguments as arguments
 
+from ._operators import UsesOperators
 
-class _UpsampledLoss(nn.Module):
+
+class _UpsampledLoss(UsesOperators, nn.Module):
     """What the losses share: the weights of the classes and of the outputs."""
 
     weight: Tensor | None
@@ -55,7 +57,7 @@ class _UpsampledLoss(nn.Module):
         return list(zip(weights, row, strict=True))
 
     def _cross_entropy(self, logits: Tensor, target: Tensor, **options: Any) -> Any:
-        return upsample_cross_entropy(
+        return self.operators.upsample_cross_entropy(
             logits,
             target,
             align_corners=self.align_corners,
@@ -134,7 +136,7 @@ class SegmentationLoss(_UpsampledLoss):
         """The loss; with ``return_counts`` also the counts of the last output."""
         terms: list[Tensor] = []
         for factor, logits in self._outputs(outputs):
-            found: CrossEntropy = self._cross_entropy(
+            loss, correct, valid = self._cross_entropy(
                 logits,
                 target,
                 weight=self.weight,
@@ -143,9 +145,9 @@ class SegmentationLoss(_UpsampledLoss):
                 pixel_weight=pixel_weight,
                 return_counts=True,
             )
-            terms.append(found.loss * factor)
+            terms.append(loss * factor)
         total = _sum(terms)
-        return CrossEntropy(total, found.correct, found.valid) if return_counts else total
+        return CrossEntropy(total, correct, valid) if return_counts else total
 
     def extra_repr(self) -> str:
         """The arguments of the constructor that are no tensors."""

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from pydense.ops import _crf_arguments as check
 from pydense.ops import _upsample_arguments as arguments
 from pydense.ops.coord_map import Crop, Deconv
-from pydense.ops.upsample import bilinear_filler, upsample_crop
+from pydense.ops.upsample import bilinear_filler
+
+from ._operators import UsesOperators
 
 _OP = "UpsampleCrop"
 # Relative; fillers that compute in float32 are off by as much at the ends of large filters.
 _TOLERANCE = 2e-5
 
 
-class UpsampleCrop(nn.Module):
+class UpsampleCrop(UsesOperators, nn.Module):
     """Upsamples by a bilinear deconvolution and crops to the size of another map.
 
     Replaces ``nn.ConvTranspose2d(C, C, kernel_size, stride, padding, bias=False)`` with the fixed
@@ -105,7 +107,7 @@ class UpsampleCrop(nn.Module):
     def forward(self, x: Tensor, like: Tensor | int | Sequence[int]) -> Tensor:
         """The crop; see the class for shapes."""
         size: Any = tuple(like.shape[-2:]) if isinstance(like, Tensor) else like
-        return upsample_crop(
+        out: Tensor = self.operators.upsample_crop(
             x,
             stride=self.stride,
             kernel_size=self.kernel_size,
@@ -114,6 +116,7 @@ class UpsampleCrop(nn.Module):
             size=size,
             border=self.border,
         )
+        return out
 
     def coordinate_layers(self) -> list[Deconv | Crop]:
         """The layer as :func:`pydense.ops.coordinate_map` sees it."""

@@ -28,7 +28,7 @@ def upsample_bilinear(
     if size is None:
         sizes = [math.floor(n * s) for n, s in zip(x.shape[2:], scales, strict=True)]
     else:
-        sizes = [int(n) for n in _two(size)]
+        sizes = list(_two(size))
     matrices = [
         _interpolation(n, out, align_corners, scale, x)
         for n, out, scale in zip(x.shape[2:], sizes, scales, strict=True)
@@ -86,10 +86,9 @@ def fuse_sum_upsample(
 
 def _interpolation(n: int, out: int, align_corners: bool, scale: float | None, x: Tensor) -> Tensor:
     y = torch.arange(out, dtype=torch.float64, device=x.device)
-    if n == out:
-        source = y
-    elif align_corners:
-        source = y * (n - 1) / max(out - 1, 1)
+    if align_corners:
+        last: Any = torch.sym_max(out - 1, 1)  # type: ignore[no-untyped-call]
+        source = y * (n - 1) / last
     else:
         step = n / out if scale is None else 1 / scale
         source = (y + 0.5) * step - 0.5

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation networks as published, on pydense's layers.
+
+``list_models()`` names the published configurations; each is a function here. Pictures of any size
+work, logits have the size of the input.
+
+    >>> from pydense.models import unet
+    >>> import torch
+    >>> model = unet(num_classes=3).eval()
+    >>> model.predict(torch.rand(1, 3, 33, 50)).shape  # labels, without logits of that size
+    torch.Size([1, 33, 50])
+
+Every constructor takes ``reference=True`` for the network's twin in plain torch, and
+``features_only=True`` for the ordered dict of maps that torchvision's detectors take.
+"""
+
+from ._base import Frame, SegmentationModel, reference_twin
+from ._registry import get_model, list_models, register_model
+from .deeplab_v2 import (
+    DeepLabV2ResNet,
+    DeepLabV2VGG,
+    deeplab_largefov_vgg16,
+    deeplab_v2_resnet101,
+    deeplab_v2_resnet101_crf,
+    deeplab_v2_resnet101_single_scale,
+    deeplab_v2_vgg16,
+    deeplab_v2_vgg16_no_pool5a,
+)
+from .deeplab_v3 import (
+    DeepLabV3,
+    FCNResNet,
+    deeplab_v3_resnet50,
+    deeplab_v3_resnet101,
+    fcn_resnet50,
+    fcn_resnet101,
+)
+from .fcn import (
+    FCN,
+    FCNAlexNet,
+    fcn8s_atonce_vgg16,
+    fcn8s_vgg16,
+    fcn16s_vgg16,
+    fcn32s_vgg16,
+    fcn_alexnet,
+    transplant_fc_weights,
+)
+from .inference import average_logits, predict_labels
+from .pspnet import PSPNet, pspnet_resnet50, pspnet_resnet101
+from .segnet import SegNet, segnet, segnet_basic
+from .unet import UNet, unet, unet_bilinear
+
+__all__ = [
+    "FCN",
+    "DeepLabV2ResNet",
+    "DeepLabV2VGG",
+    "DeepLabV3",
+    "FCNAlexNet",
+    "FCNResNet",
+    "Frame",
+    "PSPNet",
+    "SegNet",
+    "SegmentationModel",
+    "UNet",
+    "average_logits",
+    "deeplab_largefov_vgg16",
+    "deeplab_v2_resnet101",
+    "deeplab_v2_resnet101_crf",
+    "deeplab_v2_resnet101_single_scale",
+    "deeplab_v2_vgg16",
+    "deeplab_v2_vgg16_no_pool5a",
+    "deeplab_v3_resnet50",
+    "deeplab_v3_resnet101",
+    "fcn8s_atonce_vgg16",
+    "fcn8s_vgg16",
+    "fcn16s_vgg16",
+    "fcn32s_vgg16",
+    "fcn_alexnet",
+    "fcn_resnet50",
+    "fcn_resnet101",
+    "get_model",
+    "list_models",
+    "predict_labels",
+    "pspnet_resnet50",
+    "pspnet_resnet101",
+    "reference_twin",
+    "register_model",
+    "segnet",
+    "segnet_basic",
+    "transplant_fc_weights",
+    "unet",
+    "unet_bilinear",
+]
