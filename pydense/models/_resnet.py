@@ -143,7 +143,7 @@ class ResNet(nn.Module):
         for i in range(1 if self.stem == "plain" else 3):
             x = self.relu(getattr(self, f"bn{i + 1}")(getattr(self, f"conv{i + 1}")(x)))
         x = self.maxpool(x)
-        maps = OrderedDict[str, Tensor]()
+        maps: OrderedDict[str, Tensor] = OrderedDict()
         for name in CHANNELS:
             x = getattr(self, name)(x)
             maps[name] = x

@@ -142,15 +142,17 @@ def _exchange(channels: Sequence[int], source: int, target: int) -> nn.Module:
 class _Trunk(nn.Module):
     """Stem and stages, as children of the network itself, where checkpoints have them."""
 
-    def _add_trunk(self, op: str, width: str, align_corners: bool, mode: str) -> list[int]:
-        if width not in WIDTHS:
-            known = ", ".join(map(repr, WIDTHS))
-            raise ValueError(f"{op}: width must be one of {known}, got {width!r}")
+    def _add_trunk(
+        self, op: str, width: str | HRNetWidth, align_corners: bool, mode: str
+    ) -> list[int]:
+        if not isinstance(width, HRNetWidth):
+            check.choice(op, "width", width, tuple(WIDTHS))
+            width = WIDTHS[width]
         check.flag(op, "align_corners", align_corners)
         check.choice(op, "fuse_mode", mode, ("bilinear", "nearest"))
         if align_corners and mode == "nearest":
             raise ValueError(f"{op}: align_corners must be False for fuse_mode 'nearest', got True")
-        first, (blocks, planes), modules, branch_blocks = WIDTHS[width]
+        first, (blocks, planes), modules, branch_blocks = width
         self.conv1, self.bn1 = _conv_norm(3, 64, 3, 2)
         self.conv2, self.bn2 = _conv_norm(64, 64, 3, 2)
         self.relu = nn.ReLU(inplace=True)
@@ -226,7 +228,7 @@ class HRNet(_Trunk, SegmentationModel):
     Args:
         num_classes: Number of logits for each pixel.
         width: ``"w18"``, ``"w32"``, ``"w40"``, ``"w48"``, ``"w18_small_v1"`` (whose finest branch
-            has 16 channels) or ``"w18_small_v2"``.
+            has 16 channels) or ``"w18_small_v2"``; or another :class:`HRNetWidth`.
         align_corners: Of all upsampling: in the exchanges, in the head and of the logits. False in
             the configurations without OCR.
         fuse_mode: Of the exchanges: ``"bilinear"``; ``"nearest"`` as in the networks for
@@ -242,7 +244,7 @@ class HRNet(_Trunk, SegmentationModel):
     def __init__(
         self,
         num_classes: int,
-        width: str = "w48",
+        width: str | HRNetWidth = "w48",
         *,
         align_corners: bool = False,
         fuse_mode: str = "bilinear",
@@ -367,7 +369,7 @@ class HRNetOCR(_Trunk, SegmentationModel):
     def __init__(
         self,
         num_classes: int,
-        width: str = "w48",
+        width: str | HRNetWidth = "w48",
         *,
         align_corners: bool = True,
         fuse_mode: str = "bilinear",
@@ -435,7 +437,7 @@ class HRNetClassifier(_Trunk, UsesOperators):
 
     def __init__(
         self,
-        width: str = "w18",
+        width: str | HRNetWidth = "w18",
         num_classes: int = 1000,
         norm_momentum: float = 0.1,
         reference: bool = False,
