@@ -25,6 +25,34 @@ from .ademxapp import (
     wider_resnet38_a1,
     wider_resnet38_a2,
 )
+from .deeplab_v2 import (
+    DeepLabV2ResNet,
+    DeepLabV2VGG,
+    deeplab_largefov_vgg16,
+    deeplab_v2_resnet101,
+    deeplab_v2_resnet101_crf,
+    deeplab_v2_resnet101_single_scale,
+    deeplab_v2_vgg16,
+    deeplab_v2_vgg16_no_pool5a,
+)
+from .deeplab_v3 import (
+    DeepLabV3,
+    FCNResNet,
+    deeplab_v3_resnet50,
+    deeplab_v3_resnet101,
+    fcn_resnet50,
+    fcn_resnet101,
+)
+from .fcn import (
+    FCN,
+    FCNAlexNet,
+    fcn8s_atonce_vgg16,
+    fcn8s_vgg16,
+    fcn16s_vgg16,
+    fcn32s_vgg16,
+    fcn_alexnet,
+    transplant_fc_weights,
+)
 from .hrnet import (
     HRNet,
     HRNetClassifier,
@@ -47,6 +75,7 @@ from .lw_refinenet import (
     lw_refinenet152,
     lw_refinenet_mobilenet_v2,
 )
+from .pspnet import PSPNet, pspnet_resnet50, pspnet_resnet101
 from .refinenet import (
     RefineNet,
     refinenet50,
@@ -56,21 +85,45 @@ from .refinenet import (
     refinenet152,
     refinenet152_improved,
 )
+from .segnet import SegNet, segnet, segnet_basic
 from .unet import UNet, unet, unet_bilinear
 
 __all__ = [
+    "FCN",
     "FCRN",
+    "DeepLabV2ResNet",
+    "DeepLabV2VGG",
+    "DeepLabV3",
+    "FCNAlexNet",
+    "FCNResNet",
     "Frame",
     "HRNet",
     "HRNetClassifier",
     "HRNetOCR",
     "LightWeightRefineNet",
     "LightWeightRefineNetMobileNet",
+    "PSPNet",
     "RefineNet",
+    "SegNet",
     "SegmentationModel",
     "UNet",
     "WiderResNet38",
     "average_logits",
+    "deeplab_largefov_vgg16",
+    "deeplab_v2_resnet101",
+    "deeplab_v2_resnet101_crf",
+    "deeplab_v2_resnet101_single_scale",
+    "deeplab_v2_vgg16",
+    "deeplab_v2_vgg16_no_pool5a",
+    "deeplab_v3_resnet50",
+    "deeplab_v3_resnet101",
+    "fcn8s_atonce_vgg16",
+    "fcn8s_vgg16",
+    "fcn16s_vgg16",
+    "fcn32s_vgg16",
+    "fcn_alexnet",
+    "fcn_resnet50",
+    "fcn_resnet101",
     "fcrn_a1",
     "fcrn_a2",
     "get_model",
@@ -88,6 +141,8 @@ __all__ = [
     "lw_refinenet152",
     "lw_refinenet_mobilenet_v2",
     "predict_labels",
+    "pspnet_resnet50",
+    "pspnet_resnet101",
     "reference_twin",
     "refinenet50",
     "refinenet50_improved",
@@ -96,6 +151,9 @@ __all__ = [
     "refinenet152",
     "refinenet152_improved",
     "register_model",
+    "segnet",
+    "segnet_basic",
+    "transplant_fc_weights",
     "unet",
     "unet_bilinear",
     "wider_resnet38_a",

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pydense.nn import AtrousConv2d
 from pydense.ops import _crf_arguments as check
 
+from ._pool import MaxPool
+
 LAYERS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
 
@@ -107,7 +109,7 @@ class ResNet(nn.Module):
         self.stem = stem
         channels = self._add_stem(stem)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=ceil_mode)
+        self.maxpool = MaxPool(3, 1, ceil_mode)
         dilation, reached = 1, 4
         for index, blocks in enumerate(LAYERS[depth]):
             stride = 1 if index == 0 else 2

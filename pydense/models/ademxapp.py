@@ -20,6 +20,7 @@ from pydense.nn._operators import UsesOperators, use_operators
 from pydense.ops import _crf_arguments as check
 
 from ._base import SegmentationModel
+from ._pool import MaxPool
 from ._registry import register_model
 from ._resnet import convolution
 
@@ -129,7 +130,7 @@ class _Trunk(nn.Module):
                 reached, dilation = (2 * reached, dilation) if halves else (reached, 2 * dilation)
             if way == "p":
                 pool = (
-                    nn.MaxPool2d(3, 2, pool_padding, ceil_mode=ceil_mode)
+                    MaxPool(3, pool_padding, ceil_mode)
                     if halves
                     else nn.MaxPool2d(3, 1, previous, dilation=previous)
                 )
