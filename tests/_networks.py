@@ -45,10 +45,12 @@ def fill(model: nn.Module, *last: str, seed: int = 0) -> Any:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0, 0.1, generator)
             nn.init.uniform_(module.running_var, 0.5, 1.5, generator)
-            nn.init.uniform_(module.weight, 0.3, 0.9, generator)
+            nn.init.uniform_(module.weight, 0.5, 1.2, generator)
             nn.init.normal_(module.bias, 0, 0.1, generator)
         elif isinstance(weight, nn.Parameter) and weight.dim() > 1:
-            nn.init.normal_(weight, 0, weight[0].numel() ** -0.5, generator)
+            nn.init.normal_(weight, 0, (2 / weight[0].numel()) ** 0.5, generator)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, 0, 0.1, generator)
     model.eval()
     for name in last:
         layer = model.get_submodule(name)

@@ -188,10 +188,10 @@ def test_definition(kind, options, definition, full, light):
         found, usual = model.forward_low(x), source.forward_low(x)
         expected = refinenet(model.state_dict(), x, kind is LightWeightRefineNet, **definition)
     scale = float(expected.std())
-    assert 0.1 < scale < 10
+    assert 0.1 < scale < 100
     assert (found - expected).abs().max() < 1e-4 * scale
     if options:
-        assert (found - usual).abs().max() > 0.01 * scale
+        assert (found - usual).abs().max() > 1e-3 * scale
 
 
 def test_bicubic_is_matlabs():
