@@ -16,6 +16,15 @@ Every constructor takes ``reference=True`` for the network's twin in plain torch
 
 from ._base import Frame, SegmentationModel, reference_twin
 from ._registry import get_model, list_models, register_model
+from .ademxapp import (
+    FCRN,
+    WiderResNet38,
+    fcrn_a1,
+    fcrn_a2,
+    wider_resnet38_a,
+    wider_resnet38_a1,
+    wider_resnet38_a2,
+)
 from .deeplab_v2 import (
     DeepLabV2ResNet,
     DeepLabV2VGG,
@@ -44,23 +53,61 @@ from .fcn import (
     fcn_alexnet,
     transplant_fc_weights,
 )
+from .hrnet import (
+    HRNet,
+    HRNetClassifier,
+    HRNetOCR,
+    hrnet_ocr_w18,
+    hrnet_ocr_w48,
+    hrnet_w18,
+    hrnet_w18_small_v1,
+    hrnet_w18_small_v2,
+    hrnet_w32,
+    hrnet_w40,
+    hrnet_w48,
+)
 from .inference import average_logits, predict_labels
+from .lw_refinenet import (
+    LightWeightRefineNet,
+    LightWeightRefineNetMobileNet,
+    lw_refinenet50,
+    lw_refinenet101,
+    lw_refinenet152,
+    lw_refinenet_mobilenet_v2,
+)
 from .pspnet import PSPNet, pspnet_resnet50, pspnet_resnet101
+from .refinenet import (
+    RefineNet,
+    refinenet50,
+    refinenet50_improved,
+    refinenet101,
+    refinenet101_improved,
+    refinenet152,
+    refinenet152_improved,
+)
 from .segnet import SegNet, segnet, segnet_basic
 from .unet import UNet, unet, unet_bilinear
 
 __all__ = [
     "FCN",
+    "FCRN",
     "DeepLabV2ResNet",
     "DeepLabV2VGG",
     "DeepLabV3",
     "FCNAlexNet",
     "FCNResNet",
     "Frame",
+    "HRNet",
+    "HRNetClassifier",
+    "HRNetOCR",
+    "LightWeightRefineNet",
+    "LightWeightRefineNetMobileNet",
     "PSPNet",
+    "RefineNet",
     "SegNet",
     "SegmentationModel",
     "UNet",
+    "WiderResNet38",
     "average_logits",
     "deeplab_largefov_vgg16",
     "deeplab_v2_resnet101",
@@ -77,16 +124,39 @@ __all__ = [
     "fcn_alexnet",
     "fcn_resnet50",
     "fcn_resnet101",
+    "fcrn_a1",
+    "fcrn_a2",
     "get_model",
+    "hrnet_ocr_w18",
+    "hrnet_ocr_w48",
+    "hrnet_w18",
+    "hrnet_w18_small_v1",
+    "hrnet_w18_small_v2",
+    "hrnet_w32",
+    "hrnet_w40",
+    "hrnet_w48",
     "list_models",
+    "lw_refinenet50",
+    "lw_refinenet101",
+    "lw_refinenet152",
+    "lw_refinenet_mobilenet_v2",
     "predict_labels",
     "pspnet_resnet50",
     "pspnet_resnet101",
     "reference_twin",
+    "refinenet50",
+    "refinenet50_improved",
+    "refinenet101",
+    "refinenet101_improved",
+    "refinenet152",
+    "refinenet152_improved",
     "register_model",
     "segnet",
     "segnet_basic",
     "transplant_fc_weights",
     "unet",
     "unet_bilinear",
+    "wider_resnet38_a",
+    "wider_resnet38_a1",
+    "wider_resnet38_a2",
 ]

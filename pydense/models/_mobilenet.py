@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MobileNet-v2 without its classifier, under torchvision's parameter names."""
+"""MobileNet-v2 without its classifier, under the names that Light-Weight RefineNet gave it."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-# Expansion, channels, blocks, stride of the first.
+# Expansion, channels, blocks and stride of layer2 to layer8.
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -15,65 +15,46 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-CHANNELS = tuple(stage[1] for stage in _STAGES)
+CHANNELS = {i + 2: stage[1] for i, stage in enumerate(_STAGES)}
+"""Of the layers, by number."""
 
 
 def _finished(
-    inputs: int, outputs: int, kernel_size: int, stride: int, groups: int
-) -> list[nn.Module]:
-    conv = nn.Conv2d(
-        inputs, outputs, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
-    )
-    return [conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True)]
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):
     """1x1 expansion, depthwise 3x3, 1x1 projection without activation; a skip where sizes agree."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
         super().__init__()
         width = inputs * expansion
-        rows: list[nn.Module] = []
-        if expansion != 1:
-            rows.append(nn.Sequential(*_finished(inputs, width, 1, 1, 1)))
-        rows.append(nn.Sequential(*_finished(width, width, 3, stride, width)))
-        rows += [nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
-        self.conv = nn.Sequential(*rows)
         self.skips = stride == 1 and inputs == outputs
+        self.output = nn.Sequential(
+            _finished(inputs, width, 1),
+            _finished(width, width, 3, stride, width),
+            _finished(width, outputs, 1)[:2],
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's result."""
-        out: Tensor = self.conv(x)
+        out: Tensor = self.output(x)
         return x + out if self.skips else out
 
 
-class MobileNetV2(nn.Module):
-    """The convolutions up to 320 channels, output stride 32.
+def layers() -> list[nn.Sequential]:
+    """``layer1`` (3x3, 32 channels) to ``layer8`` (320 channels), output stride 32.
 
-    Children are ``features.0`` (3x3, 32 channels) and the 17 inverted residuals ``features.1`` to
-    ``features.17``, as torchvision's.
+    The first block expands too (32 to 32 channels), where torchvision's has no such convolution.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        rows: list[nn.Module] = [nn.Sequential(*_finished(3, 32, 3, 2, 1))]
-        self.ends = []
-        inputs = 32
-        for expansion, channels, blocks, stride in _STAGES:
-            for i in range(blocks):
-                rows.append(InvertedResidual(inputs, channels, 1 if i else stride, expansion))
-                inputs = channels
-            self.ends.append(len(rows) - 1)
-        self.features = nn.Sequential(*rows)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps behind each of the seven stages: 16, 24, 32, 64, 96, 160, 320 channels."""
-        maps = []
-        for index, layer in enumerate(self.features):
-            x = layer(x)
-            if index in self.ends:
-                maps.append(x)
-        return maps
+    rows, inputs = [_finished(3, 32, 3, 2)], 32
+    for expansion, outputs, blocks, stride in _STAGES:
+        stage = []
+        for block in range(blocks):
+            stage.append(InvertedResidual(inputs, outputs, expansion, 1 if block else stride))
+            inputs = outputs
+        rows.append(nn.Sequential(*stage))
+    return rows
