@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pydense import _library
 
+from ._crf_autograd import run_mean_field
 from ._crf_features import Model, lattices
 from ._exact import ExactKernel, apply_compat
 from ._gradient import register_missing_gradient
@@ -26,18 +27,21 @@ _library.load()
 MeanField = Callable[[int, Tensor | None, str], Tensor]
 
 
-def mean_field(model: Model) -> MeanField:
-    """Builds what iterating needs, once."""
+def mean_field(
+    model: Model, feature_gradient: str = "filter", recompute: bool = False
+) -> MeanField:
+    """Builds what iterating needs, once. The options say how lattices are differentiated."""
     if model.backend == "exact":
         return _exact_mean_field(model)
     built = lattices(model)
     compats = [kernel.compat for kernel in model.kernels]
+    tracked = [kernel.tracked for kernel in model.kernels]
 
     def run(iterations: int, q: Tensor | None, output: str) -> Tensor:
-        result: Tensor = torch.ops.pydense.dense_crf_mean_field(
-            model.unary, built, compats, iterations, model.energies, q, output
-        )
-        return result
+        return run_mean_field(
+            model.unary, built, compats, iterations, model.energies, q, output,
+            tracked, feature_gradient, recompute,
+        )  # fmt: skip
 
     return run
 
@@ -63,8 +67,7 @@ def _exact_mean_field(model: Model) -> MeanField:
 
     def finish(z: Tensor, output: str) -> Tensor:
         z = z.contiguous(memory_format=layout)
-        result: Tensor = torch.ops.pydense.dense_crf_mean_field(z, [], [], 0, False, None, output)
-        return result
+        return run_mean_field(z, [], [], 0, False, None, output)
 
     def run(iterations: int, q: Tensor | None, output: str) -> Tensor:
         z = logits
@@ -90,7 +93,7 @@ def _exact_free_energy(model: Model, q: Tensor) -> Tensor:
 def _exact_kernels(model: Model) -> list[ExactKernel]:
     kernels = []
     for kernel in model.kernels:
-        features = kernel.features()
+        features = kernel.features() if kernel.tracked is None else kernel.tracked
         if is_eager(features) and not bool(features.isfinite().all()):
             raise ValueError("dense_crf: features must be finite, got NaN or inf among them")
         kernels.append(ExactKernel(features.flatten(2), model.normalization, model.self_term))

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from . import _crf_arguments as check
 from ._crf_backends import mean_field
-from ._crf_features import Model, make_model
-from ._gradient import missing_gradient
+from ._crf_features import make_model
 
 
 def dense_crf(
@@ -27,6 +26,8 @@ def dense_crf(
     backend: str = "lattice",
     unary_type: str = "logits",
     output: str = "probabilities",
+    feature_gradient: str = "filter",
+    recompute: bool = False,
 ) -> Tensor:
     r"""Refine label scores with a fully connected CRF, by mean-field inference.
 
@@ -135,6 +136,8 @@ def dense_crf(
     op = "dense_crf"
     steps = check.integer(op, "iterations", iterations, 0, check.MAX_ITERATIONS)
     check.choice(op, "output", output, ("probabilities", "logits", "labels"))
+    check.choice(op, "feature_gradient", feature_gradient, ("filter", "lattice"))
+    check.flag(op, "recompute", recompute)
     model = make_model(
         op,
         unary,
@@ -147,10 +150,10 @@ def dense_crf(
         backend=backend,
         unary_type=unary_type,
     )
-    result = mean_field(model)(steps, None, output)
+    result = mean_field(model, feature_gradient, recompute)(steps, None, output)
     if output == "labels":
         return result.view(unary.shape[0], *unary.shape[2:])
-    return _as_unary(op, result, unary, model)
+    return _as_unary(result, unary)
 
 
 def dense_crf_steps(
@@ -228,12 +231,11 @@ def dense_crf_steps(
         done = 0
         while iterations is None or done < iterations:
             q = update(1, q, "probabilities")
-            yield _as_unary(op, q, unary, model)
+            yield _as_unary(q, unary)
             done += 1
 
     return steps()
 
 
-def _as_unary(op: str, result: Tensor, unary: Tensor, model: Model) -> Tensor:
-    result = missing_gradient(op, result, model.differentiable)
+def _as_unary(result: Tensor, unary: Tensor) -> Tensor:
     return result.view(unary.shape).to(unary.dtype)
