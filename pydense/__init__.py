@@ -2,8 +2,8 @@
 """Custom kernels for dense per-pixel prediction: segmentation, depth, restoration, heat maps.
 
 Importing this package loads neither torch nor NumPy: what needs them is imported when first used
-(PEP 562). ``pydense.densecrf`` works without torch altogether; ``pydense.ops``, ``pydense.nn`` and
-``pydense.reference`` need it.
+(PEP 562). ``pydense.densecrf`` works without torch altogether; ``pydense.ops``, ``pydense.nn``,
+``pydense.losses`` and ``pydense.reference`` need it.
 """
 
 import importlib
@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import densecrf as densecrf
+    from . import losses as losses
     from . import nn as nn
     from . import ops as ops
     from . import reference as reference
@@ -28,7 +29,7 @@ __all__ = [
     "set_num_threads",
 ]
 
-_SUBMODULES = ("densecrf", "nn", "ops", "reference")
+_SUBMODULES = ("densecrf", "losses", "nn", "ops", "reference")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What torch has to know to train through the mean field on lattices: fakes and derivatives.
 
-Three operators: the forward pass that keeps Q_0 to Q_(T - 1), the walk back over them, which filters
-once per kernel and step with the blur's axes in reversed order, and, where features need a gradient,
-the derivative of a bilinear form a^T K(f) b by f for every step.
+Three operators: the forward pass that keeps Q_0 to Q_(T - 1); the walk back over them, which
+filters once per kernel and step with the blur's axes in reversed order; and, where features need a
+gradient, the derivative of a bilinear form a^T K(f) b by f for every step.
 """
 
 from __future__ import annotations

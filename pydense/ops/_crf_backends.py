@@ -20,6 +20,7 @@ from ._exact import ExactKernel, apply_compat
 from ._gradient import register_missing_gradient
 from ._lattice_cache import is_eager
 from ._memory_format import suggested
+from .permutohedral import filter_with_gradient
 
 _library.load()
 
@@ -44,6 +45,17 @@ def mean_field(
         )  # fmt: skip
 
     return run
+
+
+def pairwise_message(model: Model, q: Tensor, feature_gradient: str = "filter") -> Tensor:
+    """Sum of C_k (K_k q), (B, L, H, W), as a function that autograd follows."""
+    if model.backend == "exact":
+        return _exact_message(model, _exact_kernels(model), q)
+    message = torch.zeros_like(q)
+    for kernel, lattice in zip(model.kernels, lattices(model), strict=True):
+        filtered = filter_with_gradient(q, lattice, kernel.tracked, False, feature_gradient)
+        message = message + apply_compat(kernel.compat, filtered.flatten(2)).view(q.shape)
+    return message
 
 
 def free_energy(model: Model, q: Tensor) -> Tensor:

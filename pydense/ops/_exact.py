@@ -65,11 +65,12 @@ def exact_gaussian_filter(
     Raises:
         ValueError: Shapes that do not fit, an unknown ``normalization``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
-            gradient yet.
+        NotImplementedError: Tensors that are not on the CPU.
 
     Memory: the result and, for a normalisation, n and one tensor like ``values``; up to about
-    1 MB per thread for d up to 32. Nothing is saved for backward.
+    1 MB per thread for d up to 32. Gradients of any order, by the values and the features; the
+    features are saved for backward, and the values where the features need a gradient, which takes
+    d + 1 times the channels.
 
     Example:
         Every point becomes the mean of its surroundings, near ones counting more:
@@ -157,9 +158,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """K is symmetric, so its transpose is itself; the derivative by the features is the true one:
+    """K is symmetric, so its transpose is itself. The derivative by the features is the true one.
 
-    sum_ij a_i b_j dK_ij / df_i = a_i (K(b f) - f K b)_i, and the same with a and b exchanged.
+    It is a_i (K(b f) - f K b)_i, with a the gradient and b the values, and the same exchanged.
     """
     refuse_tangent("exact_gaussian_filter (backward)", "grad", grad)
     values, features = ctx.saved_tensors
@@ -188,7 +189,7 @@ def _with_features(
     """K v, K(v f_1), K(v f_2), ..., all with one pass over the pairs of points."""
     rows = [values, *[values * near[:, k : k + 1] for k in range(near.shape[1])]]
     out: Tensor = torch.ops.pydense.exact_gaussian_filter(torch.cat(rows, 1), features, self_term)
-    return out.split(values.shape[1], 1)
+    return out.chunk(near.shape[1] + 1, 1)
 
 
 torch.library.register_fake("pydense::exact_gaussian_filter")(_fake)

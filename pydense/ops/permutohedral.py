@@ -11,8 +11,8 @@ from torch import Tensor
 from pydense import _library
 
 from . import _crf_arguments as check
-from ._crf_features import as_picture, check_features
 from ._crf_autograd import needs_gradient
+from ._crf_features import as_picture, check_features
 from ._forward_ad import refuse_tangent
 
 _library.load()
@@ -51,6 +51,9 @@ def permutohedral_filter(
         self_term: False takes the weight of each point with itself out of K, and thereby out of n.
         reverse: Apply the transpose of :math:`\hat K` instead. The lattice's blur is not quite
             symmetric, so this is not the same filter.
+        feature_gradient: How backward differentiates by the features: ``"filter"`` or
+            ``"lattice"`` (with ``self_term=True`` only), see ``dense_crf``. The gradient of the
+            values is exact, and has gradients of its own.
 
     Returns:
         (N, C, *spatial), contiguous, of the dtype of ``values``. Bitwise the same from run to run
@@ -61,12 +64,13 @@ def permutohedral_filter(
         ValueError: Shapes that do not fit, an unknown ``normalization``, features that are not
             finite or beyond the range of the lattice's integer coordinates.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
-            gradient yet.
+        NotImplementedError: Tensors that are not on the CPU; in ``backward`` of the gradient of the
+            features.
 
     Memory: the lattice with 6 to 8 (d + 1) bytes per point (float64: 10 to 12) and as much per
     vertex, rows of 4 bytes per vertex and channel (float64: 8; at most 32 channels at a time), and
-    the result. Nothing is saved for backward.
+    the result. Saved for backward: the lattice and, where features need a gradient, those and the
+    values.
 
     Source: A. Adams, J. Baek, M. A. Davis, *Fast High-Dimensional Filtering Using the Permutohedral
     Lattice*, Eurographics 2010; spacing and blur as in pydensecrf.
@@ -89,6 +93,8 @@ def permutohedral_filter(
     check.flag(op, "self_term", self_term)
     check.flag(op, "reverse", reverse)
     check.choice(op, "feature_gradient", feature_gradient, ("filter", "lattice"))
+    if feature_gradient == "lattice" and not self_term:
+        raise ValueError(f"{op}: feature_gradient must be 'filter' with self_term=False")
     check.floating(op, "values", values)
     check_features(op, "features", features, "values", values)
     wide = values.to(check.compute_dtype(values.dtype))
