@@ -4,6 +4,7 @@
 #include <cstring>
 #include <optional>
 
+#include "atrous_conv/dense_cuda.h"
 #include "atrous_conv/dense_gradient.h"
 #include "torch/memory.h"
 #include "torch/picture.h"
@@ -86,6 +87,11 @@ Tensor with_unit_stride(const Tensor& x) {
   return x.stride(1) == 1 || x.stride(3) == 1 ? x : as_dense(x, is_channels_last(x));
 }
 
+[[maybe_unused]] Tensor new_workspace(const Tensor& x, int64_t bytes) {
+  const std::array<int64_t, 1> size = {bytes};
+  return new_dense(x, size, ScalarType::Byte);
+}
+
 // A picture of one channel has any stride along it, and so has a row of one pixel.
 DenseConvPicture picture_of(const Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
@@ -140,18 +146,27 @@ void convolve(const char* op, const Tensor& x, const Tensor& weight,
   const DenseConvShape shape = shape_of(x, weight, out.size(2), out.size(3), geometry, transposed);
   const auto factor = outputs_vector(op, "scale", scale, x, shape.outputs);
   const auto shift = outputs_vector(op, "bias", bias, x, shape.outputs);
-  const Tensor rows = with_unit_stride(x);
+  const bool gpu = on_gpu(x);  // there any strides of x will do
+  const Tensor rows = gpu ? x : with_unit_stride(x);
   const Tensor kernel = with_even_taps(weight);
-  dense_conv(op, dtype,
-             {shape,
-              picture_of(rows),
-              weight_of(kernel, transposed),
-              packed.has_value() ? panels_of(op, *packed, x, dtype, shape, transposed) : nullptr,
-              factor.has_value() ? factor->const_data_ptr() : nullptr,
-              shift.has_value() ? shift->const_data_ptr() : nullptr,
-              relu,
-              {out.mutable_data_ptr(), out.stride(0), out.stride(1), out.stride(2), out.stride(3)}},
-             torch_parallel_for);
+  PYDENSE_CHECK(!gpu || !packed.has_value(), op, ": packed must be None on CUDA, got a tensor");
+  const DenseConvArgs args = {
+      shape,
+      picture_of(rows),
+      weight_of(kernel, transposed),
+      packed.has_value() ? panels_of(op, *packed, x, dtype, shape, transposed) : nullptr,
+      factor.has_value() ? factor->const_data_ptr() : nullptr,
+      shift.has_value() ? shift->const_data_ptr() : nullptr,
+      relu,
+      {out.mutable_data_ptr(), out.stride(0), out.stride(1), out.stride(2), out.stride(3)}};
+  run_where(
+      x,
+      [&](auto device, void* stream) {
+        const DenseConvCudaArgs all = {&args, 1};
+        const Tensor workspace = new_workspace(x, dense_conv_cuda_workspace(op, dtype, all));
+        dense_conv_cuda(op, dtype, all, workspace.mutable_data_ptr(), device, stream);
+      },
+      [&] { dense_conv(op, dtype, args, torch_parallel_for); });
 }
 
 Tensor forward_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& packed,
@@ -159,7 +174,7 @@ Tensor forward_op(const Tensor& x, const Tensor& weight, const std::optional<Ten
                   int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left,
                   bool transposed, bool relu) {
   constexpr const char* kOp = "dense_atrous_conv2d";
-  check_picture(kOp, "x", x, false);
+  check_picture(kOp, "x", x, true);
   float_type(kOp, "x", x);
   check_weight(kOp, weight, x, transposed);
   PYDENSE_CHECK(height >= 1 && width >= 1, kOp, ": output size must be at least 1, got (", height,
@@ -176,8 +191,8 @@ void into_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>&
              const Tensor& out, int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left,
              bool relu) {
   constexpr const char* kOp = "_dense_atrous_conv2d_into";
-  check_picture(kOp, "x", x, false);
-  check_picture(kOp, "out", out, false);
+  check_picture(kOp, "x", x, true);
+  check_picture(kOp, "out", out, true);
   float_type(kOp, "x", x);
   check_weight(kOp, weight, x, false);
   require_dtype(kOp, "out", out, x.scalar_type());
@@ -217,7 +232,7 @@ Tensor gradient_op(const Tensor& grad, const Tensor& x, int64_t kernel_height, i
                    int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left) {
   constexpr const char* kOp = "dense_atrous_conv2d_weight_gradient";
   check_picture(kOp, "grad", grad, false);
-  check_picture(kOp, "x", x, false);
+  check_picture(kOp, "x", x, true);
   const FloatType dtype = float_type(kOp, "x", x);
   require_dtype(kOp, "grad", grad, x.scalar_type());
   PYDENSE_CHECK(grad.size(0) == x.size(0), kOp, ": grad must have the batch of x, ", x.size(0),
@@ -261,3 +276,9 @@ PYDENSE_TORCH_CPU(m) {
   m.impl("dense_atrous_conv2d_weight_gradient", TORCH_BOX(&pydense::gradient_op));
   m.impl("_pack_dense_atrous_weight", TORCH_BOX(&pydense::pack_op));
 }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) {
+  m.impl("dense_atrous_conv2d", TORCH_BOX(&pydense::forward_op));
+  m.impl("_dense_atrous_conv2d_into", TORCH_BOX(&pydense::into_op));
+}
+#endif
