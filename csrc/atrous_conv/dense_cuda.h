@@ -25,4 +25,12 @@ int64_t dense_conv_cuda_workspace(const char* op, FloatType dtype, const DenseCo
 void dense_conv_cuda(const char* op, FloatType dtype, const DenseConvCudaArgs& args,
                      void* workspace, int device, void* stream);
 
+// The weight's gradient: per tap, over the outputs whose tap meets the picture, in parts that are
+// added in order where tiles do not fill the card.
+int64_t dense_conv_weight_gradient_cuda_workspace(const char* op, FloatType dtype,
+                                                  const DenseConvGradientArgs& args);
+void dense_conv_weight_gradient_cuda(const char* op, FloatType dtype,
+                                     const DenseConvGradientArgs& args, void* workspace, int device,
+                                     void* stream);
+
 }  // namespace pydense

@@ -208,4 +208,53 @@ void convolve(int64_t batches, int64_t channels, int64_t height, int64_t width,
   }
 }
 
+template <class T>
+void weight_gradient(int64_t batches, int64_t channels, int64_t height, int64_t width,
+                     const Branch& b, const Options& options) {
+  const int64_t out_height = height + b.top + b.bottom - (b.kernel_height - 1) * b.dilation_y;
+  const int64_t out_width = width + b.left + b.right - (b.kernel_width - 1) * b.dilation_x;
+  const Strides in(channels, height, width, options.last, options.gap);
+  const Strides of_out(b.outputs, out_height, out_width, options.weight_last, options.gap);
+  simt::Buffer<T> x(static_cast<size_t>(batches * in.batch) + options.skip, "x");
+  simt::Buffer<T> grad(static_cast<size_t>(batches * of_out.batch) + options.skip, "grad");
+  simt::Buffer<T> weight(static_cast<size_t>(b.outputs * channels * b.taps()), "weight");
+  fill_exactly(x, 1);
+  fill_exactly(grad, 2);
+  const pydense::DenseConvGradientArgs args = {
+      {batches, channels, b.outputs, height, width, out_height, out_width, b.kernel_height,
+       b.kernel_width, b.dilation_y, b.dilation_x, b.top, b.left},
+      {grad.data() + options.skip, of_out.batch, of_out.channel, of_out.row, of_out.pixel},
+      {x.data() + options.skip, in.batch, in.channel, in.row, in.pixel},
+      weight.data()};
+  simt::Buffer<uint8_t> workspace(
+      static_cast<size_t>(
+          pydense::dense_conv_weight_gradient_cuda_workspace(kOp, kFloatType<T>, args)),
+      "workspace");
+  pydense::dense_conv_weight_gradient_cuda(kOp, kFloatType<T>, args, workspace.data(), 0, nullptr);
+  for (int64_t o = 0; o < b.outputs; ++o) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t t = 0; t < b.taps(); ++t) {
+        double sum = 0;
+        double terms = 1;
+        for (int64_t n = 0; n < batches; ++n) {
+          for (int64_t y = 0; y < out_height; ++y) {
+            for (int64_t u = 0; u < out_width; ++u) {
+              const int64_t from_y = y + t / b.kernel_width * b.dilation_y - b.top;
+              const int64_t from_x = u + t % b.kernel_width * b.dilation_x - b.left;
+              if (from_y >= 0 && from_y < height && from_x >= 0 && from_x < width) {
+                sum += value(grad[of_out.at(n, o, y, u) + options.skip]) *
+                       value(x[in.at(n, c, from_y, from_x) + options.skip]);
+                terms += 1;
+              }
+            }
+          }
+        }
+        const auto at = static_cast<size_t>((o * channels + c) * b.taps() + t);
+        simt::expect_close_at(__FILE__, __LINE__, value(weight[at]), sum, kEpsilon<T>,
+                              terms * 0x1p-24, at);
+      }
+    }
+  }
+}
+
 }  // namespace dense_checks

@@ -61,7 +61,42 @@ void several_branches() {
   convolve<__half>(1, 8, 7, 6, {Branch::same(3, 1, 5), Branch::same(8, 2, 5)}, {.last = last});
 }
 
-void nothing() { convolve<__half>(0, 8, 4, 4, {Branch::same(8, 2)}, {}); }
+template <class T>
+void gradient_formats() {
+  const bool last = simt::config().seed % 2 == 0;
+  for (const bool weight_last : {false, true}) {
+    weight_gradient<T>(2, 16, 5, 6, Branch::same(24, 2),
+                       {.last = last, .weight_last = weight_last});
+  }
+}
+void gradients() {
+  const bool last = simt::config().seed % 2 == 0;
+  gradient_formats<__nv_bfloat16>();
+  gradient_formats<__half>();
+  gradient_formats<float>();
+  weight_gradient<__half>(1, 13, 4, 5, Branch::same(7, 2), {.last = last, .skip = 1});
+  weight_gradient<__half>(2, 8, 9, 7, {5, 2, 3, 3, 2, 4, 0, 1, 6}, {.last = !last, .gap = 8});
+  weight_gradient<__nv_bfloat16>(1, 8, 6, 5, Branch::same(8, 1, 5), {.last = last});
+  weight_gradient<__nv_bfloat16>(2, 8, 3, 4, Branch::same(8, 40), {.last = last});
+}
+// Several tiles of outputs and of channels, and long sums in parts.
+void gradient_tiles() {
+  const bool last = simt::config().seed % 2 == 0;
+  switch (simt::config().seed % 3) {
+    case 0:
+      return weight_gradient<__nv_bfloat16>(1, 264, 13, 14, Branch::same(130, 1, 1),
+                                            {.last = last, .weight_last = last});
+    case 1:
+      return weight_gradient<__half>(2, 136, 11, 9, Branch::same(40, 4), {.last = !last});
+    default:
+      return weight_gradient<float>(1, 20, 17, 16, Branch::same(132, 9), {.last = last});
+  }
+}
+
+void nothing() {
+  weight_gradient<__half>(0, 8, 4, 4, Branch::same(8, 2), {});
+  convolve<__half>(0, 8, 4, 4, {Branch::same(8, 2)}, {});
+}
 
 }  // namespace
 
@@ -73,6 +108,8 @@ int main(int argc, char** argv) {
                              {"kernels", kernels},
                              {"several tiles", several_tiles},
                              {"several branches", several_branches},
+                             {"gradients of weights", gradients},
+                             {"gradients of weights, several tiles", gradient_tiles},
                              {"nothing", nothing},
                          });
 }
