@@ -79,6 +79,9 @@ struct DenseConvArgs {
   DenseConvTarget out;     // S
 };
 
+// Throws std::invalid_argument for sizes out of range.
+void dense_conv_check(const char* op, const DenseConvShape& shape);
+
 void dense_conv(const char* op, FloatType dtype, const DenseConvArgs& args,
                 ParallelFor parallel_for);
 

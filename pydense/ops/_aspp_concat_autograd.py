@@ -35,17 +35,25 @@ def _concat(
     """``packed`` is empty, or has a tensor for each weight, without elements where it is not."""
     out = _fake(x, weights, packed, pool_weight, scales, biases, rates, relu)
     parts = _parts(out, weights, pool_weight)
-    for i, weight in enumerate(weights):
-        scale, bias = (row[i] if row else None for row in (scales, biases))
-        padding = _padding(weight, rates[i])
-        if takes_dense(x, weight, rates[i]):
-            panels = packed[i] if packed and packed[i].numel() else None
-            _OPS._dense_atrous_conv2d_into(
-                x, weight, panels, scale, bias, parts[i], rates[i], rates[i], *padding, relu
-            )
-        else:
-            made = conv2d(x, weight, padding=padding, dilation=rates[i])
-            _finish(made, scale, bias, relu, parts[i])
+    owns = _are_own(x, weights, rates)
+    if all(owns) and not packed:  # in one launch, on CUDA
+        count = len(weights)
+        out_of_all = out[:, : sum(len(weight) for weight in weights)]
+        _OPS._dense_atrous_conv2d_branches_into(
+            x, weights, scales[:count], biases[:count], out_of_all, rates, relu
+        )
+    else:
+        for i, weight in enumerate(weights):
+            scale, bias = (row[i] if row else None for row in (scales, biases))
+            padding = _padding(weight, rates[i])
+            if owns[i]:
+                panels = packed[i] if packed and packed[i].numel() else None
+                _OPS._dense_atrous_conv2d_into(
+                    x, weight, panels, scale, bias, parts[i], rates[i], rates[i], *padding, relu
+                )
+            else:
+                made = conv2d(x, weight, padding=padding, dilation=rates[i])
+                _finish(made, scale, bias, relu, parts[i])
     if pool_weight is not None:
         scale, bias = (row[-1] if row else None for row in (scales, biases))
         _finish(conv2d(_mean(x), pool_weight), scale, bias, relu, parts[-1])
@@ -82,6 +90,15 @@ def takes_dense(x: Tensor, weight: Tensor, rate: int) -> bool:
     shape = (channels, outputs, 1, (height, width), (1, 1), (rate, rate))
     call = Call(x.device.type, x.dtype, last, *shape)
     return choose(call).kernels is Kernels.DENSE
+
+
+def _are_own(x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[bool]:
+    """For which branches pydense's kernels convolve, forward.
+
+    On CUDA for all where they do for one: the others fill its launch.
+    """
+    owns = [takes_dense(x, weight, rate) for weight, rate in zip(weights, rates, strict=True)]
+    return [any(owns)] * len(owns) if x.device.type == "cuda" else owns
 
 
 def _fake(
@@ -163,9 +180,9 @@ def _gradients(
     padding, scaled = _padding(weight, rate), _times(weight, scale)
     of_source = of_weight = None
     own = takes_dense(source, weight, rate)
-    # torch 2.13 leaves memory as it was in this gradient of bfloat16, channels last, where taps are
-    # apart or kernels are wide.
-    spread = rate > 1 or max(weight.shape[2:]) > 3
+    # On the CPU torch 2.13 leaves memory as it was in this gradient of bfloat16, channels last,
+    # where taps are apart or kernels are wide.
+    spread = source.device.type == "cpu" and (rate > 1 or max(weight.shape[2:]) > 3)
     own_weight = own or (source.dtype == torch.bfloat16 and spread)
     if needed[0] and own:
         of_source = _OPS.dense_atrous_conv2d(
