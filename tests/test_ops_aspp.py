@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _backends
 import pytest
 import torch
 from _ops import expansions, layouts, one_number, random, same_bits, threads
@@ -30,14 +31,14 @@ CASES = [
 ]
 
 
-def problem(shape, outputs, rates, dtype, form=FORMATS[0], seed=0):
-    x = random(*shape, seed=seed).to(dtype).contiguous(memory_format=form)
+def problem(shape, outputs, rates, dtype, form=FORMATS[0], seed=0, device="cpu"):
+    def made(*size, seed):
+        return random(*size, seed=seed).to(device, dtype)
+
+    x = made(*shape, seed=seed).contiguous(memory_format=form)
     scale = (9 * shape[1] * len(rates)) ** -0.5
-    weights = [
-        (scale * random(outputs, shape[1], 3, 3, seed=seed + 1 + i)).to(dtype)
-        for i in range(len(rates))
-    ]
-    biases = [random(outputs, seed=seed + 70 + i).to(dtype) for i in range(len(rates))]
+    weights = [scale * made(outputs, shape[1], 3, 3, seed=seed + 1 + i) for i in range(len(rates))]
+    biases = [made(outputs, seed=seed + 70 + i) for i in range(len(rates))]
     return x, weights, biases
 
 
@@ -68,18 +69,39 @@ def use_products(patch, own):
     patch.setattr(products, "own_products", lambda dtype: own)
 
 
-@pytest.fixture(params=["own products", "torch's products"])
-def both_products(request, monkeypatch):
-    use_products(monkeypatch, request.param == "own products")
+CUDA_CODE = ["simt", pytest.param("cuda", marks=pytest.mark.cuda)]
+on_every_device = pytest.mark.parametrize("device", ["cpu", *CUDA_CODE], indirect=True)
 
 
-def check(shape, outputs, rates, dtype, form, seed=0):
+@pytest.fixture(params=["own products", "torch's products", *CUDA_CODE])
+def every_way(request, monkeypatch):
+    """Kernels of the CPU, around either products, and those of a GPU; the device."""
+    yield from device_of(request.param, monkeypatch)
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """Kernels of the CPU and of a GPU."""
+    yield from device_of(request.param, monkeypatch)
+
+
+def device_of(name, patch):
+    if "products" in name:
+        use_products(patch, name == "own products")
+    backend = name if name in _backends.NAMES else "cpu"
+    if reason := _backends.missing(backend):
+        pytest.skip(reason)
+    with _backends.use(backend) as chosen:
+        yield chosen.device
+
+
+def check(shape, outputs, rates, dtype, form, seed=0, device="cpu"):
     """At most twice torch's own error on contiguous tensors, plus the floor.
 
     (In channels_last, some of torch's bfloat16 gradients of dilated convolutions are NaN.)
     """
-    arguments = problem(shape, outputs, rates, dtype, form, seed)
-    grad = random(shape[0], outputs, *shape[2:], seed=seed + 99).to(dtype)
+    arguments = problem(shape, outputs, rates, dtype, form, seed, device)
+    grad = random(shape[0], outputs, *shape[2:], seed=seed + 99).to(device, dtype)
     exact = gradients(reference.aspp_sum, wide(arguments), grad.double(), rates)
     theirs = gradients(reference.aspp_sum, (arguments[0].contiguous(), *arguments[1:]), grad, rates)
     own = gradients(aspp_sum, arguments, grad.contiguous(memory_format=form), rates)
@@ -97,10 +119,10 @@ class TestAgainstTorch:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("case", CASES)
-    def test_values_and_gradients(self, case, dtype, form, both_products):
-        check(*case, dtype, form)
+    def test_values_and_gradients(self, case, dtype, form, every_way):
+        check(*case, dtype, form, device=every_way)
 
-    @settings(max_examples=60)
+    @settings(max_examples=30)
     @given(
         shape=st.tuples(
             st.integers(1, 3), st.integers(1, 12), st.integers(1, 20), st.integers(1, 30)
@@ -109,13 +131,10 @@ class TestAgainstTorch:
         rates=st.lists(st.integers(1, 34), min_size=1, max_size=4),
         dtype=st.sampled_from(DTYPES),
         last=st.booleans(),
-        own=st.booleans(),
         seed=st.integers(0, 9),
     )
-    def test_any_shape(self, shape, outputs, rates, dtype, last, own, seed):
-        with pytest.MonkeyPatch.context() as patch:
-            use_products(patch, own)
-            check(shape, outputs, rates, dtype, FORMATS[last], seed)
+    def test_any_shape(self, shape, outputs, rates, dtype, last, seed, every_way):
+        check(shape, outputs, rates, dtype, FORMATS[last], seed, every_way)
 
     @pytest.mark.parametrize(
         "case",
@@ -174,22 +193,26 @@ class TestAgainstTorch:
         assert found[1] <= found[0]
         assert found[1] <= 2**-8 * float(exact.abs().max())
 
-    def test_gradcheck(self):
+    @on_every_device
+    def test_gradcheck(self, device):
         for form in FORMATS:
-            x, weights, biases = problem((2, 2, 4, 5), 3, (1, 3), torch.float64, form)
+            size = (2, 2, 4, 5)
+            x, weights, biases = problem(size, 3, (1, 3), torch.float64, form, device=device)
             leaves = [
                 t.clone(memory_format=torch.preserve_format).requires_grad_()
                 for t in (x, *weights, *biases)
             ]
             assert gradcheck(lambda x, *p: aspp_sum(x, p[:2], p[2:], rates=(1, 3)), leaves)
 
+    @on_every_device
     @pytest.mark.parametrize("needed", range(1, 8))
-    def test_some_gradients_alone(self, needed):
+    def test_some_gradients_alone(self, needed, device):
         """Of the picture, of one weight, of one bias, and their combinations."""
         rates = (1, 4, 2)
-        arguments = problem((2, 3, 6, 7), 4, rates, torch.float64)
+        arguments = problem((2, 3, 6, 7), 4, rates, torch.float64, device=device)
         x, weights, biases = arguments
-        everything = gradients(aspp_sum, arguments, torch.ones(2, 4, 6, 7).double(), rates)
+        ones = torch.ones(2, 4, 6, 7, device=device).double()
+        everything = gradients(aspp_sum, arguments, ones, rates)
         for bit, leaf in ((1, x), (2, weights[1]), (4, biases[2])):
             leaf.requires_grad_(bool(needed & bit))
         aspp_sum(x, weights, biases, rates=rates).sum().backward()
@@ -200,16 +223,17 @@ class TestAgainstTorch:
 
 
 class TestSemantics:
-    def test_infinities_and_nan(self):
+    @on_every_device
+    def test_infinities_and_nan(self, device):
         """Reach the outputs whose taps read them, and no others: padding is not multiplied."""
         rates = (2, 5)
-        x, weights, _ = problem((1, 3, 8, 9), 2, rates, torch.float32)
+        x, weights, _ = problem((1, 3, 8, 9), 2, rates, torch.float32, device=device)
         x[0, 1, 3, 4] = float("nan")
         own = aspp_sum(x, weights, rates=rates)
         theirs = reference.aspp_sum(x, weights, rates=rates)
         assert torch.equal(own.isnan(), theirs.isnan())
         assert torch.allclose(own.nan_to_num(), theirs.nan_to_num(), atol=1e-4)
-        x, weights, _ = problem((1, 3, 4, 4), 2, (4,), torch.float32)
+        x, weights, _ = problem((1, 3, 4, 4), 2, (4,), torch.float32, device=device)
         weights[0][:, :, 0] = float("inf")
         assert torch.allclose(
             aspp_sum(x, weights, rates=(4,)),
@@ -226,13 +250,13 @@ class TestSemantics:
         assert len(products.taps_of((9, 30), 9, 40).rows) == 1 + 2 + 2
         assert products.taps_of((9,), 9, 9) == ([0], [0], [[(0, 4)]])
 
-    def test_workspace_changes_no_more_than_rounding(self, monkeypatch, both_products):
+    def test_workspace_changes_no_more_than_rounding(self, monkeypatch, every_way):
         """Groups of outputs, bands of rows, parts of channels, in both formats."""
         own = products.own_products
         for dtype in (torch.float64, torch.float16):
             for form in FORMATS:
-                arguments = problem((2, 6, 9, 8), 7, (1, 3, 5), dtype, form)
-                grad = random(2, 7, 9, 8, seed=5).to(dtype)
+                arguments = problem((2, 6, 9, 8), 7, (1, 3, 5), dtype, form, device=every_way)
+                grad = random(2, 7, 9, 8, seed=5).to(every_way, dtype)
                 whole = gradients(aspp_sum, arguments, grad, (1, 3, 5))
                 for workspace in (1, 25 * 72 * 8 * 3, 9000):
                     monkeypatch.setattr(products, "WORKSPACE", workspace)
@@ -262,10 +286,11 @@ class TestSemantics:
 
 
 class TestPromises:
+    @on_every_device
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_layouts(self, dtype):
+    def test_layouts(self, dtype, device):
         rates = (1, 3)
-        x, weights, biases = problem((2, 5, 6, 7), 4, rates, dtype)
+        x, weights, biases = problem((2, 5, 6, 7), 4, rates, dtype, device=device)
         expected = aspp_sum(x, weights, biases, rates=rates)
         for name, y in layouts(x):
             before = y.clone()
@@ -273,7 +298,8 @@ class TestPromises:
             tolerance = 2 * torch.finfo(dtype).eps * float(expected.abs().max())
             assert float((out - expected).abs().max()) <= tolerance, name
             assert torch.equal(y, before), name
-        for (name, w), (_, g) in zip(layouts(weights[0]), layouts(random(2, 4, 6, 7)), strict=True):
+        grads = layouts(random(2, 4, 6, 7, device=device))
+        for (name, w), (_, g) in zip(layouts(weights[0]), grads, strict=True):
             out = aspp_sum(x, [w, weights[1]], biases, rates=rates)
             assert same_bits(out, expected), name
             found = [
@@ -282,16 +308,16 @@ class TestPromises:
             ]
             n = -len(biases)  # torch sums those of biases
             assert all(same_bits(a, b) for a, b in zip(*(f[:n] for f in found), strict=True)), name
-        one = one_number((2, 5, 6, 7)).to(dtype)
+        one = one_number((2, 5, 6, 7), device=device).to(dtype)
         assert same_bits(
             aspp_sum(one, weights, rates=rates), aspp_sum(one.contiguous(), weights, rates=rates)
         )
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_expanded_gradients(self, dtype, both_products):
+    def test_expanded_gradients(self, dtype, every_way):
         """The same bits as of gradients in memory of their own."""
-        x, weights, _ = problem((2, 37, 9, 11), 21, (2, 5), dtype)
-        for name, grad in expansions(random(2, 21, 9, 11, seed=4).to(dtype)):
+        x, weights, _ = problem((2, 37, 9, 11), 21, (2, 5), dtype, device=every_way)
+        for name, grad in expansions(random(2, 21, 9, 11, seed=4).to(every_way, dtype)):
             found = []
             for of_out in (grad, grad.contiguous()):
                 leaves = [t.clone().requires_grad_() for t in (x, *weights)]
@@ -299,9 +325,11 @@ class TestPromises:
                 found.append(torch.autograd.grad(out, leaves, of_out))
             assert all(map(same_bits, *found)), name
 
-    def test_empty_batch(self):
-        x, weights, biases = problem((0, 3, 4, 5), 2, (1, 2), torch.float32)
-        found = gradients(aspp_sum, (x, weights, biases), torch.zeros(0, 2, 4, 5), (1, 2))
+    @on_every_device
+    def test_empty_batch(self, device):
+        x, weights, biases = problem((0, 3, 4, 5), 2, (1, 2), torch.float32, device=device)
+        grad = torch.zeros(0, 2, 4, 5, device=device)
+        found = gradients(aspp_sum, (x, weights, biases), grad, (1, 2))
         assert found[0].shape == (0, 2, 4, 5) and found[1].shape == x.shape
         assert not any(t.any() for t in found[2:])
 
@@ -356,6 +384,19 @@ class TestPromises:
         assert saved(x.requires_grad_(), weights) == {x.data_ptr(), *places}
         with torch.no_grad():
             assert saved(x, weights) == set()
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_launches_on_a_gpu(self, form):
+        """One for the weights and one for the maps; backward as well, and one for each weight."""
+        if reason := _backends.missing("simt"):
+            pytest.skip(reason)
+        arguments = problem((2, 3, 6, 7), 4, (1, 2), torch.float32, form)
+        with _backends.use("simt"):
+            before = _backends.simt_launches()
+            aspp_sum(*arguments, rates=(1, 2))
+            assert _backends.simt_launches() == before + 2
+            gradients(aspp_sum, arguments, torch.ones(2, 4, 6, 7), (1, 2))
+            assert _backends.simt_launches() == before + 4 + 2 + 2
 
     def test_second_derivatives_and_tangents_raise(self):
         x, weights, _ = problem((1, 3, 4, 5), 2, (1,), torch.float64)
