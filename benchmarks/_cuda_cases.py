@@ -233,11 +233,54 @@ def _residual_pool(
     return make
 
 
+def _aspp_sum(
+    dtype: torch.dtype, last: bool = False, gradient: bool = False
+) -> Callable[[], Calls]:
+    """DeepLab v2's head; torch's is four convolutions and three sums."""
+
+    def make() -> Calls:
+        from pydense import reference
+        from pydense.ops import aspp_sum
+
+        rates = (6, 12, 18, 24)
+        x = _pictures(1, 2048, 65, 65, dtype=dtype, last=last).requires_grad_(gradient)
+        form = torch.channels_last if last else torch.contiguous_format
+        weights = [
+            torch.randn(21, 2048, 3, 3, device="cuda").mul_(0.01).to(dtype).requires_grad_(gradient)
+            for _ in rates
+        ]
+        theirs = [
+            w.detach().contiguous(memory_format=form).requires_grad_(gradient) for w in weights
+        ]
+        grad = torch.randn(1, 21, 65, 65, device="cuda").to(dtype)
+
+        def call(function: Callable[..., Tensor], row: list[Tensor]) -> object:
+            out = function(x, row, rates=rates)
+            return torch.autograd.grad(out, [x, *row], grad) if gradient else out
+
+        return Calls(lambda: call(aspp_sum, weights), lambda: call(reference.aspp_sum, theirs))
+
+    return make
+
+
 POOL = (8, 256, 128, 128)
 POOL_NAME = "8 x 256 x 128 x 128"
 
 
+TAPS = "1 x 21 x 65 x 65, 33 taps"
+
+
 CASES: dict[str, Callable[[], Calls]] = {
+    f"tap_add_kernel|{TAPS}, bfloat16": _aspp_sum(torch.bfloat16),
+    f"tap_add_kernel|{TAPS}, bfloat16, channels_last": _aspp_sum(torch.bfloat16, last=True),
+    f"tap_add_kernel|{TAPS}, float32": _aspp_sum(torch.float32),
+    f"tap_gather_kernel|{TAPS}, bfloat16": _aspp_sum(torch.bfloat16, gradient=True),
+    f"tap_gather_kernel|{TAPS}, bfloat16, channels_last": _aspp_sum(
+        torch.bfloat16, last=True, gradient=True
+    ),
+    f"tap_gather_kernel|{TAPS}, float32": _aspp_sum(torch.float32, gradient=True),
+    "tap_stack_kernel|4 x 21 x 2048 x 3 x 3, bfloat16": _aspp_sum(torch.bfloat16),
+    "tap_unstack_kernel|21 x 2048 x 3 x 3, bfloat16": _aspp_sum(torch.bfloat16, gradient=True),
     f"max_pool_forward_kernel|{POOL_NAME}, float32, offsets": _max_pool(
         torch.float32, gradient=True
     ),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _backends
 import pytest
 import torch
 from _ops import random
@@ -13,14 +14,14 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
-def problem(shape, outputs, rates, dtype, form=FORMATS[0], seed=0):
-    x = random(*shape, seed=seed).to(dtype).contiguous(memory_format=form)
+def problem(shape, outputs, rates, dtype, form=FORMATS[0], seed=0, device="cpu"):
+    def made(*size, seed):
+        return random(*size, seed=seed).to(device, dtype)
+
+    x = made(*shape, seed=seed).contiguous(memory_format=form)
     scale = (9 * shape[1] * len(rates)) ** -0.5
-    weights = [
-        (scale * random(outputs, shape[1], 3, 3, seed=seed + 1 + i)).to(dtype)
-        for i in range(len(rates))
-    ]
-    biases = [random(outputs, seed=seed + 70 + i).to(dtype) for i in range(len(rates))]
+    weights = [scale * made(outputs, shape[1], 3, 3, seed=seed + 1 + i) for i in range(len(rates))]
+    biases = [made(outputs, seed=seed + 70 + i) for i in range(len(rates))]
     return x, weights, biases
 
 
@@ -46,6 +47,27 @@ def use_products(patch, own):
     patch.setattr(products, "own_products", lambda dtype: own)
 
 
-@pytest.fixture(params=["own products", "torch's products"])
-def both_products(request, monkeypatch):
-    use_products(monkeypatch, request.param == "own products")
+CUDA_CODE = ["simt", pytest.param("cuda", marks=pytest.mark.cuda)]
+on_every_device = pytest.mark.parametrize("device", ["cpu", *CUDA_CODE], indirect=True)
+
+
+@pytest.fixture(params=["own products", "torch's products", *CUDA_CODE])
+def every_way(request, monkeypatch):
+    """Kernels of the CPU, around either products, and those of a GPU; the device."""
+    yield from device_of(request.param, monkeypatch)
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """Kernels of the CPU and of a GPU."""
+    yield from device_of(request.param, monkeypatch)
+
+
+def device_of(name, patch):
+    if "products" in name:
+        use_products(patch, name == "own products")
+    backend = name if name in _backends.NAMES else "cpu"
+    if reason := _backends.missing(backend):
+        pytest.skip(reason)
+    with _backends.use(backend) as chosen:
+        yield chosen.device

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pydense import _library
 from pydense.ops import (
+    aspp_sum,
     chained_residual_pool,
     fuse_sum_upsample,
     max_pool2d_same,
@@ -206,7 +207,36 @@ def large_residual_pool(device: torch.device) -> None:
     assert float(out[-1, 3].sum()) == 3 * 51 == float(out.sum())
 
 
+def aspp(x: Tensor, *parameters: Tensor) -> Tensor:
+    half = len(parameters) // 2
+    return aspp_sum(x, parameters[:half], parameters[half:], rates=(1, 3, 40)[:half])
+
+
+def large_aspp(device: torch.device) -> None:
+    """The last image is its own; past 2^31 numbers in the picture and its gradient."""
+    x = torch.zeros(2**31 // (512 * 65 * 65) + 2, 512, 65, 65, dtype=torch.bfloat16, device=device)
+    x[-1, 5, 40, 41] = 1
+    weight = torch.zeros(2, 512, 3, 3, dtype=torch.bfloat16, device=device)
+    weight[1, 5] = torch.arange(1, 10, dtype=torch.bfloat16, device=device).view(3, 3)
+    out = aspp_sum(x.requires_grad_(), [weight], rates=[6])
+    assert float(out[-1, 1].sum()) == 45 == float(out.sum())
+    assert float(out[-1, 1, 46, 47]) == 1 and float(out[-1, 1, 34, 35]) == 9
+    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    assert float(grad[-1, 5, 32, 32]) == 45 == float(grad[0, 5, 32, 32])
+
+
 CALLS: dict[str, Call] = {
+    "aspp_sum": Call(
+        run=aspp,
+        inputs=lambda: (
+            normal(2, 16, 9, 12),
+            *(normal(5, 16, 3, 3, seed=i) / 16 for i in range(3)),
+            *(normal(5, seed=i) for i in range(3)),
+        ),
+        tolerance=lambda dtype: 32 * torch.finfo(dtype).eps,
+        images=False,  # the products are torch's, of other operands for another format
+        large=large_aspp,
+    ),
     "chained_residual_pool": Call(
         run=residual_pool,
         inputs=lambda: (  # few whole numbers: convolutions without rounding, the same maxima

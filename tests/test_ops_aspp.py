@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _aspp import DTYPES, FORMATS, gradients, problem, use_products, wide
-from _aspp import both_products as both_products
+from _aspp import DTYPES, FORMATS, gradients, on_every_device, problem, use_products, wide
+from _aspp import device as device
+from _aspp import every_way as every_way
 from _ops import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,13 +35,13 @@ CASES = [
 FLOOR = {torch.float64: 64, torch.float32: 16, torch.bfloat16: 1, torch.float16: 1}
 
 
-def check(shape, outputs, rates, dtype, form, seed=0):
+def check(shape, outputs, rates, dtype, form, seed=0, device="cpu"):
     """At most twice torch's own error on contiguous tensors, plus the floor.
 
     (In channels_last, some of torch's bfloat16 gradients of dilated convolutions are NaN.)
     """
-    arguments = problem(shape, outputs, rates, dtype, form, seed)
-    grad = random(shape[0], outputs, *shape[2:], seed=seed + 99).to(dtype)
+    arguments = problem(shape, outputs, rates, dtype, form, seed, device)
+    grad = random(shape[0], outputs, *shape[2:], seed=seed + 99).to(device, dtype)
     exact = gradients(reference.aspp_sum, wide(arguments), grad.double(), rates)
     theirs = gradients(reference.aspp_sum, (arguments[0].contiguous(), *arguments[1:]), grad, rates)
     own = gradients(aspp_sum, arguments, grad.contiguous(memory_format=form), rates)
@@ -58,10 +59,10 @@ class TestAgainstTorch:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("case", CASES)
-    def test_values_and_gradients(self, case, dtype, form, both_products):
-        check(*case, dtype, form)
+    def test_values_and_gradients(self, case, dtype, form, every_way):
+        check(*case, dtype, form, device=every_way)
 
-    @settings(max_examples=60)
+    @settings(max_examples=30)
     @given(
         shape=st.tuples(
             st.integers(1, 3), st.integers(1, 12), st.integers(1, 20), st.integers(1, 30)
@@ -70,13 +71,10 @@ class TestAgainstTorch:
         rates=st.lists(st.integers(1, 34), min_size=1, max_size=4),
         dtype=st.sampled_from(DTYPES),
         last=st.booleans(),
-        own=st.booleans(),
         seed=st.integers(0, 9),
     )
-    def test_any_shape(self, shape, outputs, rates, dtype, last, own, seed):
-        with pytest.MonkeyPatch.context() as patch:
-            use_products(patch, own)
-            check(shape, outputs, rates, dtype, FORMATS[last], seed)
+    def test_any_shape(self, shape, outputs, rates, dtype, last, seed, every_way):
+        check(shape, outputs, rates, dtype, FORMATS[last], seed, every_way)
 
     @pytest.mark.parametrize(
         "case",
@@ -135,22 +133,26 @@ class TestAgainstTorch:
         assert found[1] <= found[0]
         assert found[1] <= 2**-8 * float(exact.abs().max())
 
-    def test_gradcheck(self):
+    @on_every_device
+    def test_gradcheck(self, device):
         for form in FORMATS:
-            x, weights, biases = problem((2, 2, 4, 5), 3, (1, 3), torch.float64, form)
+            size = (2, 2, 4, 5)
+            x, weights, biases = problem(size, 3, (1, 3), torch.float64, form, device=device)
             leaves = [
                 t.clone(memory_format=torch.preserve_format).requires_grad_()
                 for t in (x, *weights, *biases)
             ]
             assert gradcheck(lambda x, *p: aspp_sum(x, p[:2], p[2:], rates=(1, 3)), leaves)
 
+    @on_every_device
     @pytest.mark.parametrize("needed", range(1, 8))
-    def test_some_gradients_alone(self, needed):
+    def test_some_gradients_alone(self, needed, device):
         """Of the picture, of one weight, of one bias, and their combinations."""
         rates = (1, 4, 2)
-        arguments = problem((2, 3, 6, 7), 4, rates, torch.float64)
+        arguments = problem((2, 3, 6, 7), 4, rates, torch.float64, device=device)
         x, weights, biases = arguments
-        everything = gradients(aspp_sum, arguments, torch.ones(2, 4, 6, 7).double(), rates)
+        ones = torch.ones(2, 4, 6, 7, device=device).double()
+        everything = gradients(aspp_sum, arguments, ones, rates)
         for bit, leaf in ((1, x), (2, weights[1]), (4, biases[2])):
             leaf.requires_grad_(bool(needed & bit))
         aspp_sum(x, weights, biases, rates=rates).sum().backward()
@@ -161,16 +163,17 @@ class TestAgainstTorch:
 
 
 class TestSemantics:
-    def test_infinities_and_nan(self):
+    @on_every_device
+    def test_infinities_and_nan(self, device):
         """Reach the outputs whose taps read them, and no others: padding is not multiplied."""
         rates = (2, 5)
-        x, weights, _ = problem((1, 3, 8, 9), 2, rates, torch.float32)
+        x, weights, _ = problem((1, 3, 8, 9), 2, rates, torch.float32, device=device)
         x[0, 1, 3, 4] = float("nan")
         own = aspp_sum(x, weights, rates=rates)
         theirs = reference.aspp_sum(x, weights, rates=rates)
         assert torch.equal(own.isnan(), theirs.isnan())
         assert torch.allclose(own.nan_to_num(), theirs.nan_to_num(), atol=1e-4)
-        x, weights, _ = problem((1, 3, 4, 4), 2, (4,), torch.float32)
+        x, weights, _ = problem((1, 3, 4, 4), 2, (4,), torch.float32, device=device)
         weights[0][:, :, 0] = float("inf")
         assert torch.allclose(
             aspp_sum(x, weights, rates=(4,)),
@@ -187,13 +190,13 @@ class TestSemantics:
         assert len(products.taps_of((9, 30), 9, 40).rows) == 1 + 2 + 2
         assert products.taps_of((9,), 9, 9) == ([0], [0], [[(0, 4)]])
 
-    def test_workspace_changes_no_more_than_rounding(self, monkeypatch, both_products):
+    def test_workspace_changes_no_more_than_rounding(self, monkeypatch, every_way):
         """Groups of outputs, bands of rows, parts of channels, in both formats."""
         own = products.own_products
         for dtype in (torch.float64, torch.float16):
             for form in FORMATS:
-                arguments = problem((2, 6, 9, 8), 7, (1, 3, 5), dtype, form)
-                grad = random(2, 7, 9, 8, seed=5).to(dtype)
+                arguments = problem((2, 6, 9, 8), 7, (1, 3, 5), dtype, form, device=every_way)
+                grad = random(2, 7, 9, 8, seed=5).to(every_way, dtype)
                 whole = gradients(aspp_sum, arguments, grad, (1, 3, 5))
                 for workspace in (1, 25 * 72 * 8 * 3, 9000):
                     monkeypatch.setattr(products, "WORKSPACE", workspace)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import _backends
 import pytest
 import torch
-from _aspp import DTYPES, FORMATS, gradients, problem, use_products
-from _aspp import both_products as both_products
+from _aspp import DTYPES, FORMATS, gradients, on_every_device, problem, use_products
+from _aspp import device as device
+from _aspp import every_way as every_way
 from _ops import expansions, layouts, one_number, random, same_bits, threads
 from _ops import one_thread as one_thread
 from torch.autograd import forward_ad
@@ -16,10 +18,11 @@ from pydense.ops import aspp_sum
 
 
 class TestPromises:
+    @on_every_device
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_layouts(self, dtype):
+    def test_layouts(self, dtype, device):
         rates = (1, 3)
-        x, weights, biases = problem((2, 5, 6, 7), 4, rates, dtype)
+        x, weights, biases = problem((2, 5, 6, 7), 4, rates, dtype, device=device)
         expected = aspp_sum(x, weights, biases, rates=rates)
         for name, y in layouts(x):
             before = y.clone()
@@ -27,7 +30,8 @@ class TestPromises:
             tolerance = 2 * torch.finfo(dtype).eps * float(expected.abs().max())
             assert float((out - expected).abs().max()) <= tolerance, name
             assert torch.equal(y, before), name
-        for (name, w), (_, g) in zip(layouts(weights[0]), layouts(random(2, 4, 6, 7)), strict=True):
+        grads = layouts(random(2, 4, 6, 7, device=device))
+        for (name, w), (_, g) in zip(layouts(weights[0]), grads, strict=True):
             out = aspp_sum(x, [w, weights[1]], biases, rates=rates)
             assert same_bits(out, expected), name
             found = [
@@ -36,16 +40,16 @@ class TestPromises:
             ]
             n = -len(biases)  # torch sums those of biases
             assert all(same_bits(a, b) for a, b in zip(*(f[:n] for f in found), strict=True)), name
-        one = one_number((2, 5, 6, 7)).to(dtype)
+        one = one_number((2, 5, 6, 7), device=device).to(dtype)
         assert same_bits(
             aspp_sum(one, weights, rates=rates), aspp_sum(one.contiguous(), weights, rates=rates)
         )
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_expanded_gradients(self, dtype, both_products):
+    def test_expanded_gradients(self, dtype, every_way):
         """The same bits as of gradients in memory of their own."""
-        x, weights, _ = problem((2, 37, 9, 11), 21, (2, 5), dtype)
-        for name, grad in expansions(random(2, 21, 9, 11, seed=4).to(dtype)):
+        x, weights, _ = problem((2, 37, 9, 11), 21, (2, 5), dtype, device=every_way)
+        for name, grad in expansions(random(2, 21, 9, 11, seed=4).to(every_way, dtype)):
             found = []
             for of_out in (grad, grad.contiguous()):
                 leaves = [t.clone().requires_grad_() for t in (x, *weights)]
@@ -53,9 +57,11 @@ class TestPromises:
                 found.append(torch.autograd.grad(out, leaves, of_out))
             assert all(map(same_bits, *found)), name
 
-    def test_empty_batch(self):
-        x, weights, biases = problem((0, 3, 4, 5), 2, (1, 2), torch.float32)
-        found = gradients(aspp_sum, (x, weights, biases), torch.zeros(0, 2, 4, 5), (1, 2))
+    @on_every_device
+    def test_empty_batch(self, device):
+        x, weights, biases = problem((0, 3, 4, 5), 2, (1, 2), torch.float32, device=device)
+        grad = torch.zeros(0, 2, 4, 5, device=device)
+        found = gradients(aspp_sum, (x, weights, biases), grad, (1, 2))
         assert found[0].shape == (0, 2, 4, 5) and found[1].shape == x.shape
         assert not any(t.any() for t in found[2:])
 
@@ -110,6 +116,19 @@ class TestPromises:
         assert saved(x.requires_grad_(), weights) == {x.data_ptr(), *places}
         with torch.no_grad():
             assert saved(x, weights) == set()
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_launches_on_a_gpu(self, form):
+        """One for the weights and one for the maps; backward as well, and one for each weight."""
+        if reason := _backends.missing("simt"):
+            pytest.skip(reason)
+        arguments = problem((2, 3, 6, 7), 4, (1, 2), torch.float32, form)
+        with _backends.use("simt"):
+            before = _backends.simt_launches()
+            aspp_sum(*arguments, rates=(1, 2))
+            assert _backends.simt_launches() == before + 2
+            gradients(aspp_sum, arguments, torch.ones(2, 4, 6, 7), (1, 2))
+            assert _backends.simt_launches() == before + 4 + 2 + 2
 
     def test_second_derivatives_and_tangents_raise(self):
         x, weights, _ = problem((1, 3, 4, 5), 2, (1,), torch.float64)
