@@ -13,6 +13,8 @@ import torch
 from pydense.densecrf import DEEPLAB_GRID, NORMALIZE_AFTER, DenseCRF2D, fit
 
 SIZE = (24, 32)
+GRID = {"bilateral_sxy": [1, 20], "bilateral_compat": [0.01, 4], "gaussian_compat": [0.01]}
+START = {"gaussian_compat": 0.05, "bilateral_compat": 0.05, "bilateral_sxy": 20}
 
 
 def problem(count=2, labels=3, seed=0):
@@ -55,11 +57,9 @@ def miou(pictures, parameters, iterations):
 
 
 class TestGrid:
-    grid = {"bilateral_sxy": [1, 20], "bilateral_compat": [0.01, 4], "gaussian_compat": [0.01]}
-
     def test_tries_everything_and_returns_the_best(self):
         pictures, lines = problem(), []
-        found = fit(*pictures, method="grid", grid=self.grid, iterations=3, progress=lines.append)
+        found = fit(*pictures, method="grid", grid=GRID, iterations=3, progress=lines.append)
         assert [trial.stage for trial in found.trials] == ["start"] + 4 * ["grid"]
         assert len(lines) == 5 and "miou" in lines[0]
         tried = {(t.parameters["bilateral_sxy"], t.parameters["bilateral_compat"])
@@ -84,7 +84,7 @@ class TestGrid:
         from pydense.nn import DenseCRF
 
         pictures = problem(1)
-        found = fit(*pictures, method="grid", grid=self.grid)
+        found = fit(*pictures, method="grid", grid=GRID)
         unary, image = pictures[0][0], pictures[1][0]
         crf = DenseCRF2D(SIZE[1], SIZE[0], 3)
         crf.setUnaryEnergy(unary.reshape(3, -1))
@@ -95,14 +95,12 @@ class TestGrid:
 
 
 class TestLbfgs:
-    start = {"gaussian_compat": 0.05, "bilateral_compat": 0.05, "bilateral_sxy": 20}
-
     @pytest.mark.parametrize("bandwidths", [False, True])
     def test_improves_the_likelihood(self, bandwidths):
         found = fit(
             *problem(),
             method="lbfgs",
-            start=self.start,
+            start=START,
             bandwidths=bandwidths,
             iterations=3,
             lbfgs_steps=4,
@@ -116,7 +114,7 @@ class TestLbfgs:
     def test_after_the_grid(self):
         grid = {"bilateral_compat": [0.01, 0.5]}
         options = {"grid": grid, "bandwidths": False, "lbfgs_steps": 2, "metric": "nll"}
-        found = fit(*problem(), start=self.start, normalization=NORMALIZE_AFTER, **options)
+        found = fit(*problem(), start=START, normalization=NORMALIZE_AFTER, **options)
         stages = [trial.stage for trial in found.trials]
         assert stages[:3] == ["start", "grid", "grid"] and "lbfgs" in stages
         assert found.score >= max(t.score for t in found.trials if t.stage == "grid")
