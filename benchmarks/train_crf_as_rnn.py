@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         row = rows[-1]
         print(
             f"seed {seed}: without {row['miou_without']:.2f}, with {row['miou_with']:.2f}, "
-            f"change {row['change']:+.2f}; untrained CRF behind it {row['miou_untrained_crf']:.2f}; "
+            f"change {row['change']:+.2f}; untrained CRF {row['miou_untrained_crf']:.2f}; "
             f"{row['seconds_per_step_without']:.3f} and {row['seconds_per_step_with']:.3f} s/step",
             flush=True,
         )
