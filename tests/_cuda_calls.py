@@ -225,6 +225,29 @@ def large_aspp(device: torch.device) -> None:
     assert float(grad[-1, 5, 32, 32]) == 45 == float(grad[0, 5, 32, 32])
 
 
+def dense_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The operator itself: the rule of atrous_conv2d would leave small ones to torch."""
+    result: Tensor = torch.ops.pydense.dense_atrous_conv2d(
+        x, weight, None, bias, *x.shape[2:], 3, 3, 3, 3, False, False
+    )
+    return result
+
+
+def large_dense_convolution(device: torch.device) -> None:
+    """The last image is its own."""
+    x = torch.zeros(2**31 // 2**19 + 1, 8, 256, 256, dtype=torch.bfloat16, device=device)
+    x[-1, 3, 60, 61] = 3
+    weight = torch.ones(8, 8, 3, 3, dtype=torch.bfloat16, device=device)
+    bias = torch.zeros(8, dtype=torch.bfloat16, device=device)
+    out = dense_convolution(x, weight, bias)
+    assert float(out[-1].sum()) == 8 * 9 * 3 == float(out.sum())
+
+
+def dense_tolerance(dtype: torch.dtype) -> float:
+    """float32 is multiplied in TF32, which rounds operands to 11 bits."""
+    return 2**-9 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+
+
 CALLS: dict[str, Call] = {
     "aspp_sum": Call(
         run=aspp,
@@ -236,6 +259,13 @@ CALLS: dict[str, Call] = {
         tolerance=lambda dtype: 32 * torch.finfo(dtype).eps,
         images=False,  # the products are torch's, of other operands for another format
         large=large_aspp,
+    ),
+    "dense_atrous_conv2d": Call(
+        run=dense_convolution,
+        inputs=lambda: (normal(2, 8, 9, 11), normal(16, 8, 3, 3, seed=1) / 8, normal(16, seed=2)),
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        tolerance=dense_tolerance,
+        large=large_dense_convolution,
     ),
     "chained_residual_pool": Call(
         run=residual_pool,

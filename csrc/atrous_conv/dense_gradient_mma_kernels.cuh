@@ -311,7 +311,8 @@ constexpr int kDenseGradientTaps = 9;
 template <class T>
 __global__ __launch_bounds__(kDenseGradientThreads) void dense_gradient_sum_kernel(
     const __grid_constant__ DenseGradientSumParams<T> p) {
-  constexpr int kPitch = kDenseGradientThreads + 16 / static_cast<int>(sizeof(T));
+  // Nine taps of few channels lie in different banks.
+  constexpr int kPitch = kDenseGradientThreads + (sizeof(T) == 2 ? 6 : 4);
   __shared__ T tile[kDenseGradientTaps * kPitch];
   const int thread = static_cast<int>(threadIdx.x);
   uint32_t block = blockIdx.x;

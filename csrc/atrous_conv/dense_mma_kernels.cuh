@@ -264,8 +264,9 @@ class DenseMma {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               const float* const sums = sums_[first / kDenseGroup + i][j] + 2 * half;
-              stage.put(i * kDenseGroup + 8 * half + lane() / 4, 8 * j + lane() % 4 * 2,
-                        factors[j][0](sums[0], branch_.relu), factors[j][1](sums[1], branch_.relu));
+              const float pair[2] = {factors[j][0](sums[0], branch_.relu),
+                                     factors[j][1](sums[1], branch_.relu)};
+              stage.put(i * kDenseGroup + 8 * half + lane() / 4, 8 * j + lane() % 4 * 2, pair);
             }
           }
         }
@@ -355,11 +356,12 @@ __global__ __launch_bounds__(kDenseSumThreads) void dense_sum_kernel(
           total[e] += next[e];
         }
       }
+      float results[4];
 #pragma unroll
-      for (int e = 0; e < 4; e += 2) {
-        stage.put(row, own_column + e, factors[e](total[e], branch.relu),
-                  factors[e + 1](total[e + 1], branch.relu));
+      for (int e = 0; e < 4; ++e) {
+        results[e] = factors[e](total[e], branch.relu);
       }
+      stage.put(row, own_column, results);
     }
     __syncthreads();
     stage.leave(branch, output, at + first, min(rows - first, Stage::kRows), thread,

@@ -117,29 +117,34 @@ struct DenseFactors {
 template <class T>
 struct DenseStage {
   static constexpr int kRows = 64;
-  static constexpr int kPixelPitch = kDenseColumns + kDenseVector<T>;
   static constexpr int kOutputPitch = kRows + kDenseVector<T>;
-  static constexpr int kElements = kRows * kPixelPitch > kDenseColumns* kOutputPitch
-                                       ? kRows * kPixelPitch
-                                       : kDenseColumns * kOutputPitch;
+  static constexpr int kElements = kDenseColumns * kOutputPitch;
 
   T* data;
   bool by_pixel;
 
-  __device__ __forceinline__ void put(int row, int column, float value) const {
-    data[by_pixel ? row * kPixelPitch + column : column * kOutputPitch + row] =
-        from_accumulate<T>(value);
+  // Vectors of a pixel change places, so that those of neighbours lie in all banks.
+  __device__ __forceinline__ static int place(int row, int column) {
+    constexpr int kVector = kDenseVector<T>;
+    const int swap = sizeof(T) == 4 ? row % 4 * 2 : row / 2 % 4;
+    return row * kDenseColumns + (column / kVector ^ swap) * kVector + column % kVector;
   }
-  // Neighbours.
-  __device__ __forceinline__ void put(int row, int column, float one, float other) const {
+
+  // Neighbours, as many as divide a vector.
+  template <int kCount>
+  __device__ __forceinline__ void put(int row, int column, const float (&values)[kCount]) const {
     if (by_pixel) {
-      Vector<T, 2> pair;
-      pair[0] = from_accumulate<T>(one);
-      pair[1] = from_accumulate<T>(other);
-      store_vector(data + row * kPixelPitch + column, pair);
+      Vector<T, kCount> vector;
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) {
+        vector[e] = from_accumulate<T>(values[e]);
+      }
+      store_vector(data + place(row, column), vector);
     } else {
-      put(row, column, one);
-      put(row, column + 1, other);
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) {
+        data[(column + e) * kOutputPitch + row] = from_accumulate<T>(values[e]);
+      }
     }
   }
 
@@ -157,7 +162,7 @@ struct DenseStage {
         const int column = i % kVectors * kVector;
         if (column < inside) {
           store_vector(to + at[i / kVectors] + column,
-                       load_vector<kVector>(data + i / kVectors * kPixelPitch + column));
+                       load_vector<kVector>(data + place(i / kVectors, column)));
         }
       }
     } else if (by_pixel) {
@@ -165,7 +170,7 @@ struct DenseStage {
       for (int i = thread; i < rows * kDenseColumns; i += threads) {
         const int column = i % kDenseColumns;
         if (column < inside) {
-          to[at[i / kDenseColumns] + column] = data[i / kDenseColumns * kPixelPitch + column];
+          to[at[i / kDenseColumns] + column] = data[place(i / kDenseColumns, column)];
         }
       }
     } else {

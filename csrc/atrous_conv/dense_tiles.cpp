@@ -16,6 +16,7 @@ constexpr double kBlockSteps = 6;
 constexpr double kPartSteps = 0.1;
 constexpr double kSumLaunchSteps = 4;
 constexpr int64_t kMaxSplits = 32;
+constexpr int64_t kLeastSteps = 8;  // of a part
 
 struct Candidate {
   DenseClass own;
@@ -83,7 +84,8 @@ int64_t most_steps(const std::vector<Candidate>& candidates) {
   }
   int64_t best = longest;
   double least = 0;
-  for (int64_t cuts = 1; cuts <= kMaxSplits && cuts * 4 <= std::max<int64_t>(longest, 4); ++cuts) {
+  for (int64_t cuts = 1; cuts <= kMaxSplits && (cuts == 1 || cuts * kLeastSteps <= longest);
+       ++cuts) {
     const int64_t most = ceil_div(longest, cuts);
     double total = 0;
     double slowest = 0;

@@ -77,6 +77,7 @@ struct Options {
   bool factors = true;       // scale, bias and ReLU
   int64_t gap = 0;           // elements between rows or pixels
   size_t skip = 0;           // elements before the first one
+  bool check = true;         // whether results are looked at
 };
 
 // A kernel of its branch.
@@ -171,6 +172,9 @@ void convolve(int64_t batches, int64_t channels, int64_t height, int64_t width,
       static_cast<size_t>(pydense::dense_conv_cuda_workspace(kOp, kFloatType<T>, args)),
       "workspace");
   pydense::dense_conv_cuda(kOp, kFloatType<T>, args, workspace.data(), 0, nullptr);
+  if (!options.check) {
+    return;
+  }
   int64_t before = 0;
   for (size_t i = 0; i < branches.size(); ++i) {
     const Branch& b = branches[i];
@@ -231,6 +235,9 @@ void weight_gradient(int64_t batches, int64_t channels, int64_t height, int64_t 
           pydense::dense_conv_weight_gradient_cuda_workspace(kOp, kFloatType<T>, args)),
       "workspace");
   pydense::dense_conv_weight_gradient_cuda(kOp, kFloatType<T>, args, workspace.data(), 0, nullptr);
+  if (!options.check) {
+    return;
+  }
   for (int64_t o = 0; o < b.outputs; ++o) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < b.taps(); ++t) {

@@ -98,6 +98,154 @@ void nothing() {
   convolve<__half>(0, 8, 4, 4, {Branch::same(8, 2)}, {});
 }
 
+// Past 2^31 elements: the block of the last pixels alone, on memory that is not there.
+void beyond_32_bits() {
+  constexpr int64_t kWidth = 1024;
+  constexpr int64_t kHeight = (int64_t{1} << 31) / 8 / kWidth + 1;
+  constexpr int64_t kNumbers = kHeight * kWidth * 8;
+  simt::SparseMemory x(kNumbers * sizeof(__half));
+  simt::SparseMemory out(kNumbers * sizeof(__half));
+  simt::Buffer<__half> weight(64, "weight");
+  fill_exactly(weight, 1);
+  x.as<__half>()[kNumbers - 8 + 3] = rounded<__half>(2);
+  const int64_t row = kWidth * 8;
+  const DenseConvArgs own = {{1, 8, 8, kHeight, kWidth, kHeight, kWidth, 1, 1, 1, 1, 0, 0},
+                             {x.as<__half>(), kNumbers, 1, row, 8},
+                             {weight.data(), 8, 1, 64, false},
+                             nullptr,
+                             nullptr,
+                             nullptr,
+                             false,
+                             {out.as<__half>(), kNumbers, 1, row, 8}};
+  const pydense::DenseConvCudaArgs args = {&own, 1};
+  simt::Buffer<uint8_t> workspace(
+      static_cast<size_t>(pydense::dense_conv_cuda_workspace(kOp, FloatType::kFloat16, args)),
+      "workspace");
+  simt::config().only_blocks = {static_cast<uint64_t>(kHeight * kWidth / 128 - 1)};
+  pydense::dense_conv_cuda(kOp, FloatType::kFloat16, args, workspace.data(), 0, nullptr);
+  simt::config().only_blocks.clear();
+  for (size_t o = 0; o < 8; ++o) {
+    __half& got = out.as<__half>()[kNumbers - 8 + static_cast<int64_t>(o)];
+    SIMT_EXPECT(value(got) == value(rounded<__half>(2 * value(weight[o * 8 + 3]))));
+    got = rounded<__half>(0);
+  }
+  x.as<__half>()[kNumbers - 8 + 3] = rounded<__half>(0);
+}
+
+// ---- what is asked of memory -------------------------------------------------------------------
+
+constexpr const char* kMma = "dense_mma_kernel";
+
+// Maps of 1 x channels x size x size, all bytes of them; the weights' and the results'.
+template <class T>
+struct Bytes {
+  double x;
+  double weights = 0;
+  double out = 0;
+
+  Bytes(int64_t channels, int64_t size, const std::vector<Branch>& branches)
+      : x(static_cast<double>(channels * size * size * static_cast<int64_t>(sizeof(T)))) {
+    for (const Branch& b : branches) {
+      weights += static_cast<double>(b.outputs * channels * b.taps()) * sizeof(T);
+      out += static_cast<double>(b.outputs * size * size) * sizeof(T);
+    }
+  }
+};
+
+// With fewer channels than the shape of the prediction; tiles of pixels and outputs are the same.
+// Sums are so short that there are no parts.
+template <class T>
+void count_branches(const char* name, int64_t channels, int64_t size,
+                    const std::vector<Branch>& branches, double scale) {
+  const Bytes<T> bytes(channels, size, branches);
+  simt::Limits limits{.kernel = kMma, .minimum_bytes = bytes.x + bytes.weights + bytes.out};
+  limits.shape = name;
+  limits.scale = scale;
+  simt::counted(limits, [&] {
+    convolve<T>(1, channels, size, size, branches,
+                {.last = true, .weight_last = true, .check = false});
+  });
+}
+
+// All operands are laid out first.
+void count_contiguous() {
+  constexpr const char* kName = "1 x 2048 x 33 x 33 to 256, rate 12, float16, contiguous";
+  const std::vector<Branch> branches = {Branch::same(256, 12)};
+  const Bytes<__half> bytes(32, 33, branches);
+  simt::Limits mma{.kernel = kMma, .minimum_bytes = bytes.x + bytes.weights + bytes.out};
+  mma.sectors = 1.6;
+  mma.reason =
+      "rows of contiguous results begin anywhere; with 32 channels counted in place of 2048, "
+      "results weigh 64 times too much";
+  simt::Limits pixels{.kernel = "dense_pixels_kernel", .minimum_bytes = 2 * bytes.x};
+  simt::Limits weight{.kernel = "dense_weight_kernel", .minimum_bytes = 2 * bytes.weights};
+  weight.wavefronts = 2.5;
+  weight.reason =
+      "taps lie closest in memory and farthest in a tile of shared memory, whose banks "
+      "some of them share; it is a small part of the time";
+  for (simt::Limits* const own : {&mma, &pixels, &weight}) {
+    own->shape = kName;
+    own->scale = 64;
+  }
+  simt::counted({mma, pixels, weight},
+                [&] { convolve<__half>(1, 32, 33, 33, branches, {.check = false}); });
+}
+
+// One tile, in parts. The sums are those of all parts of the pyramid of DeepLab v3.
+void count_parts() {
+  constexpr int64_t kParts = 8;
+  const std::vector<Branch> branches = {Branch::same(256, 1, 1)};
+  const Bytes<__nv_bfloat16> bytes(2048, 4, branches);
+  const double parts = kParts * 16.0 * 256 * 4;
+  simt::Limits mma{.kernel = kMma, .minimum_bytes = bytes.x + bytes.weights + parts};
+  mma.shape = "1 x 2048 x 4 x 4 to 256, 1x1, bfloat16, channels_last";
+  simt::Limits sum{.kernel = "dense_sum_kernel", .minimum_bytes = parts + bytes.out};
+  sum.shape = "1 x 2048 x 33 x 33 to 256 1x1 and 3 x 256 with rates 6, 12, 18, bfloat16";
+  sum.scale = 176 * 100.0 / (kParts * 16);  // parts of about 100 pixels
+  simt::counted({mma, sum}, [&] {
+    convolve<__nv_bfloat16>(1, 2048, 4, 4, branches,
+                            {.last = true, .weight_last = true, .check = false});
+  });
+}
+
+// The blocks of every eighth tile of channels.
+void count_gradient() {
+  constexpr const char* kName = "1 x 2048 x 33 x 33 by 256, rate 12, bfloat16, channels_last";
+  const double numbers = 9.0 * 256 * 256;
+  simt::Limits mma{.kernel = "dense_gradient_mma_kernel",
+                   .minimum_bytes = 33.0 * 33 * (256 + 256) * 2 + numbers * 4};
+  mma.scale = 8;
+  simt::Limits sum{.kernel = "dense_gradient_sum_kernel", .minimum_bytes = 18 * 9.0 * 256 * 6};
+  sum.scale = 2048.0 / 18;
+  mma.shape = sum.shape = kName;
+  for (uint64_t block = 0; block < 144; block += 8) {
+    simt::config().only_blocks.push_back(block);
+  }
+  simt::counted({mma, sum}, [&] {
+    weight_gradient<__nv_bfloat16>(1, 2048, 33, 33, Branch::same(256, 12),
+                                   {.last = true, .weight_last = true, .check = false});
+  });
+  simt::config().only_blocks.clear();
+}
+
+void counters() {
+  if (simt::config().order != simt::Order::kForward) {
+    return;  // nothing is counted then
+  }
+  count_branches<__nv_bfloat16>(
+      "1 x 2048 x 33 x 33 to 256 1x1 and 3 x 256 with rates 6, 12, 18, bfloat16, channels_last", 32,
+      33,
+      {Branch::same(256, 1, 1), Branch::same(256, 6), Branch::same(256, 12), Branch::same(256, 18)},
+      64);
+  count_branches<__nv_bfloat16>("1 x 512 x 41 x 41 to 1024, rate 12, bfloat16, channels_last", 32,
+                                41, {Branch::same(1024, 12)}, 16);
+  count_branches<float>("1 x 512 x 41 x 41 to 1024, rate 12, TF32, channels_last", 16, 41,
+                        {Branch::same(1024, 12)}, 32);
+  count_contiguous();
+  count_parts();
+  count_gradient();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -111,5 +259,7 @@ int main(int argc, char** argv) {
                              {"gradients of weights", gradients},
                              {"gradients of weights, several tiles", gradient_tiles},
                              {"nothing", nothing},
+                             {"2^31 + 1024 elements", beyond_32_bits, simt::kRelease | simt::kAsan},
+                             {"counters", counters, simt::kTrace},
                          });
 }
