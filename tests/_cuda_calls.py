@@ -17,6 +17,7 @@ from torch import Tensor
 from pydense import _library
 from pydense.ops import (
     aspp_sum,
+    atrous_conv2d,
     chained_residual_pool,
     fuse_sum_upsample,
     max_pool2d_same,
@@ -225,7 +226,44 @@ def large_aspp(device: torch.device) -> None:
     assert float(grad[-1, 5, 32, 32]) == 45 == float(grad[0, 5, 32, 32])
 
 
+def depthwise_map(x: Tensor) -> Tensor:
+    """Both kernels, of 3x3 and of another size; the map's gradient alone."""
+    weight = torch.linspace(-1, 1, x.shape[1] * 9).view(-1, 1, 3, 3).to(x)
+    out = atrous_conv2d(x, weight, dilation=3, groups=x.shape[1], activation="relu")
+    return out + atrous_conv2d(x, weight[:, :, :2], dilation=2, groups=x.shape[1])
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return atrous_conv2d(x, weight, bias, dilation=2, groups=x.shape[1])
+
+
+def large_depthwise(device: torch.device) -> None:
+    """The last plane is its own, and its weight."""
+    channels = 2**31 // 2**14 + 1
+    x = torch.zeros(1, channels, 128, 128, dtype=torch.bfloat16, device=device)
+    x[0, -1, 60, 61] = 2
+    weight = torch.ones(channels, 1, 3, 3, dtype=torch.bfloat16, device=device)
+    weight[-1] = 3
+    out = atrous_conv2d(x.requires_grad_(), weight.requires_grad_(), dilation=12, groups=channels)
+    assert float(out[0, -1].sum()) == 54 == float(out.sum())
+    of_x, of_weight = torch.autograd.grad(out, (x, weight), torch.ones_like(out))
+    assert float(of_x[0, -1, 60, 61]) == 27 and float(of_x[0, 0, 60, 61]) == 9
+    assert float(of_weight[-1].sum()) == 18 == float(of_weight.sum())
+
+
 CALLS: dict[str, Call] = {
+    "atrous_conv2d": Call(
+        run=depthwise_map,
+        inputs=lambda: (normal(2, 8, 11, 13),),
+        tolerance=lambda dtype: 8 * torch.finfo(dtype).eps,
+    ),
+    "atrous_conv2d and its weight": Call(
+        run=depthwise,
+        inputs=lambda: (normal(2, 12, 9, 10), normal(12, 1, 3, 3, seed=1), normal(12, seed=2)),
+        tolerance=lambda dtype: 16 * torch.finfo(dtype).eps,
+        images=False,  # sums of weights have another order in another format
+        large=large_depthwise,
+    ),
     "aspp_sum": Call(
         run=aspp,
         inputs=lambda: (

@@ -47,7 +47,21 @@ class TestRule:
             ({"groups": 256, "channels_last": True, "dilation": (1, 1)}, DEPTHWISE, "depthwise"),
             ({"groups": 256, "outputs": 512}, TORCH, "it is grouped"),
             ({"groups": 256, "stride": (2, 2)}, TORCH, "its stride"),
+            ({"device": "xpu"}, TORCH, "x is on xpu, pydense's kernels are for the CPU and CUDA"),
             ({"device": "cuda"}, TORCH, "x is on cuda"),
+            ({"device": "cuda", "groups": 256}, DEPTHWISE, "3x3 and of stride 1, on cuda"),
+            (
+                {"device": "cuda", "groups": 256, "channels_last": True, "dilation": (1, 1)},
+                DEPTHWISE,
+                "3x3 and of stride 1, on cuda",
+            ),
+            ({"device": "cuda", "groups": 256, "kernel": (5, 5)}, DEPTHWISE, "dilated and of"),
+            (
+                {"device": "cuda", "groups": 256, "kernel": (5, 5), "dilation": (1, 1)},
+                TORCH,
+                "not 3x3 and not dilated, on cuda",
+            ),
+            ({"device": "cuda", "groups": 256, "stride": (2, 2)}, TORCH, "its stride"),
         ],
     )
     def test_rule(self, change, kernels, words):

@@ -8,6 +8,9 @@ has instructions for their dtype; there pydense's kernels are as fast, within so
 torch's stay. Contiguous tensors of large rates it multiplies with their padding, and 16-bit ones
 for which the CPU has no instructions it convolves pixel by pixel where they are dilated.
 In float32, Winograd's algorithm (``_winograd.py``) comes first, in either format.
+
+On CUDA the rule is written from counts and the sources of torch, not from measurements: depthwise
+convolutions of stride 1 run pydense's kernels where they are 3x3 or dilated.
 ``benchmarks/bench_atrous_conv_models.py`` measures what the rule makes of the convolutions of
 published networks.
 """
@@ -81,8 +84,10 @@ NARROW_WITHOUT_INSTRUCTIONS = frozenset(
 
 def choose(call: Call) -> Choice:
     """The rule."""
+    if call.device == "cuda":
+        return _choose_on_gpu(call)
     if call.device != "cpu":
-        return _torchs(f"x is on {call.device}, pydense's kernels are for the CPU so far")
+        return _torchs(f"x is on {call.device}, pydense's kernels are for the CPU and CUDA")
     if call.stride != (1, 1):
         return _torchs(f"its stride is {call.stride}, pydense's kernels have stride 1")
     if call.groups == call.channels == call.outputs:
@@ -121,6 +126,30 @@ def choose(call: Call) -> Choice:
         f"it has rate {rate}, {call.channels} channels and stride 1, x is contiguous and on the "
         "CPU: taps beside the map are left out",
     )
+
+
+def _choose_on_gpu(call: Call) -> Choice:
+    """On CUDA: cuDNN skips no padding, and torch's own depthwise kernels read every tap."""
+    if call.stride != (1, 1):
+        return _torchs(f"its stride is {call.stride}, pydense's kernels have stride 1")
+    if not call.groups == call.channels == call.outputs:
+        return _torchs(
+            "x is on cuda, where pydense has kernels for depthwise convolutions (groups = C = O) "
+            "so far"
+        )
+    if call.kernel == (3, 3):
+        return Choice(
+            Kernels.DEPTHWISE,
+            "it is depthwise (groups = C = O), 3x3 and of stride 1, on cuda: a thread reads a row "
+            "once for the three outputs that it is a tap of",
+        )
+    if call.dilation != (1, 1):
+        return Choice(
+            Kernels.DEPTHWISE,
+            "it is depthwise (groups = C = O), dilated and of stride 1, on cuda: taps beside the "
+            "map are left out",
+        )
+    return _torchs("it is depthwise, not 3x3 and not dilated, on cuda")
 
 
 def choose_winograd(
