@@ -18,6 +18,7 @@ from pydense import _library
 from pydense.ops import (
     aspp_sum,
     atrous_conv2d,
+    atrous_separable_conv2d,
     chained_residual_pool,
     fuse_sum_upsample,
     max_pool2d_same,
@@ -237,6 +238,10 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return atrous_conv2d(x, weight, bias, dilation=2, groups=x.shape[1])
 
 
+def separable(x: Tensor, *parameters: Tensor) -> Tensor:
+    return atrous_separable_conv2d(x, *parameters, dilation=2, inner_activation="relu")
+
+
 def large_depthwise(device: torch.device) -> None:
     """The last plane is its own, and its weight."""
     channels = 2**31 // 2**14 + 1
@@ -274,6 +279,18 @@ CALLS: dict[str, Call] = {
         tolerance=lambda dtype: 32 * torch.finfo(dtype).eps,
         images=False,  # the products are torch's, of other operands for another format
         large=large_aspp,
+    ),
+    "atrous_separable_conv2d": Call(
+        run=separable,
+        inputs=lambda: (
+            normal(2, 12, 9, 10),
+            normal(12, 1, 3, 3, seed=1) / 4,
+            normal(6, 12, 1, 1, seed=2) / 4,
+            normal(12, seed=3),
+            normal(6, seed=4),
+        ),
+        tolerance=lambda dtype: 32 * torch.finfo(dtype).eps,
+        images=False,  # the product is torch's, of other operands for another format
     ),
     "chained_residual_pool": Call(
         run=residual_pool,
