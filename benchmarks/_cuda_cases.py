@@ -312,6 +312,35 @@ def _atrous(
     return make
 
 
+def _depthwise(
+    dtype: torch.dtype, last: bool = False, gradient: bool = False
+) -> Callable[[], Calls]:
+    """One branch of DeepLab v3+, depthwise."""
+
+    def make() -> Calls:
+        from torch.nn.functional import conv2d
+
+        x = _pictures(1, 2048, 65, 65, dtype=dtype, last=last)
+        weight = torch.randn(2048, 1, 3, 3, device="cuda").to(dtype)
+        geometry = (12, 12, 12, 12)
+        if not gradient:
+            ours = torch.ops.pydense.depthwise_atrous_conv2d
+            return Calls(
+                lambda: ours(x, weight, None, 65, 65, *geometry, False, False),
+                lambda: conv2d(x, weight, padding=12, dilation=12, groups=2048),
+            )
+        grad = torch.randn_like(x)
+        backward = torch.ops.pydense.depthwise_atrous_conv2d_weight_gradient
+        aten = torch.ops.aten.convolution_backward
+        pair, needed = [12, 12], [False, True, False]
+        return Calls(
+            lambda: backward(grad, x, 3, 3, *geometry),
+            lambda: aten(grad, x, weight, None, [1, 1], pair, pair, False, [0, 0], 2048, needed),
+        )
+
+    return make
+
+
 def _atrous_weight_gradient() -> Calls:
     x, (weight,), _ = _convolutions(33, 2048, [(256, 3, 12)], torch.bfloat16)
     grad = _pictures(1, 256, 33, 33, dtype=torch.bfloat16, last=True)
@@ -335,10 +364,25 @@ POOL = (8, 256, 128, 128)
 POOL_NAME = "8 x 256 x 128 x 128"
 
 
+BRANCH = "1 x 2048 x 65 x 65, rate 12"
 TAPS = "1 x 21 x 65 x 65, 33 taps"
 
 
 CASES: dict[str, Callable[[], Calls]] = {
+    f"depthwise_kernel|{BRANCH}, bfloat16": _depthwise(torch.bfloat16),
+    f"depthwise_kernel|{BRANCH}, float32": _depthwise(torch.float32),
+    f"depthwise_last_kernel|{BRANCH}, bfloat16, channels_last": _depthwise(
+        torch.bfloat16, last=True
+    ),
+    **{
+        f"depthwise_gradient{part}_kernel|{BRANCH}, {name}": _depthwise(dtype, last, gradient=True)
+        for part in ("", "_sum")
+        for name, dtype, last in (
+            ("bfloat16", torch.bfloat16, False),
+            ("bfloat16, channels_last", torch.bfloat16, True),
+            ("float32", torch.float32, False),
+        )
+    },
     f"tap_add_kernel|{TAPS}, bfloat16": _aspp_sum(torch.bfloat16),
     f"tap_add_kernel|{TAPS}, bfloat16, channels_last": _aspp_sum(torch.bfloat16, last=True),
     f"tap_add_kernel|{TAPS}, float32": _aspp_sum(torch.float32),

@@ -17,6 +17,8 @@ from torch import Tensor
 from pydense import _library
 from pydense.ops import (
     aspp_sum,
+    atrous_conv2d,
+    atrous_separable_conv2d,
     chained_residual_pool,
     fuse_sum_upsample,
     max_pool2d_same,
@@ -248,7 +250,48 @@ def dense_tolerance(dtype: torch.dtype) -> float:
     return 2**-9 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
 
 
+def depthwise_map(x: Tensor) -> Tensor:
+    """Both kernels, of 3x3 and of another size; the map's gradient alone."""
+    weight = torch.linspace(-1, 1, x.shape[1] * 9).view(-1, 1, 3, 3).to(x)
+    out = atrous_conv2d(x, weight, dilation=3, groups=x.shape[1], activation="relu")
+    return out + atrous_conv2d(x, weight[:, :, :2], dilation=2, groups=x.shape[1])
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return atrous_conv2d(x, weight, bias, dilation=2, groups=x.shape[1])
+
+
+def separable(x: Tensor, *parameters: Tensor) -> Tensor:
+    return atrous_separable_conv2d(x, *parameters, dilation=2, inner_activation="relu")
+
+
+def large_depthwise(device: torch.device) -> None:
+    """The last plane is its own, and its weight."""
+    channels = 2**31 // 2**14 + 1
+    x = torch.zeros(1, channels, 128, 128, dtype=torch.bfloat16, device=device)
+    x[0, -1, 60, 61] = 2
+    weight = torch.ones(channels, 1, 3, 3, dtype=torch.bfloat16, device=device)
+    weight[-1] = 3
+    out = atrous_conv2d(x.requires_grad_(), weight.requires_grad_(), dilation=12, groups=channels)
+    assert float(out[0, -1].sum()) == 54 == float(out.sum())
+    of_x, of_weight = torch.autograd.grad(out, (x, weight), torch.ones_like(out))
+    assert float(of_x[0, -1, 60, 61]) == 27 and float(of_x[0, 0, 60, 61]) == 9
+    assert float(of_weight[-1].sum()) == 18 == float(of_weight.sum())
+
+
 CALLS: dict[str, Call] = {
+    "atrous_conv2d": Call(
+        run=depthwise_map,
+        inputs=lambda: (normal(2, 8, 11, 13),),
+        tolerance=lambda dtype: 8 * torch.finfo(dtype).eps,
+    ),
+    "atrous_conv2d and its weight": Call(
+        run=depthwise,
+        inputs=lambda: (normal(2, 12, 9, 10), normal(12, 1, 3, 3, seed=1), normal(12, seed=2)),
+        tolerance=lambda dtype: 16 * torch.finfo(dtype).eps,
+        images=False,  # sums of weights have another order in another format
+        large=large_depthwise,
+    ),
     "aspp_sum": Call(
         run=aspp,
         inputs=lambda: (
@@ -266,6 +309,18 @@ CALLS: dict[str, Call] = {
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         tolerance=dense_tolerance,
         large=large_dense_convolution,
+    ),
+    "atrous_separable_conv2d": Call(
+        run=separable,
+        inputs=lambda: (
+            normal(2, 12, 9, 10),
+            normal(12, 1, 3, 3, seed=1) / 4,
+            normal(6, 12, 1, 1, seed=2) / 4,
+            normal(12, seed=3),
+            normal(6, seed=4),
+        ),
+        tolerance=lambda dtype: 32 * torch.finfo(dtype).eps,
+        images=False,  # the product is torch's, of other operands for another format
     ),
     "chained_residual_pool": Call(
         run=residual_pool,

@@ -48,6 +48,19 @@ class TestRule:
             ({"groups": 256, "outputs": 512}, TORCH, "it is grouped"),
             ({"groups": 256, "stride": (2, 2)}, TORCH, "its stride"),
             ({"device": "meta"}, TORCH, "x is on meta"),
+            ({"device": "cuda", "groups": 256}, DEPTHWISE, "3x3 and of stride 1, on cuda"),
+            (
+                {"device": "cuda", "groups": 256, "channels_last": True, "dilation": (1, 1)},
+                DEPTHWISE,
+                "3x3 and of stride 1, on cuda",
+            ),
+            ({"device": "cuda", "groups": 256, "kernel": (5, 5)}, DEPTHWISE, "dilated and of"),
+            (
+                {"device": "cuda", "groups": 256, "kernel": (5, 5), "dilation": (1, 1)},
+                TORCH,
+                "not 3x3 and not dilated, on cuda",
+            ),
+            ({"device": "cuda", "groups": 256, "stride": (2, 2)}, TORCH, "its stride"),
         ],
     )
     def test_rule(self, change, kernels, words):

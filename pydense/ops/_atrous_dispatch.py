@@ -15,6 +15,7 @@ are large, that is what they gain. All else is cuDNN's: float64 and full float32
 small rates, of which few taps lie beside the map, and few channels or outputs, of which a tile of
 128 pixels and 128 outputs would be mostly empty. So far this is derived from counts alone: no GPU
 has run the kernels.
+Depthwise convolutions of stride 1 run pydense's kernels there where they are 3x3 or dilated.
 ``benchmarks/bench_atrous_conv_models.py`` measures what the rule makes of the convolutions of
 published networks.
 """
@@ -172,10 +173,12 @@ def _choose_on_cuda(call: Call) -> Choice:
     rate = max(d if k > 1 else 1 for d, k in zip(call.dilation, call.kernel, strict=True))
     if call.stride != (1, 1):
         return _torchs(f"its stride is {call.stride}, pydense's kernels have stride 1")
+    if call.groups == call.channels == call.outputs:
+        return _choose_depthwise_on_cuda(call)
     if call.groups != 1:
         return _torchs(
             f"it is grouped (groups {call.groups}, {call.channels} channels to {call.outputs}); "
-            "pydense's kernels for CUDA are for groups 1"
+            "pydense's kernels for CUDA are for groups 1, and for groups = C = O"
         )
     if call.dtype == torch.float32 and not tf32_is_allowed():
         return _torchs(
@@ -207,6 +210,23 @@ def _choose_on_cuda(call: Call) -> Choice:
         f"{call.channels} channels, {call.outputs} outputs and stride 1: taps beside the map are "
         "left out",
     )
+
+
+def _choose_depthwise_on_cuda(call: Call) -> Choice:
+    """Of torch, cuDNN skips no padding, and torch's own depthwise kernels read every tap."""
+    if call.kernel == (3, 3):
+        return Choice(
+            Kernels.DEPTHWISE,
+            "it is depthwise (groups = C = O), 3x3 and of stride 1, on cuda: a thread reads a row "
+            "once for the three outputs that it is a tap of",
+        )
+    if call.dilation != (1, 1):
+        return Choice(
+            Kernels.DEPTHWISE,
+            "it is depthwise (groups = C = O), dilated and of stride 1, on cuda: taps beside the "
+            "map are left out",
+        )
+    return _torchs("it is depthwise, not 3x3 and not dilated, on cuda")
 
 
 def _torchs(reason: str) -> Choice:

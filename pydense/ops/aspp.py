@@ -72,8 +72,9 @@ def aspp_sum(
     hold (at least one output of one picture: 8 numbers for each branch and pixel); two copies of
     the weights; a copy of a picture whose pixels do not lie evenly in memory. Backward makes
     shifted gradients by blocks that stay in the cache, a few MiB for each thread (where products
-    are torch's, up to 64 MiB). A GPU keeps what the taps make in the dtype of ``x``, contiguous or
-    channels_last as ``x`` is, which is neither transposed nor copied. Saved for backward: ``x`` where a weight requires a gradient, and
+    are torch's, up to 64 MiB). A GPU keeps what the taps make, and shifted gradients, in the dtype
+    of ``x``, up to 64 MiB of each, and contiguous or channels_last as ``x`` is: a picture is
+    neither transposed nor copied. Saved for backward: ``x`` where a weight requires a gradient, and
     the weights where ``x`` does.
 
     Source: L.-C. Chen et al., *DeepLab*, TPAMI 2018 (code: deeplab-public-ver2, the layers
