@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import _backends
 import pytest
 import torch
@@ -13,8 +15,11 @@ from _ops import expansions, layouts, one_number, random, same_bits, threads
 from _ops import one_thread as one_thread
 from torch.autograd import forward_ad
 
+import pydense
 from pydense.ops import _aspp_products as products
 from pydense.ops import aspp_sum
+
+aspp = sys.modules[aspp_sum.__module__]
 
 
 class TestPromises:
@@ -129,6 +134,22 @@ class TestPromises:
             assert _backends.simt_launches() == before + 2
             gradients(aspp_sum, arguments, torch.ones(2, 4, 6, 7), (1, 2))
             assert _backends.simt_launches() == before + 4 + 2 + 2
+
+    def test_explain(self, monkeypatch):
+        x, weights, biases = problem((1, 3, 4, 5), 2, (1, 2), torch.bfloat16)
+        for own, words in ((True, "pydense's kernels: "), (False, "torch's product, pydense's")):
+            use_products(monkeypatch, own)
+            monkeypatch.setattr(aspp, "own_products", products.own_products)
+            said = pydense.explain("aspp_sum", x, weights, biases, rates=(1, 2))
+            assert said.startswith(words) and ("AMX" in said) == (not own)
+        with pytest.raises(ValueError, match="aspp_sum: rates must be 2 as the weights, got 1"):
+            pydense.explain("aspp_sum", x, weights, rates=(1,))
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+    def test_explain_on_a_gpu(self):
+        arguments = problem((1, 3, 4, 5), 2, (1, 2), torch.bfloat16, device="cuda")
+        assert "x is on cuda" in pydense.explain("aspp_sum", *arguments, rates=(1, 2))
 
     def test_second_derivatives_and_tangents_raise(self):
         x, weights, _ = problem((1, 3, 4, 5), 2, (1,), torch.float64)

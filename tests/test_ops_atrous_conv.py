@@ -337,7 +337,7 @@ class TestChoice:
         on_meta = pydense.explain("atrous_conv2d", x.to("meta"), weight.to("meta"), groups=3)
         assert on_meta.startswith("torch's convolution: x is on meta")
         assert atrous_conv2d(x.to("meta"), weight.to("meta"), groups=3).shape == x.shape
-        with pytest.raises(ValueError, match="explain: op must be one of 'atrous_conv2d', got 'x'"):
+        with pytest.raises(ValueError, match=r"explain: op must be one of 'atrous_conv2d', .* 'x'"):
             pydense.explain("x")
 
     @pytest.mark.parametrize(

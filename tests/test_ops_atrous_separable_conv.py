@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
+import pydense
 from pydense import reference
 from pydense.ops import atrous_conv2d, atrous_separable_conv2d
 
@@ -123,6 +124,16 @@ class TestOnAGpu:
             return atrous_separable_conv2d(*arguments, dilation=2, inner_activation="relu")
 
         assert gradcheck(run, leaves) and gradgradcheck(run, leaves, fast_mode=True)
+
+    def test_explain(self, gpu):
+        parts = problem((2, 4, 6, 7), 5, (3, 3), torch.float32, device=gpu)
+        said = pydense.explain("atrous_separable_conv2d", *parts, dilation=2)
+        assert said.startswith("pydense's depthwise kernels, then torch's product")
+
+    def test_explain_on_the_cpu(self):
+        parts = problem((2, 4, 6, 7), 5, (3, 3), torch.float32)
+        said = pydense.explain("atrous_separable_conv2d", *parts)
+        assert said.startswith("pydense's kernels: x is on the CPU")
 
     def test_compiled(self, gpu):
         torch._dynamo.reset()

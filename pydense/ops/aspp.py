@@ -13,6 +13,7 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
+from ._aspp_products import own_products
 from ._convolution_arguments import as_convolution, parameter, tensors
 
 _library.load()
@@ -87,6 +88,36 @@ def aspp_sum(
         >>> aspp_sum(x, weights, rates=(6, 12, 18, 24)).shape
         torch.Size([1, 3, 17, 17])
     """
+    x, row, shifts, numbers = _checked(x, weights, biases, rates)
+    result: Tensor = torch.ops.pydense.aspp_sum(x, row, shifts, numbers)
+    return result
+
+
+def explain_aspp_sum(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    *,
+    rates: Sequence[int],
+) -> str:
+    """What ``pydense.explain`` says."""
+    x, *_ = _checked(x, weights, biases, rates)
+    if x.device.type == "cuda":
+        return (
+            "torch's product, pydense's kernels around it: x is on cuda, one product for the taps "
+            "of all branches, whose maps are shifted and added in the memory format of x"
+        )
+    if own_products(x.dtype):
+        return "pydense's kernels: x is on the CPU, products and shifts by blocks"
+    return (
+        "torch's product, pydense's kernels around it: x is of bfloat16, for which torch uses this "
+        "CPU's AMX"
+    )
+
+
+def _checked(
+    x: Tensor, weights: Any, biases: Any, rates: Any
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[int]]:
     op = "aspp_sum"
     arguments.picture(op, "x", x)
     row = tensors(op, "weights", weights, MAX_BRANCHES)
@@ -98,8 +129,7 @@ def aspp_sum(
     numbers = [check.integer(op, f"rates[{i}]", r, 1, MAX_RATE) for i, r in enumerate(wanted)]
     x, (row, shifts) = as_convolution(x, row, shifts)
     _check_parameters(op, x, row, shifts)
-    result: Tensor = torch.ops.pydense.aspp_sum(x, row, shifts, numbers)
-    return result
+    return x, row, shifts, numbers
 
 
 def _check_parameters(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> None:

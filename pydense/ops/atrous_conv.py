@@ -72,7 +72,8 @@ def atrous_conv2d(
     the rate, F(2x2, 3x3) with 16 multiplications instead of 36, where maps are large enough for it.
     On CUDA, dense convolutions with stride 1 and a rate of 6 or more run pydense's kernels for
     tensor cores in bfloat16, float16 and, where ``torch.backends.cudnn`` allows TF32, float32; they
-    leave taps beside the map out, too. All others are ``F.conv2d`` (and ``relu``), on every device.
+    leave taps beside the map out, too; depthwise ones with stride 1 that are 3x3 or dilated run
+    pydense's kernels in every dtype. All others are ``F.conv2d`` (and ``relu``), on every device.
     ``pydense.explain("atrous_conv2d", x, weight, ...)`` says which of them a call takes and why.
 
     Args:
@@ -105,7 +106,8 @@ def atrous_conv2d(
         NotImplementedError: A tangent.
 
     Memory: pydense's depthwise kernels need the result, and per thread as many rows of a channel as
-    the dilated kernel is high or, for channels_last, a copy of the weight (64 for its gradient).
+    the dilated kernel is high or, for channels_last, a copy of the weight (64 for its gradient); on
+    CUDA the result alone, and up to 256 copies of the weight for its gradient.
     The dense ones need a copy of the weight and, of contiguous maps, of ``x``; for the weight's
     gradient, copies of one picture and of its gradient, and the weight in float32. Winograd's
     algorithm needs the transformed weights (16 / 9 of them; 25 / 9 or 4 times with larger tiles),

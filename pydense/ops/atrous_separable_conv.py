@@ -125,6 +125,23 @@ def atrous_separable_conv2d(
     return result
 
 
+def explain_atrous_separable_conv2d(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    *biases: Tensor | None,
+    **options: Any,
+) -> str:
+    """What ``pydense.explain`` says; the arguments are checked when they are used."""
+    arguments.picture("atrous_separable_conv2d", "x", x)
+    if _is_in_two(x):
+        return (
+            "pydense's depthwise kernels, then torch's product: x is on cuda, the map between the "
+            "convolutions is in memory"
+        )
+    return "pydense's kernels: x is on the CPU, both convolutions in one pass"
+
+
 def _is_in_two(x: Tensor) -> bool:
     """The rule: on the CPU one pass, on a GPU a kernel and a product."""
     return x.device.type == "cuda"
