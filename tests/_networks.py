@@ -64,7 +64,9 @@ def fill(model: nn.Module, *last: str, seed: int = 0) -> Any:
     return model
 
 
-def check_twins(model: SegmentationModel, size: tuple[int, int] = (45, 50)) -> None:
+def check_twins(
+    model: SegmentationModel, size: tuple[int, int] = (45, 50), of_picture: bool = True
+) -> None:
     """Logits in float32 and float64, and all gradients of the loss in float64."""
     x = random(2, 3, *size, seed=3)
     twin = reference_twin(model)
@@ -76,14 +78,14 @@ def check_twins(model: SegmentationModel, size: tuple[int, int] = (45, 50)) -> N
     target[:, :5] = 255
     found = []
     for net in (copy.deepcopy(model).double(), twin.double()):
-        picture = x.double().requires_grad_()
+        picture = x.double().requires_grad_(of_picture)
         outputs = [y.detach() for y in net.forward_outputs(picture)]
         logits = net(picture).detach()
         loss = net.loss(picture, target)
         loss.backward()
-        gradients = [p.grad for p in net.parameters()]
+        gradients = [p.grad for p in net.parameters()] + [picture.grad] * of_picture
         assert all(g is not None and g.isfinite().all() for g in gradients)
-        found.append([loss.detach(), *outputs, logits, picture.grad, *gradients])
+        found.append([loss.detach(), *outputs, logits, *gradients])
     largest = max(float(g.abs().max()) for g in found[1][-len(gradients) :])
     for index, (own, plain) in enumerate(zip(*found, strict=True)):
         # A weight that the loss hardly depends on has rounding errors of the others' size.
