@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of whole networks share: counts, numbers for the weights, twins, graphs."""
+"""Beside _models.py: counts, numbers for all weights, twins and sizes of networks so filled."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,23 +108,6 @@ def check_size(model: SegmentationModel, size: tuple[int, int], stride: int) -> 
     clear = two[:, 0] - two[:, 1] > 1e-3 * full.std()
     assert labels.shape == (1, *size) and clear.float().mean() > 0.9
     assert torch.equal(labels[clear], full.argmax(1)[clear])
-
-
-def check_graphs(model: SegmentationModel, sizes: Sequence[tuple[int, int]]) -> None:
-    """torch.export with dynamic height and width, torch.compile without a break."""
-    x = random(1, 3, *sizes[0])
-    dynamic = {
-        2: torch.export.Dim("h", min=33, max=4000),
-        3: torch.export.Dim("w", min=33, max=4000),
-    }
-    exported = torch.export.export(model, (x,), dynamic_shapes=(dynamic,))
-    with torch.no_grad():
-        for size in sizes[1:]:
-            y = random(1, 3, *size)
-            assert torch.allclose(exported.module()(y), model(y), rtol=1e-5, atol=1e-5)
-        torch._dynamo.reset()
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        assert torch.allclose(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def check_errors(build: Callable[..., nn.Module], cases: dict[str, Any], **fixed: Any) -> None:
