@@ -110,6 +110,22 @@ def check_size(model: SegmentationModel, size: tuple[int, int], stride: int) -> 
     assert torch.equal(labels[clear], full.argmax(1)[clear])
 
 
+def check_dtypes(model: SegmentationModel, size: tuple[int, int] = (45, 50)) -> None:
+    """Autocast to bfloat16 with no more error than the twin's; channels_last is kept."""
+    x = random(1, 3, *size, seed=5)
+    twin = reference_twin(model)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = [net(x) for net in (model, twin)]
+        errors = [float((y.float() - exact).square().mean().sqrt()) for y in found]
+        assert found[0].dtype == found[1].dtype == torch.bfloat16
+        assert errors[0] <= 1.5 * errors[1]
+        last = model(x.contiguous(memory_format=torch.channels_last))
+        assert last.is_contiguous(memory_format=torch.channels_last)
+        assert (last - exact).abs().max() <= 1e-4 * exact.std()
+
+
 def check_errors(build: Callable[..., nn.Module], cases: dict[str, Any], **fixed: Any) -> None:
     """Each wrong argument alone is refused by its name."""
     for name, value in cases.items():

@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 import torch
 from _models import check_graph, check_loss
-from _networks import check_errors, check_size, check_twins, count, fill, summary
+from _networks import check_dtypes, check_errors, check_size, check_twins, count, fill, summary
 from _ops import one_thread as one_thread
 from _ops import random
 from hypothesis import given, settings
@@ -204,6 +204,25 @@ def test_loss(small, small_ocr):
     check_loss(small_ocr)
 
 
+def test_dtypes_and_layouts(small, small_ocr):
+    check_dtypes(small)
+    check_dtypes(small_ocr)
+
+
+def test_initial_weights():
+    """As published: tiny, but those of the OCR head."""
+    torch.manual_seed(0)
+    plain, ocr = HRNet(19, "w18_small_v1"), HRNetOCR(19, "w18_small_v1")
+    for layer in (
+        plain.conv2,
+        plain.last_layer[0],
+        plain.stage4[0].fuse_layers[0][3][0],
+        ocr.conv2,
+    ):
+        assert 0.0009 < layer.weight.std() < 0.0011
+    assert ocr.aux_head[0].weight.std() > 0.01 and ocr.cls_head.weight.std() > 0.01
+
+
 def test_twins(small, small_ocr):
     check_twins(small)
     check_twins(small_ocr)
@@ -214,7 +233,7 @@ def test_twins(small, small_ocr):
     assert torch.allclose(nearest(x), twin(x), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(height=st.integers(33, 200), width=st.integers(33, 200))
 def test_sizes(small, small_ocr, height, width):
     check_size(small, (height, width), 4)

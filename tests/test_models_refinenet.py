@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 from _models import check_graph, small_resnet
-from _networks import check_errors, check_size, check_twins, fill, summary
+from _networks import check_dtypes, check_errors, check_size, check_twins, fill, summary
 from _ops import one_thread as one_thread
 from _ops import random
 from hypothesis import given, settings
@@ -259,6 +259,11 @@ def test_definition_on_mobilenet(mobile):
     assert (found - expected).abs().max() < 1e-4 * expected.std()
 
 
+@pytest.mark.parametrize("name", ["full", "light", "mobile"])
+def test_dtypes_and_layouts(name, request):
+    check_dtypes(request.getfixturevalue(name))
+
+
 def test_twins(light, mobile):
     check_twins(light)
     check_twins(mobile)
@@ -268,7 +273,7 @@ def test_twins_of_the_full_one(full):
     check_twins(full)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(height=st.integers(33, 200), width=st.integers(33, 200))
 def test_sizes(mobile, height, width):
     check_size(mobile, (height, width), 4)
