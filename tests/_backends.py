@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.library import Library
@@ -66,13 +67,22 @@ def simt_launches() -> int:
     return int(torch.ops.pydense_simt._launches())
 
 
+def _noting(run: Callable[..., Any], operator: str, used: set[str]) -> Callable[..., Any]:
+    def noted(*arguments: Any, **options: Any) -> Any:
+        used.add(operator)
+        return run(*arguments, **options)
+
+    return noted
+
+
 @contextmanager
-def use(name: str, schedule: int = 2) -> Iterator[Backend]:
+def use(name: str, schedule: int = 2, used: set[str] | None = None) -> Iterator[Backend]:
     """Make ``torch.ops.pydense`` run on a backend.
 
     Args:
         name: One of ``NAMES``.
         schedule: Of the shim: 0 runs threads in order, 1 in reverse, others in a random order.
+        used: Of the shim: gets the names of the operators that run.
     """
     if name != "simt":
         yield Backend(name, torch.device(name))
@@ -84,7 +94,8 @@ def use(name: str, schedule: int = 2) -> Iterator[Backend]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel")
             for operator in operators:
-                library.impl(operator, getattr(torch.ops.pydense_simt, operator), "CPU")
+                run = getattr(torch.ops.pydense_simt, operator)
+                library.impl(operator, run if used is None else _noting(run, operator, used), "CPU")
         yield Backend(name, torch.device("cpu"))
     finally:
         library._destroy()

@@ -175,15 +175,8 @@ def test_every_operator_with_cuda_kernels_has_a_call():
     """That a room does not forget its operators here: each launches something in some call."""
     if reason := _backends.missing("simt"):
         pytest.skip(reason)
-    used = set()
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "pydense":
-                used.add(function.name().split("::")[1])
-            return function(*args, **(kwargs or {}))
-
-    with _backends.use("simt"), Recorder():
+    used: set[str] = set()
+    with _backends.use("simt", used=used):
         for call in CALLS.values():
             result(call, inputs_of(call, torch.float32, "cpu"))
     assert set(_backends.simt_operators()) <= used

@@ -332,16 +332,3 @@ def test_flops():
         shared = counter.get_total_flops() - separate
     assert separate == 100 * 2 * (16 + 6)
     assert shared == 100 * (16 + 2 * 6)
-
-
-@pytest.mark.parametrize("normalization", [None, "symmetric"])
-def test_no_gradient_yet(normalization):
-    for requires in (0, 1):
-        inputs = [random(1, 2, 20), random(1, 3, 20)]
-        inputs[requires].requires_grad_()
-        out = exact_gaussian_filter(*inputs, normalization=normalization)
-        assert out.requires_grad
-        with pytest.raises(NotImplementedError, match="gradient is not implemented yet"):
-            out.sum().backward()
-        with torch.no_grad():
-            assert not exact_gaussian_filter(*inputs).requires_grad

@@ -10,7 +10,7 @@ import _deeplab
 import pytest
 import torch
 from _ops import one_thread as one_thread
-from _ops import random
+from _ops import random, same_bits
 from torch import nn
 
 from benchmarks._torchvision import segmentation_models
@@ -78,6 +78,32 @@ class TestASPP:
         assert a.dtype == dtype
         error, torchs = (float((t.double() - exact).abs().max()) for t in (a, b))
         assert error <= 2 * torchs + (8 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_weights_are_packed_once(self, dtype):
+        """The same bits as of weights that are packed in every call; a new weight counts."""
+        head = ASPP(128, (16, 18), 8).eval().requires_grad_(False).to(dtype)
+        x = random(1, 128, 17, 17).to(dtype)
+        convs = [head.convs[i][0] for i in (1, 2)]
+        plain = [conv.weight_cache() for conv in convs]
+        assert not any(cache._kept for cache in plain)
+        first = head(x)
+        kept = [conv.weight_cache()._kept for conv in convs]
+        assert all(kept)
+        assert same_bits(head(x), first)
+        assert all(a is conv.weight_cache()._kept for a, conv in zip(kept, convs, strict=True))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AtrousConv2d, "weight_cache", lambda self: None)
+            assert same_bits(head(x), first)
+        convs[0].weight.mul_(2)
+        changed = head(x)
+        assert not same_bits(changed, first)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AtrousConv2d, "weight_cache", lambda self: None)
+            assert same_bits(head(x), changed)
+        x.requires_grad_()
+        (own,) = torch.autograd.grad(head(x).sum(), x)
+        assert torch.isfinite(own).all() and own.abs().max() > 0
 
     def test_autocast_and_compile(self):
         own, theirs = heads()

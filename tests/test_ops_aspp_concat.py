@@ -15,7 +15,7 @@ import pydense
 from pydense import reference
 from pydense.ops import _aspp_concat_autograd, aspp_concat
 
-IS_OWN = _aspp_concat_autograd._is_own
+IS_OWN = _aspp_concat_autograd.takes_dense
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -25,7 +25,7 @@ def own(request):
     """Everything runs with both kinds of kernels, whatever the rule would choose."""
     chosen = request.param != "torch's"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_aspp_concat_autograd, "_is_own", lambda *_: chosen)
+        patch.setattr(_aspp_concat_autograd, "takes_dense", lambda *_: chosen)
         yield chosen
 
 

@@ -38,8 +38,8 @@ class TestTorch:
     def test_opcheck(self, dtype):
         for form in FORMATS:
             x, weights, pool, scales, biases = leaves(*problem(dtype, form))
-            opcheck(OPS.aspp_concat.default, (x, weights, pool, scales, biases, [1, 2], True))
-            opcheck(OPS.aspp_concat.default, (x, weights, None, [], [], [1, 2], False))
+            opcheck(OPS.aspp_concat.default, (x, weights, [], pool, scales, biases, [1, 2], True))
+            opcheck(OPS.aspp_concat.default, (x, weights, [], None, [], [], [1, 2], False))
             x, weights, pool, scales, biases = problem(dtype, form)
             grad = random(2, 10, 5, 6).to(dtype)
             needed = [True, False, True, False, True, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+import _backends
 import pytest
 import torch
 from _ops import layouts, one_number, random, same_bits, threads
@@ -38,11 +39,11 @@ CASES = [
 FLOOR = {torch.float64: 64, torch.float32: 8, torch.bfloat16: 1, torch.float16: 1}
 
 
-def problem(shape, kernel, dtype, form=FORMATS[0], seed=0):
-    x = random(*shape, seed=seed).to(dtype).contiguous(memory_format=form)
+def problem(shape, kernel, dtype, form=FORMATS[0], seed=0, device="cpu"):
+    x = random(*shape, seed=seed).to(device, dtype).contiguous(memory_format=form)
     scale = (kernel[0] * kernel[1]) ** -0.5
-    weight = (scale * random(shape[1], 1, *kernel, seed=seed + 1)).to(dtype)
-    return x, weight, random(shape[1], seed=seed + 2).to(dtype)
+    weight = (scale * random(shape[1], 1, *kernel, seed=seed + 1)).to(device, dtype)
+    return x, weight, random(shape[1], seed=seed + 2).to(device, dtype)
 
 
 def gradients(function, arguments, options, seed=9):
@@ -52,14 +53,14 @@ def gradients(function, arguments, options, seed=9):
     ]
     out = function(*leaves, groups=arguments[0].shape[1], **options)
     form = torch.channels_last if not out.is_contiguous() else torch.contiguous_format
-    grad = random(*out.shape, seed=seed).to(arguments[1].dtype).to(out.dtype)
+    grad = random(*out.shape, seed=seed).to(out.device, arguments[1].dtype).to(out.dtype)
     grads = torch.autograd.grad(out, leaves, grad.contiguous(memory_format=form))
     return [out.detach(), *grads]
 
 
-def check(shape, kernel, options, dtype, form, seed=0):
+def check(shape, kernel, options, dtype, form, seed=0, device="cpu"):
     """At most twice torch's own error on contiguous tensors, plus the floor."""
-    arguments = problem(shape, kernel, dtype, form, seed)
+    arguments = problem(shape, kernel, dtype, form, seed, device)
     own = gradients(atrous_conv2d, arguments, options)
     plain = [t.contiguous() for t in arguments]
     theirs = gradients(reference.atrous_conv2d, plain, options)
@@ -67,7 +68,7 @@ def check(shape, kernel, options, dtype, form, seed=0):
     wide = [t.double() for t in plain]
     leaves = [t.requires_grad_() for t in wide]
     out = reference.atrous_conv2d(*leaves, groups=shape[1], **options)
-    grad = random(*out.shape, seed=9).to(dtype).double()
+    grad = random(*out.shape, seed=9).to(device, dtype).double()
     exact = [out.detach(), *torch.autograd.grad(out, leaves, grad)]
     floor = FLOOR[dtype] * torch.finfo(dtype).eps
     for a, b, e in zip(own, theirs, exact, strict=True):
@@ -82,10 +83,10 @@ class TestDepthwise:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("case", CASES)
-    def test_values_and_gradients(self, case, dtype, form):
-        check(*case, dtype, form)
+    def test_values_and_gradients(self, case, dtype, form, backend):
+        check(*case, dtype, form, device=backend.device)
 
-    @settings(max_examples=80)
+    @settings(max_examples=50)
     @given(
         shape=st.tuples(
             st.integers(1, 3), st.integers(1, 40), st.integers(1, 20), st.integers(1, 40)
@@ -98,7 +99,9 @@ class TestDepthwise:
         last=st.booleans(),
         seed=st.integers(0, 9),
     )
-    def test_any_shape(self, shape, kernel, dilation, padding, activation, dtype, last, seed):
+    def test_any_shape(
+        self, shape, kernel, dilation, padding, activation, dtype, last, seed, backend
+    ):
         options = {"dilation": dilation, "padding": "same", "activation": activation}
         if padding is not None:
             reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -107,15 +110,15 @@ class TestDepthwise:
                 max(p, (s + 1) // 2) for p, s in zip(padding, short, strict=True)
             )
         if activation:  # where rounding decides about a gradient, values alone
-            arguments = problem(shape, kernel, dtype, FORMATS[last], seed)
+            arguments = problem(shape, kernel, dtype, FORMATS[last], seed, backend.device)
             options = {**options, "groups": shape[1]}
             plain = atrous_conv2d(*arguments, **{**options, "activation": None})
             assert torch.equal(atrous_conv2d(*arguments, **options), plain.relu())
         else:
-            check(shape, kernel, options, dtype, FORMATS[last], seed)
+            check(shape, kernel, options, dtype, FORMATS[last], seed, backend.device)
 
     @pytest.mark.parametrize("form", FORMATS)
-    def test_gradcheck(self, form):
+    def test_gradcheck(self, form, backend):
         """First and second derivatives, also of the padding's and the kernel's odd forms."""
         for kernel, options in (
             ((3, 3), {"dilation": 2}),
@@ -124,30 +127,31 @@ class TestDepthwise:
         ):
             leaves = [
                 t.clone(memory_format=torch.preserve_format).requires_grad_()
-                for t in problem((2, 2, 4, 5), kernel, torch.float64, form)
+                for t in problem((2, 2, 4, 5), kernel, torch.float64, form, device=backend.device)
             ]
 
             def run(x, weight, bias, options=options):
                 return atrous_conv2d(x, weight, bias, groups=2, **options)
 
-            assert gradcheck(run, leaves) and gradgradcheck(run, leaves)
+            assert gradcheck(run, leaves)
+            assert gradgradcheck(run, leaves, fast_mode=backend.is_cuda_code)
 
     @pytest.mark.parametrize("needed", range(1, 8))
-    def test_some_gradients_alone(self, needed):
-        arguments = problem((2, 3, 6, 7), (3, 3), torch.float64)
+    def test_some_gradients_alone(self, needed, backend):
+        arguments = problem((2, 3, 6, 7), (3, 3), torch.float64, device=backend.device)
         everything = gradients(atrous_conv2d, arguments, {"dilation": 2})
         for i, leaf in enumerate(arguments):
             leaf.requires_grad_(bool(needed >> i & 1))
         out = atrous_conv2d(*arguments, dilation=2, groups=3)
-        out.backward(random(*out.shape, seed=9).double())
+        out.backward(random(*out.shape, seed=9, device=backend.device).double())
         for i, leaf in enumerate(arguments):
             assert (leaf.grad is not None) == bool(needed >> i & 1)
             if leaf.grad is not None:
                 assert same_bits(leaf.grad, everything[1 + i])
 
-    def test_activation(self):
+    def test_activation(self, backend):
         """As torch's relu, NaN and gradient included."""
-        x, weight, bias = problem((2, 4, 9, 10), (3, 3), torch.float32)
+        x, weight, bias = problem((2, 4, 9, 10), (3, 3), torch.float32, device=backend.device)
         x[0, 1, 3, 4] = float("nan")
         found = []
         for function in (
@@ -161,15 +165,16 @@ class TestDepthwise:
         (a, b), (c, d) = found
         assert torch.equal(a.nan_to_num(7), c.nan_to_num(7)) and same_bits(b, d)
 
-    def test_padding_is_not_multiplied(self):
+    def test_padding_is_not_multiplied(self, backend):
         """Infinite weights meet the map alone; NaN reaches the outputs that read it, no others."""
         for form in FORMATS:
-            x, weight, _ = problem((1, 3, 4, 5), (3, 3), torch.float32, form)
+            place = {"form": form, "device": backend.device}
+            x, weight, _ = problem((1, 3, 4, 5), (3, 3), torch.float32, **place)
             weight[:, :, 0] = float("inf")
             weight[:, :, 1, 0] = float("nan")
             out = atrous_conv2d(x, weight, dilation=5, groups=3)
             assert torch.allclose(out, x * weight[:, 0, 1, 1][:, None, None])
-            x, weight, _ = problem((1, 3, 9, 40), (3, 3), torch.float32, form)
+            x, weight, _ = problem((1, 3, 9, 40), (3, 3), torch.float32, **place)
             x[0, 1, 4, 17] = float("nan")
             own = atrous_conv2d(x, weight, dilation=3, groups=3).isnan()
             assert own.sum() == 9
@@ -177,12 +182,28 @@ class TestDepthwise:
                 own, reference.atrous_conv2d(x, weight, dilation=3, groups=3).isnan()
             )
 
+    def test_infinities_in_weight_gradients(self, backend):
+        """What no tap reads is not multiplied: neither a gradient's, nor a row of x."""
+        for form in FORMATS:
+            place = {"form": form, "device": backend.device}
+            x, weight, _ = problem((1, 4, 8, 9), (3, 3), torch.float32, **place)
+            out = atrous_conv2d(x, weight.requires_grad_(), dilation=6, groups=4)
+            grad = torch.ones_like(out)
+            grad[:, :, 0, 0] = float("inf")  # whose upper and left taps lie beside the map
+            (own,) = torch.autograd.grad(out, weight, grad)
+            assert not own[:, 0, 0].isnan().any() and not own[:, 0, :, 0].isnan().any()
+            assert own[:, 0, 1:, 1:].isinf().all()
+            x[:, :, 7] = float("inf")
+            out = atrous_conv2d(x, weight, dilation=6, groups=4)
+            (own,) = torch.autograd.grad(out, weight, torch.ones_like(out))
+            assert own[:, 0, 0].isfinite().all()  # the uppermost taps read two rows
+
 
 class TestPromises:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_layouts(self, dtype):
+    def test_layouts(self, dtype, backend):
         """The same bits from every layout, where there is fused multiply-add or none."""
-        x, weight, bias = problem((2, 5, 6, 7), (3, 3), dtype)
+        x, weight, bias = problem((2, 5, 6, 7), (3, 3), dtype, device=backend.device)
         expected = atrous_conv2d(x, weight, bias, dilation=2, groups=5)
         for (name, y), (_, w) in zip(layouts(x), layouts(weight), strict=True):
             before = y.clone()
@@ -190,22 +211,45 @@ class TestPromises:
             assert torch.equal(y, before), name
             leaf = weight.detach().requires_grad_()
             grads = []
-            for _, g in layouts(random(2, 5, 6, 7, seed=4).to(dtype)):
+            for _, g in layouts(random(2, 5, 6, 7, seed=4).to(backend.device, dtype)):
                 out = atrous_conv2d(y.detach().requires_grad_(), leaf, dilation=2, groups=5)
                 grads.append(torch.autograd.grad(out, leaf, g)[0])
             assert all(same_bits(own, grads[0]) for own in grads), name
-        one = one_number((2, 5, 6, 7)).to(dtype)
+        one = one_number((2, 5, 6, 7), device=backend.device).to(dtype)
         assert same_bits(
             atrous_conv2d(one, weight, groups=5), atrous_conv2d(one.contiguous(), weight, groups=5)
         )
 
-    def test_empty_batch(self):
+    def test_empty_batch(self, backend):
         for form in FORMATS:
-            found = gradients(
-                atrous_conv2d, problem((0, 3, 4, 5), (3, 3), torch.float32, form), {"dilation": 2}
-            )
+            place = {"form": form, "device": backend.device}
+            arguments = problem((0, 3, 4, 5), (3, 3), torch.float32, **place)
+            found = gradients(atrous_conv2d, arguments, {"dilation": 2})
             assert found[0].shape == found[1].shape == (0, 3, 4, 5)
             assert not found[2].any() and found[2].shape == (3, 1, 3, 3)
+
+    @pytest.mark.parametrize("name", ["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_bits_of_the_cpu(self, form, name):
+        """Forward and the gradient of x, where the CPU has fused multiply-add."""
+        if reason := _backends.missing(name):
+            pytest.skip(reason)
+        if torch.ops.pydense._cpu_capability() == "baseline":
+            pytest.skip("no fused multiply-add")
+        for dtype in DTYPES:
+            for kernel in ((3, 3), (2, 4)):
+                found = []
+                for place in ("cpu", name):
+                    with _backends.use(place) as backend:
+                        x, weight, bias = problem(
+                            (2, 12, 13, 17), kernel, dtype, form, device=backend.device
+                        )
+                        out = atrous_conv2d(
+                            x.requires_grad_(), weight, bias, dilation=(2, 5), padding=8, groups=12
+                        )
+                        (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
+                        found.append((out.detach().cpu(), grad.cpu()))
+                assert all(map(same_bits, *found))
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("dtype", DTYPES)

@@ -47,12 +47,60 @@ class TestRule:
             ({"groups": 256, "channels_last": True, "dilation": (1, 1)}, DEPTHWISE, "depthwise"),
             ({"groups": 256, "outputs": 512}, TORCH, "it is grouped"),
             ({"groups": 256, "stride": (2, 2)}, TORCH, "its stride"),
-            ({"device": "cuda"}, TORCH, "x is on cuda"),
+            ({"device": "meta"}, TORCH, "x is on meta"),
+            ({"device": "cuda", "groups": 256}, DEPTHWISE, "3x3 and of stride 1, on cuda"),
+            (
+                {"device": "cuda", "groups": 256, "channels_last": True, "dilation": (1, 1)},
+                DEPTHWISE,
+                "3x3 and of stride 1, on cuda",
+            ),
+            ({"device": "cuda", "groups": 256, "kernel": (5, 5)}, DEPTHWISE, "dilated and of"),
+            (
+                {"device": "cuda", "groups": 256, "kernel": (5, 5), "dilation": (1, 1)},
+                TORCH,
+                "not 3x3 and not dilated, on cuda",
+            ),
+            ({"device": "cuda", "groups": 256, "stride": (2, 2)}, TORCH, "its stride"),
         ],
     )
     def test_rule(self, change, kernels, words):
         choice = choose(CALL._replace(**change))
         assert choice.kernels is kernels and re.search(words, choice.reason)
+
+    @pytest.mark.parametrize(
+        ("change", "kernels", "words"),
+        [
+            ({}, DENSE, "on CUDA, of bfloat16 with rate 12, 256 channels, 256 outputs and stride"),
+            ({"channels_last": True}, DENSE, "on CUDA"),
+            ({"dtype": torch.float16, "dilation": (1, 6)}, DENSE, "of float16 with rate 6"),
+            ({"dtype": torch.float32}, DENSE, "of TF32 with rate 12"),
+            ({"dtype": torch.float64}, TORCH, "of float64; pydense's kernels for CUDA are for"),
+            ({"channels": 64, "outputs": 64, "kernel": (7, 1)}, DENSE, "64 channels, 64 outputs"),
+            ({"channels": 63}, TORCH, "63 channels and 256 outputs: .* for 64 and 64 at least"),
+            ({"outputs": 21}, TORCH, "256 channels and 21 outputs"),
+            ({"dilation": (5, 5)}, TORCH, "rate 5: .* gain from rate 6 on"),
+            ({"dilation": (12, 12), "kernel": (1, 1)}, TORCH, "rate 1:"),
+            ({"kernel": (9, 3)}, TORCH, r"its kernel is \(9, 3\)"),
+            ({"stride": (2, 2)}, TORCH, r"its stride is \(2, 2\)"),
+            ({"groups": 2}, TORCH, "it is grouped"),
+        ],
+    )
+    def test_rule_on_cuda(self, change, kernels, words):
+        call = CALL._replace(device="cuda", dtype=torch.bfloat16)
+        choice = choose(call._replace(**change))
+        assert choice.kernels is kernels and re.search(words, choice.reason)
+
+    def test_tf32_where_torch_allows_it(self):
+        call = CALL._replace(device="cuda")
+        allowed = torch.backends.cudnn.allow_tf32
+        try:
+            torch.backends.cudnn.allow_tf32 = False
+            choice = choose(call)
+            assert choice.kernels is TORCH and "does not allow TF32" in choice.reason
+            torch.backends.cudnn.allow_tf32 = True
+            assert choose(call).kernels is DENSE
+        finally:
+            torch.backends.cudnn.allow_tf32 = allowed
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_narrow_numbers(self, dtype, monkeypatch):

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import _backends
 import pytest
 import torch
 from _ops import expansions, layouts, random, rms_error, same_bits, threads
@@ -14,6 +17,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from pydense import reference
 from pydense.ops import atrous_conv2d, atrous_separable_conv2d
 
+separable = sys.modules[atrous_separable_conv2d.__module__]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # (batch, channels, height, width), outputs, kernel, options: small, more channels than a slab, the
@@ -38,17 +42,15 @@ CASES = [
 FLOOR = {torch.float64: 64, torch.float32: 8, torch.bfloat16: 1, torch.float16: 1}
 
 
-def problem(shape, outputs, kernel, dtype, form=FORMATS[0], seed=0):
-    x = random(*shape, seed=seed).to(dtype).contiguous(memory_format=form)
+def problem(shape, outputs, kernel, dtype, form=FORMATS[0], seed=0, device="cpu"):
+    x = random(*shape, seed=seed).to(dtype)
     scale = (kernel[0] * kernel[1]) ** -0.5
     depthwise = (scale * random(shape[1], 1, *kernel, seed=seed + 1)).to(dtype)
     pointwise = (shape[1] ** -0.5 * random(outputs, shape[1], 1, 1, seed=seed + 2)).to(dtype)
+    biases = [random(n, seed=seed + i).to(dtype) for i, n in ((3, shape[1]), (4, outputs))]
     return [
-        x,
-        depthwise,
-        pointwise,
-        random(shape[1], seed=seed + 3).to(dtype),
-        random(outputs, seed=seed + 4).to(dtype),
+        x.to(device).contiguous(memory_format=form),
+        *(t.to(device) for t in (depthwise, pointwise, *biases)),
     ]
 
 
@@ -59,14 +61,14 @@ def gradients(function, arguments, options, dtype=None, seed=9):
     ]
     out = function(*leaves, **options)
     form = FORMATS[0] if out.is_contiguous() else torch.channels_last
-    grad = random(*out.shape, seed=seed).to(dtype or out.dtype).to(out.dtype)
+    grad = random(*out.shape, seed=seed).to(dtype or out.dtype).to(out.device, out.dtype)
     grads = torch.autograd.grad(out, leaves, grad.contiguous(memory_format=form))
     return [out.detach(), *grads]
 
 
-def check(shape, outputs, kernel, options, dtype, form, seed=0):
+def check(shape, outputs, kernel, options, dtype, form, seed=0, device="cpu"):
     """At most twice torch's own error on contiguous tensors, plus the floor."""
-    arguments = problem(shape, outputs, kernel, dtype, form, seed)
+    arguments = problem(shape, outputs, kernel, dtype, form, seed, device)
     own = gradients(atrous_separable_conv2d, arguments, options)
     plain = [t.contiguous() for t in arguments]
     theirs = gradients(reference.atrous_separable_conv2d, plain, options)
@@ -79,6 +81,54 @@ def check(shape, outputs, kernel, options, dtype, form, seed=0):
         assert error <= 2 * torchs + (4 if i > 1 else 1) * floor * float(e.abs().max())
     if min(shape) > 1 and min(own[0].shape) > 1:
         assert all(t.is_contiguous(memory_format=form) for t in own[:2])
+
+
+@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
+def gpu(request, monkeypatch):
+    """A kernel and a product of torch's; the device."""
+    if reason := _backends.missing(request.param):
+        pytest.skip(reason)
+    monkeypatch.setattr(separable, "_is_in_two", lambda x: True)
+    with _backends.use(request.param) as chosen:
+        yield chosen.device
+
+
+class TestOnAGpu:
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("case", [CASES[i] for i in (0, 2, 4, 5, 8, 9)])
+    def test_values_and_gradients(self, case, dtype, form, gpu):
+        check(*case, dtype, form, device=gpu)
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_activations_and_no_biases(self, form, gpu):
+        parts = problem((2, 7, 8, 9), 5, (3, 3), torch.float64, form, device=gpu)
+        options = {"dilation": 3, "inner_activation": "relu", "activation": "relu"}
+        for arguments in (parts, parts[:3]):
+            own = gradients(atrous_separable_conv2d, arguments, options)
+            exact = gradients(reference.atrous_separable_conv2d, arguments, options)
+            for a, b in zip(own, exact, strict=True):
+                assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+        empty = problem((0, 7, 8, 9), 5, (3, 3), torch.float32, form, device=gpu)
+        assert atrous_separable_conv2d(*empty).shape == (0, 5, 8, 9)
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_gradcheck(self, form, gpu):
+        leaves = [
+            t.requires_grad_()
+            for t in problem((1, 2, 4, 5), 3, (3, 3), torch.float64, form, device=gpu)
+        ]
+
+        def run(*arguments):
+            return atrous_separable_conv2d(*arguments, dilation=2, inner_activation="relu")
+
+        assert gradcheck(run, leaves) and gradgradcheck(run, leaves, fast_mode=True)
+
+    def test_compiled(self, gpu):
+        torch._dynamo.reset()
+        parts = problem((2, 4, 6, 7), 5, (3, 3), torch.float32, device=gpu)
+        function = torch.compile(atrous_separable_conv2d, fullgraph=True, backend="aot_eager")
+        assert same_bits(function(*parts), atrous_separable_conv2d(*parts))
 
 
 class TestSeparable:

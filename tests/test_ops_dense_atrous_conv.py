@@ -57,11 +57,12 @@ def torchs(x, weight, bias, dilation, padding):
     return conv2d(pad(x, (left, right, top, bottom)), weight, bias, dilation=dilation)
 
 
-def problem(shape, outputs, kernel, dtype, form=FORMATS[0], seed=0):
-    x = random(*shape, seed=seed).to(dtype).contiguous(memory_format=form)
+def problem(shape, outputs, kernel, dtype, form=FORMATS[0], seed=0, device="cpu"):
+    x = random(*shape, seed=seed).to(device, dtype).contiguous(memory_format=form)
     scale = (shape[1] * kernel[0] * kernel[1]) ** -0.5
-    weight = (scale * random(outputs, shape[1], *kernel, seed=seed + 1)).to(dtype)
-    return x, weight.contiguous(memory_format=form), random(outputs, seed=seed + 2).to(dtype)
+    weight = (scale * random(outputs, shape[1], *kernel, seed=seed + 1)).to(device, dtype)
+    bias = random(outputs, seed=seed + 2).to(device, dtype)
+    return x, weight.contiguous(memory_format=form), bias
 
 
 def gradients(function, arguments, geometry, grad):
@@ -72,17 +73,17 @@ def gradients(function, arguments, geometry, grad):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def check(shape, outputs, kernel, dilation, padding, dtype, form, seed=0):
+def check(shape, outputs, kernel, dilation, padding, dtype, form, seed=0, device="cpu", floor=None):
     """At most twice torch's own error on contiguous tensors, plus the floor."""
     geometry = (dilation, padding)
-    arguments = problem(shape, outputs, kernel, dtype, form, seed)
+    arguments = problem(shape, outputs, kernel, dtype, form, seed, device)
     size = dense(*arguments, *geometry).shape
-    grad = random(*size, seed=9).to(dtype).contiguous(memory_format=form)
+    grad = random(*size, seed=9).to(device, dtype).contiguous(memory_format=form)
     own = gradients(dense, arguments, geometry, grad)
     plain = [t.contiguous() for t in arguments]
     theirs = gradients(torchs, plain, geometry, grad.contiguous())
     exact = gradients(torchs, [t.double() for t in plain], geometry, grad.double())
-    floor = FLOOR[dtype] * torch.finfo(dtype).eps
+    floor = FLOOR[dtype] * torch.finfo(dtype).eps if floor is None else floor
     for a, b, e in zip(own, theirs, exact, strict=True):
         assert a.dtype == dtype and a.shape == b.shape
         error, of_torch = (float((t.double() - e).abs().max()) for t in (a, b))

@@ -175,7 +175,7 @@ def test_sigma_counts(sigma):
 
 
 @pytest.mark.parametrize(
-    "bad", [None, "3", 3j, decimal.Decimal(3), object(), [None], torch.ones(2)]
+    "bad", [None, "3", 3j, decimal.Decimal(3), object(), [None], torch.ones(2) * 3j]
 )
 def test_types_of_numbers(bad):
     for key in ("sxy", "srgb"):

@@ -148,10 +148,3 @@ def test_compile_and_export():
         expected = Exact()(logits, image)
         assert same_bits(compiled(logits, image), expected)
         assert same_bits(exported(logits, image), expected)
-
-
-def test_no_gradient_yet():
-    logits = random(1, 3, 6, 7).requires_grad_()
-    out = dense_crf(logits, gaussian=KERNELS["gaussian"], backend="exact")
-    with pytest.raises(NotImplementedError, match="gradient is not implemented yet"):
-        out.sum().backward()

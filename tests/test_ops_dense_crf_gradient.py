@@ -105,8 +105,10 @@ class TestGradcheck:
         inputs.append(compats("matrix", 3, 0.4))
         check(run, *map(variable, inputs), eps=1e-7, atol=1e-5)
 
-    @pytest.mark.parametrize("self_term", [True, False])
-    @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+    @pytest.mark.parametrize(
+        ("normalization", "self_term"),
+        [("symmetric", True), ("symmetric", False), ("before", False), ("after", True)],
+    )
     def test_exact(self, normalization, self_term):
         """The true gradient, of everything."""
 
@@ -165,7 +167,7 @@ def test_adjoint_identity(normalization, self_term):
     forward = (other * permutohedral_filter(values, features, **options)).sum()
     (transposed,) = torch.autograd.grad(forward, values)
     back = (values * transposed).sum()
-    assert float((forward - back).abs() / forward.abs().clamp(min=1)) < 1e-9
+    assert float((forward - back).abs().detach()) < 1e-9 * max(1.0, float(forward.detach().abs()))
     wrong = permutohedral_filter(other, features, **options)  # the blur is not symmetric
     assert not torch.allclose(transposed, wrong, rtol=1e-4)
 
@@ -438,6 +440,8 @@ class TestTorch:
         net = Net()
         sizes = {0: Dim("n"), 2: Dim("h"), 3: Dim("w")}
         program = export(net, (picture(2, 3, 6, 7).float(),), dynamic_shapes=(sizes,))
+        calls = [n for n in program.graph.nodes if "mean_field_training" in str(n.target)]
+        assert [call.args[-1] for call in calls] == [True]  # recompute
         image = picture(3, 3, 9, 8).float()
         assert same_bits(program.module()(image), net(image))
 

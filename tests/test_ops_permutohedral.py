@@ -255,15 +255,3 @@ def test_other_devices():
     for values, features in ((V.to("meta"), F), (V, F.to("meta"))):
         with pytest.raises(NotImplementedError, match=r"must be on the CPU.*, got meta"):
             permutohedral_filter(values, features)
-
-
-def test_no_gradient_yet():
-    for requires in ("values", "features"):
-        values, features = random(1, 2, 20), random(1, 3, 20)
-        {"values": values, "features": features}[requires].requires_grad_()
-        out = permutohedral_filter(values, features)
-        assert out.requires_grad
-        with pytest.raises(NotImplementedError, match="gradient is not implemented yet"):
-            out.sum().backward()
-        with torch.no_grad():
-            assert not permutohedral_filter(values, features).requires_grad

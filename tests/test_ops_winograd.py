@@ -35,27 +35,23 @@ def problem(shape, outputs, form=FORMATS[0], seed=0, flipped=False):
     x = random(*shape, seed=seed).contiguous(memory_format=form)
     size = (shape[1], outputs) if flipped else (outputs, shape[1])
     weight = random(*size, 3, 3, seed=seed + 1) * (9 * shape[1]) ** -0.5
-    return x, weight, random(outputs, seed=seed + 2), random(outputs, seed=seed + 3)
+    return x, weight, random(outputs, seed=seed + 2)
 
 
-def kernel(x, weight, scale, bias, rate, relu, flipped, tile):
+def kernel(x, weight, bias, rate, relu, flipped, tile):
     """The kernel, whatever the size."""
     outputs = weight.shape[1 if flipped else 0]
     out = empty_picture(x, *x.shape[2:], channels=outputs)
-    torch.ops.pydense._winograd_atrous_conv2d(
-        out, x, weight, scale, bias, rate, relu, flipped, tile
-    )
+    torch.ops.pydense._winograd_atrous_conv2d(out, x, weight, bias, rate, relu, flipped, tile)
     return out
 
 
-def exact(x, weight, scale, bias, rate, relu, flipped):
+def exact(x, weight, bias, rate, relu, flipped):
     """In float64."""
     x, weight = x.double(), weight.double()
     out = conv2d(
         x, weight.transpose(0, 1).flip(2, 3) if flipped else weight, padding=rate, dilation=rate
     )
-    if scale is not None:
-        out = out * scale.double()[:, None, None]
     if bias is not None:
         out = out + bias.double()[:, None, None]
     return out.relu() if relu else out
@@ -63,10 +59,10 @@ def exact(x, weight, scale, bias, rate, relu, flipped):
 
 def check(shape, outputs, rate, form, tile, seed=0):
     for flipped in (False, True):
-        x, weight, scale, bias = problem(shape, outputs, form, seed, flipped)
-        for some in ((scale, bias, True), (None, bias, False), (None, None, True)):
-            own = kernel(x, weight, *some[:2], rate, some[2], flipped, tile)
-            wanted = exact(x, weight, *some[:2], rate, some[2], flipped)
+        x, weight, bias = problem(shape, outputs, form, seed, flipped)
+        for some, relu in ((bias, True), (bias, False), (None, True)):
+            own = kernel(x, weight, some, rate, relu, flipped, tile)
+            wanted = exact(x, weight, some, rate, relu, flipped)
             tolerance = (5e-6 if tile == 2 else 5e-5) * max(1, float(wanted.abs().max()))
             assert float((own - wanted).abs().max()) <= tolerance
 
@@ -78,7 +74,7 @@ def rms(error):
 @pytest.fixture
 def any_size(monkeypatch):
     """No map is too small."""
-    monkeypatch.setattr(rule, "best_tile", lambda *sizes: sizes[-1])
+    monkeypatch.setattr(_registers, "best_tile", lambda *sizes: sizes[-1])
 
 
 class TestValues:
@@ -115,21 +111,21 @@ class TestValues:
         """Beside a direct convolution's: within what is documented, also of what ReLU made."""
         x, weight, *_ = problem((1, channels, size, size), 48)
         x = x.relu() if positive else x
-        wanted = exact(x, weight, None, None, rate, False, False)
-        own = kernel(x, weight, None, None, rate, False, False, tile)
+        wanted = exact(x, weight, None, rate, False, False)
+        own = kernel(x, weight, None, rate, False, False, tile)
         theirs = conv2d(x, weight, padding=rate, dilation=rate)
         assert rms(own - wanted) <= rule.ERROR[tile] * rms(theirs - wanted)
 
     @pytest.mark.parametrize("tile", rule.TILES)
     def test_small_maps_are_convolved_directly(self, tile):
         """The same result; sizes decide, inside the operator."""
-        x, weight, scale, bias = problem((1, 8, 33, 33), 5)
+        x, weight, bias = problem((1, 8, 33, 33), 5)
         for rate in (2, 6, 18, 32):
-            for some in ((scale, bias), (None, bias), (scale, None)):
+            for some in (bias, None):
                 for flipped in (False, True):
                     w = weight.transpose(0, 1).contiguous() if flipped else weight
-                    out = OP(x, w, *some, rate, True, flipped, tile)
-                    wanted = exact(x, w, *some, rate, True, flipped)
+                    out = OP(x, w, some, rate, True, flipped, tile)
+                    wanted = exact(x, w, some, rate, True, flipped)
                     assert torch.allclose(out.double(), wanted, atol=5e-5)
         assert rule.best_tile(1, 33, 33, 18, tile) is None
         assert rule.best_tile(1, 65, 65, 2, tile) == tile
@@ -139,18 +135,16 @@ class TestValues:
 class TestGradients:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("relu", [False, True])
-    @pytest.mark.parametrize("scaled", [False, True])
     @pytest.mark.parametrize("flipped", [False, True])
-    def test_against_float64(self, form, relu, scaled, flipped):
+    def test_against_float64(self, form, relu, flipped):
         rate = 3
-        x, weight, scale, bias = problem((2, 6, 20, 22), 5, form, flipped=flipped)
-        scale = scale if scaled else None
+        x, weight, bias = problem((2, 6, 20, 22), 5, form, flipped=flipped)
         leaves = [x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
         grad = random(2, 5, 20, 22, seed=9).contiguous(memory_format=form)
-        out = OP(x, weight, scale, bias, rate, relu, flipped, 2)
+        out = OP(x, weight, bias, rate, relu, flipped, 2)
         own = torch.autograd.grad(out, leaves, grad)
         wanted = torch.autograd.grad(
-            exact(x, weight, scale, bias, rate, relu, flipped), leaves, grad.double()
+            exact(x, weight, bias, rate, relu, flipped), leaves, grad.double()
         )
         for a, b in zip(own, wanted, strict=True):
             assert float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
@@ -158,12 +152,12 @@ class TestGradients:
 
     @pytest.mark.parametrize("needed", range(1, 8))
     def test_some_alone(self, needed):
-        x, weight, _, bias = problem((1, 4, 9, 10), 3)
+        x, weight, bias = problem((1, 4, 9, 10), 3)
         leaves = [t for bit, t in ((1, x), (2, weight), (4, bias)) if needed & bit]
         for leaf in leaves:
             leaf.requires_grad_()
-        own = torch.autograd.grad(OP(x, weight, None, bias, 2, False, False, 2).sum(), leaves)
-        wanted = torch.autograd.grad(exact(x, weight, None, bias, 2, False, False).sum(), leaves)
+        own = torch.autograd.grad(OP(x, weight, bias, 2, False, False, 2).sum(), leaves)
+        wanted = torch.autograd.grad(exact(x, weight, bias, 2, False, False).sum(), leaves)
         for a, b in zip(own, wanted, strict=True):
             assert torch.allclose(a, b, atol=1e-4)
 
@@ -175,15 +169,10 @@ class TestGradients:
             first = torch.autograd.grad(function().square().sum(), leaves, create_graph=True)
             return torch.autograd.grad(sum(f.square().sum() for f in first), leaves)
 
-        own = second(lambda: OP(x, weight, None, None, 2, False, False, 2))
-        wanted = second(lambda: exact(x, weight, None, None, 2, False, False))
+        own = second(lambda: OP(x, weight, None, 2, False, False, 2))
+        wanted = second(lambda: exact(x, weight, None, 2, False, False))
         for a, b in zip(own, wanted, strict=True):
             assert float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())
-
-    def test_scale_has_none(self):
-        x, weight, scale, _ = problem((1, 3, 12, 12), 4)
-        with pytest.raises(NotImplementedError, match="scale must not require a gradient"):
-            OP(x, weight, scale.requires_grad_(), None, 2, False, False, 2)
 
 
 @pytest.mark.usefixtures("any_size")
@@ -191,48 +180,48 @@ class TestPromises:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("tile", rule.TILES)
     def test_threads(self, form, tile):
-        x, weight, scale, bias = problem((2, 70, 40, 41), 66, form)
+        x, weight, bias = problem((2, 70, 40, 41), 66, form)
         found = []
         for count in (1, 2, 3):
             with threads(count):
-                found += [OP(x, weight, scale, bias, 2, True, False, tile) for _ in range(2)]
+                found += [OP(x, weight, bias, 2, True, False, tile) for _ in range(2)]
         assert all(same_bits(out, found[0]) for out in found[1:])
 
     def test_layouts(self):
-        x, weight, scale, bias = problem((2, 5, 16, 17), 4)
-        expected = OP(x, weight, scale, bias, 2, False, False, 2)
+        x, weight, bias = problem((2, 5, 16, 17), 4)
+        expected = OP(x, weight, bias, 2, False, False, 2)
         for name, y in layouts(x):
-            assert same_bits(OP(y, weight, scale, bias, 2, False, False, 2), expected), name
+            assert same_bits(OP(y, weight, bias, 2, False, False, 2), expected), name
         for name, w in layouts(weight):
-            assert same_bits(OP(x, w, scale, bias, 2, False, False, 2), expected), name
+            assert same_bits(OP(x, w, bias, 2, False, False, 2), expected), name
 
     def test_empty_batch(self):
         x, weight, *_ = problem((0, 3, 8, 9), 2)
         leaves = [x.requires_grad_(), weight.requires_grad_()]
-        out = OP(x, weight, None, None, 2, False, False, 2)
+        out = OP(x, weight, None, 2, False, False, 2)
         assert out.shape == (0, 2, 8, 9)
         of_x, of_weight = torch.autograd.grad(out.sum(), leaves)
         assert of_x.shape == x.shape and not of_weight.any()
 
     def test_opcheck(self):
         for form in FORMATS:
-            x, weight, scale, bias = problem((2, 3, 8, 9), 2, form)
+            x, weight, bias = problem((2, 3, 8, 9), 2, form)
             rest = (2, True, False, 2)
             for t in (x, weight, bias):
                 t.requires_grad_()
-            opcheck(OP.default, (x, weight, scale, bias, *rest))
-            opcheck(OP.default, (x, weight, None, None, 1, False, False, 3))
+            opcheck(OP.default, (x, weight, bias, *rest))
+            opcheck(OP.default, (x, weight, None, 1, False, False, 3))
 
     @pytest.mark.parametrize("dynamic", [False, True])
     def test_compile(self, dynamic):
         torch._dynamo.reset()
 
         def call(x, weight, bias):
-            return OP(x.relu(), weight, None, bias, 2, True, False, 2)
+            return OP(x.relu(), weight, bias, 2, True, False, 2)
 
         function = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
         for shape in ((2, 3, 8, 9), (1, 3, 14, 11)):
-            x, weight, _, bias = problem(shape, 4)
+            x, weight, bias = problem(shape, 4)
             leaves = [t.requires_grad_() for t in (x, weight, bias)]
             own, eager = (
                 [f(*leaves), *torch.autograd.grad(f(*leaves).sum(), leaves)]
@@ -243,7 +232,7 @@ class TestPromises:
     def test_flop(self):
         x, weight, *_ = problem((2, 3, 8, 9), 4)
         with FlopCounterMode(display=False) as counter:
-            OP(x, weight, None, None, 2, False, False, 2)
+            OP(x, weight, None, 2, False, False, 2)
         assert counter.get_total_flops() == 2 * 2 * 8 * 9 * 3 * 4 * 9
 
     @pytest.mark.parametrize(
@@ -253,7 +242,7 @@ class TestPromises:
             ({"x": torch.zeros(1, 2, 8, 8).double()}, "x must be of dtype"),
             ({"weight": torch.zeros(3, 3, 3, 3)}, "weight must have 3 outputs, 2 channels"),
             ({"bias": torch.zeros(2)}, r"bias must have shape \(3\)"),
-            ({"scale": torch.zeros(3).half()}, "scale must be of dtype"),
+            ({"bias": torch.zeros(3).half()}, "bias must be of dtype"),
             ({"tile": 5}, "tile must be 2, 3 or 4, got 5"),
             ({"rate": 0}, "rate must be 1 or more, got 0"),
             ({"out": torch.zeros(1, 3, 8, 9)}, "out must have the sizes of x"),
@@ -265,7 +254,6 @@ class TestPromises:
             "out": torch.zeros(1, 3, 8, 8),
             "x": torch.zeros(1, 2, 8, 8),
             "weight": torch.zeros(3, 2, 3, 3),
-            "scale": None,
             "bias": None,
             "rate": 2,
             "relu": False,

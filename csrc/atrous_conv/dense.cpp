@@ -26,7 +26,9 @@ void check_weight(const char* op, const DenseConvShape& shape) {
   check_size(op, "kernel size", shape.kernel_height, shape.kernel_width);
 }
 
-void check_shape(const char* op, const DenseConvShape& shape) {
+}  // namespace
+
+void dense_conv_check(const char* op, const DenseConvShape& shape) {
   PYDENSE_CHECK(shape.batches >= 0, op, ": batch must not be negative, got ", shape.batches);
   check_weight(op, shape);
   check_size(op, "size", shape.height, shape.width);
@@ -34,12 +36,10 @@ void check_shape(const char* op, const DenseConvShape& shape) {
   check_size(op, "dilation", shape.dilation_y, shape.dilation_x);
 }
 
-}  // namespace
-
 void dense_conv(const char* op, FloatType dtype, const DenseConvArgs& args,
                 ParallelFor parallel_for) {
   const DenseConvShape& shape = args.shape;
-  check_shape(op, shape);
+  dense_conv_check(op, shape);
   if (shape.batches == 0) {
     return;
   }
@@ -66,7 +66,7 @@ void dense_conv_pack(const char* op, FloatType dtype, const DenseConvShape& shap
 
 void dense_conv_weight_gradient(const char* op, FloatType dtype, const DenseConvGradientArgs& args,
                                 ParallelFor parallel_for) {
-  check_shape(op, args.shape);
+  dense_conv_check(op, args.shape);
   const auto& table =
       select_cpu_table<DenseConvGradientTable>(PYDENSE_CPU_TABLES(kDenseConvGradientTable));
   const auto run =

@@ -9,9 +9,9 @@
 // over the output's gradient, the kernel turned round and outputs and channels exchanged.
 //
 // Sums are float for 16-bit numbers and rounded once. A result's go from the first tap to the last,
-// and of each over all channels: the same bits for any number of threads, in both memory formats,
-// and on all instruction sets with fused multiply-add, but where pairs of bfloat16 are multiplied
-// (common/gemm/gemm_bf16.h).
+// and of each over parts of the channels (common/gemm/gemm_parts.h), which no thread cuts: the same
+// bits for any number of threads, in both memory formats, and on all instruction sets with fused
+// multiply-add, but where pairs of bfloat16 are multiplied (common/gemm/gemm_bf16.h).
 #pragma once
 
 #include "atrous_conv/tap_segments.h"
@@ -78,6 +78,9 @@ struct DenseConvArgs {
   bool relu;               // of the result; a NaN stays one
   DenseConvTarget out;     // S
 };
+
+// Throws std::invalid_argument for sizes out of range.
+void dense_conv_check(const char* op, const DenseConvShape& shape);
 
 void dense_conv(const char* op, FloatType dtype, const DenseConvArgs& args,
                 ParallelFor parallel_for);

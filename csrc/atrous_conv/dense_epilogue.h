@@ -5,6 +5,7 @@
 #include "atrous_conv/dense.h"
 #include "common/buffer.h"
 #include "common/gemm/gemm.h"
+#include "common/relu.h"
 #include "common/simd_lanes.h"
 
 namespace pydense::PYDENSE_ISA {
@@ -47,8 +48,8 @@ class DenseEpilogue {
 
  private:
   V result(const T* sums, int64_t output) const {
-    const V sum = fma(load<V>(scale_ + output), load<V>(sums), load<V>(bias_ + output));
-    return args_.relu ? (sum < V{} ? V{} : sum) : sum;
+    return relu_of(fma(load<V>(scale_ + output), load<V>(sums), load<V>(bias_ + output)),
+                   args_.relu);
   }
 
   void write_pixels(const T* sums, int64_t count, int64_t outputs, int64_t output, S* to,

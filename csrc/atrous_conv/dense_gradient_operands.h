@@ -7,6 +7,7 @@
 
 #include "atrous_conv/dense_gradient.h"
 #include "atrous_conv/dense_picture.h"
+#include "common/gemm/gemm_panels.h"
 
 namespace pydense::PYDENSE_ISA {
 
@@ -44,11 +45,11 @@ class GradientOperands {
           const S* const plane = row + c * from.channel;
           int64_t i = 0;
           for (; i + kVector <= pixels.count; i += kVector) {
-            store(place + i / kStep, steps_of(plane + i, kVector));
+            store(place + i / kStep, gemm_steps<P>(plane + i, kVector));
           }
           if (i < pixels.count) {
             Step part[kLanes];
-            store(part, steps_of(plane + i, pixels.count - i));
+            store(part, gemm_steps<P>(plane + i, pixels.count - i));
             std::memcpy(place + i / kStep, part,
                         static_cast<size_t>(steps(pixels.count - i)) * sizeof(Step));
           }
@@ -100,7 +101,8 @@ class GradientOperands {
           const int64_t count = smaller(kVector, pixels.count - i);
           Steps square[kLanes];
           for (int64_t c = 0; c < kLanes; ++c) {
-            square[c] = c < part ? steps_of(row + (first + c) * from.channel + i, count) : Steps{};
+            square[c] =
+                c < part ? gemm_steps<P>(row + (first + c) * from.channel + i, count) : Steps{};
           }
           transpose_square(square);
           for (int64_t k = 0; k < steps(count); ++k) {
@@ -113,20 +115,6 @@ class GradientOperands {
 
  private:
   using V = Vec<T, kLanes>;
-
-  // The steps of pixels that lie side by side, 0 behind the last one.
-  static Steps steps_of(const S* from, int64_t pixels) {
-    if constexpr (std::is_same_v<S, P>) {
-      if (pixels >= kVector) {
-        return load<Steps>(from);
-      }
-      S part[kVector] = {};
-      std::memcpy(part, from, static_cast<size_t>(pixels) * sizeof(S));
-      return load<Steps>(part);
-    } else {
-      return pixels >= kLanes ? load_as<V>(from) : load_part<V>(from, pixels);
-    }
-  }
 
   // A step of each of some channels of a pixel; pairs: with the one `next` elements on, or 0. An
   // expanded map has all pixels in one place: `next` may be 0 where there is a second pixel.

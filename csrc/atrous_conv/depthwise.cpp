@@ -11,20 +11,6 @@ namespace {
 
 constexpr int64_t kMaxSize = int64_t{1} << 31;
 
-void check_shape(const char* op, const DepthwiseShape& shape) {
-  PYDENSE_CHECK(shape.batches >= 0 && shape.channels >= 0, op,
-                ": batch and channels must not be negative, got ", shape.batches, " and ",
-                shape.channels);
-  const auto check_size = [&](const char* name, int64_t height, int64_t width) {
-    PYDENSE_CHECK(height >= 1 && width >= 1 && height < kMaxSize && width < kMaxSize, op, ": ",
-                  name, " must be in [1, ", kMaxSize, "), got (", height, ", ", width, ")");
-  };
-  check_size("size", shape.height, shape.width);
-  check_size("output size", shape.out_height, shape.out_width);
-  check_size("kernel size", shape.kernel_height, shape.kernel_width);
-  check_size("dilation", shape.dilation_y, shape.dilation_x);
-}
-
 // 0, d, 2 d, ..., 1, d + 1, ...
 std::vector<int64_t> rows_by_phase(int64_t height, int64_t dilation) {
   std::vector<int64_t> rows;
@@ -47,8 +33,22 @@ void with_plan(const char* op, const DepthwiseShape& shape, const Run& run) {
 
 }  // namespace
 
+void check_depthwise_shape(const char* op, const DepthwiseShape& shape) {
+  PYDENSE_CHECK(shape.batches >= 0 && shape.channels >= 0, op,
+                ": batch and channels must not be negative, got ", shape.batches, " and ",
+                shape.channels);
+  const auto check_size = [&](const char* name, int64_t height, int64_t width) {
+    PYDENSE_CHECK(height >= 1 && width >= 1 && height < kMaxSize && width < kMaxSize, op, ": ",
+                  name, " must be in [1, ", kMaxSize, "), got (", height, ", ", width, ")");
+  };
+  check_size("size", shape.height, shape.width);
+  check_size("output size", shape.out_height, shape.out_width);
+  check_size("kernel size", shape.kernel_height, shape.kernel_width);
+  check_size("dilation", shape.dilation_y, shape.dilation_x);
+}
+
 DepthwisePlanMemory::DepthwisePlanMemory(const char* op, const DepthwiseShape& shape) {
-  check_shape(op, shape);
+  check_depthwise_shape(op, shape);
   segments_ =
       tap_segments(shape.kernel_width, shape.dilation_x, shape.left, shape.width, shape.out_width);
   rows_ = rows_by_phase(shape.out_height, shape.dilation_y);

@@ -69,8 +69,18 @@ void depthwise(const char* op, FloatType dtype, const DepthwiseArgs& args,
 void depthwise_weight_gradient(const char* op, FloatType dtype, const DepthwiseGradientArgs& args,
                                ParallelFor parallel_for);
 
-// What the kernels need besides: the segments of a row, and an order of the output's rows in which
-// neighbours read the same rows of x.
+void check_depthwise_shape(const char* op, const DepthwiseShape& shape);
+
+// The same on a GPU. Bitwise the same from run to run; forward as on a CPU with fused multiply-add.
+void depthwise_cuda(const char* op, FloatType dtype, const DepthwiseArgs& args, int device,
+                    void* stream);
+// `workspace` holds that many sums: double for double, else float.
+int64_t depthwise_gradient_sums(const char* op, const DepthwiseShape& shape);
+void depthwise_gradient_cuda(const char* op, FloatType dtype, const DepthwiseGradientArgs& args,
+                             void* workspace, int device, void* stream);
+
+// What the kernels of the CPU need besides: the segments of a row, and an order of the output's
+// rows in which neighbours read the same rows of x.
 struct DepthwisePlan {
   const TapSegment* segments;
   int64_t num_segments;

@@ -4,16 +4,12 @@
 #pragma once
 
 #include "atrous_conv/depthwise_rows.h"
+#include "common/relu.h"
 
 namespace pydense::PYDENSE_ISA {
 
 constexpr int kRowVectors = 4;  // vectors of a row at work
 constexpr int kRowPixels = 4;   // of a channels_last row at work
-
-template <class V>
-PYDENSE_HD V relu_of(const V& v, bool relu) {
-  return relu ? (v < V{} ? V{} : v) : v;
-}
 
 template <class S, class T>
 void store_row(const T* from, int64_t count, bool relu, S* to) {

@@ -10,6 +10,8 @@
 namespace pydense {
 namespace {
 
+using torch::headeronly::ScalarType;
+
 DepthwiseSource source_of(const Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
@@ -18,7 +20,7 @@ Tensor forward_op(const Tensor& x, const Tensor& weight, const std::optional<Ten
                   int64_t height, int64_t width, int64_t dilation_y, int64_t dilation_x,
                   int64_t top, int64_t left, bool flipped, bool relu) {
   constexpr const char* kOp = "depthwise_atrous_conv2d";
-  check_picture(kOp, "x", x, false);
+  check_picture(kOp, "x", x, true);
   const FloatType dtype = float_type(kOp, "x", x);
   require_dtype(kOp, "weight", weight, x.scalar_type());
   require_same_device(kOp, "weight", weight, x);
@@ -42,21 +44,27 @@ Tensor forward_op(const Tensor& x, const Tensor& weight, const std::optional<Ten
   const Tensor rows = with_contiguous_rows(x, last);
   const Tensor kernel = as_contiguous(weight);
   Tensor out = new_picture(x, height, width, x.scalar_type(), last);
-  depthwise(kOp, dtype,
-            {shape, source_of(rows), kernel.const_data_ptr(),
-             shift.has_value() ? shift->const_data_ptr() : nullptr, out.mutable_data_ptr(), flipped,
-             relu},
-            torch_parallel_for);
+  const DepthwiseArgs args = {shape,
+                              source_of(rows),
+                              kernel.const_data_ptr(),
+                              shift.has_value() ? shift->const_data_ptr() : nullptr,
+                              out.mutable_data_ptr(),
+                              flipped,
+                              relu};
+  run_where(
+      x, [&](auto device, void* stream) { depthwise_cuda(kOp, dtype, args, device, stream); },
+      [&] { depthwise(kOp, dtype, args, torch_parallel_for); });
   return out;
 }
 
 Tensor gradient_op(const Tensor& grad, const Tensor& x, int64_t kernel_height, int64_t kernel_width,
                    int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left) {
   constexpr const char* kOp = "depthwise_atrous_conv2d_weight_gradient";
-  check_picture(kOp, "grad", grad, false);
-  check_picture(kOp, "x", x, false);
+  check_picture(kOp, "grad", grad, true);
+  check_picture(kOp, "x", x, true);
   const FloatType dtype = float_type(kOp, "x", x);
   require_dtype(kOp, "grad", grad, x.scalar_type());
+  require_same_device(kOp, "grad", grad, x);
   PYDENSE_CHECK(grad.size(0) == x.size(0) && grad.size(1) == x.size(1), kOp,
                 ": grad must have batch and channels of x, ", x.size(0), " and ", x.size(1),
                 ", got ", grad.size(0), " and ", grad.size(1));
@@ -70,10 +78,24 @@ Tensor gradient_op(const Tensor& grad, const Tensor& x, int64_t kernel_height, i
   const Tensor grad_rows = with_contiguous_rows(grad, last);
   const std::array<int64_t, 4> size = {x.size(1), 1, kernel_height, kernel_width};
   Tensor weight = new_dense(x, size, x.scalar_type());
-  depthwise_weight_gradient(
-      kOp, dtype, {shape, source_of(grad_rows), source_of(rows), weight.mutable_data_ptr()},
-      torch_parallel_for);
+  const DepthwiseGradientArgs args = {shape, source_of(grad_rows), source_of(rows),
+                                      weight.mutable_data_ptr()};
+  run_where(
+      x,
+      [&](auto device, void* stream) {
+        const std::array<int64_t, 1> sums = {depthwise_gradient_sums(kOp, shape)};
+        const bool wide = dtype == FloatType::kFloat64;
+        const Tensor workspace = new_dense(x, sums, wide ? ScalarType::Double : ScalarType::Float);
+        depthwise_gradient_cuda(kOp, dtype, args, workspace.mutable_data_ptr(), device, stream);
+      },
+      [&] { depthwise_weight_gradient(kOp, dtype, args, torch_parallel_for); });
   return weight;
+}
+
+// Each serves both devices.
+void register_depthwise(torch::stable::detail::StableLibrary& m) {
+  m.impl("depthwise_atrous_conv2d", TORCH_BOX(&forward_op));
+  m.impl("depthwise_atrous_conv2d_weight_gradient", TORCH_BOX(&gradient_op));
 }
 
 }  // namespace
@@ -89,7 +111,7 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "SymInt kernel_width, SymInt dilation_y, SymInt dilation_x, SymInt top, SymInt left) "
       "-> Tensor");
 }
-PYDENSE_TORCH_CPU(m) {
-  m.impl("depthwise_atrous_conv2d", TORCH_BOX(&pydense::forward_op));
-  m.impl("depthwise_atrous_conv2d_weight_gradient", TORCH_BOX(&pydense::gradient_op));
-}
+PYDENSE_TORCH_CPU(m) { pydense::register_depthwise(m); }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) { pydense::register_depthwise(m); }
+#endif

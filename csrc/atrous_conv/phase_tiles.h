@@ -24,5 +24,9 @@ PYDENSE_HD int64_t phase_tiles(int64_t size, int64_t rate, int64_t tile) {
 PYDENSE_HD int64_t phase_tile_at(int64_t u, int64_t rate, int64_t tile) {
   return u / rate * rate * tile + u % rate;
 }
+// For GPUs, which divide 32 bits several times faster.
+PYDENSE_HD uint32_t phase_tile_at(uint32_t u, uint32_t rate, uint32_t tile) {
+  return u / rate * rate * tile + u % rate;
+}
 
 }  // namespace pydense

@@ -6,10 +6,10 @@
 //
 // with f and g nothing or ReLU. z goes from the sums straight into the operand of the matrix
 // product and never to memory: it is float for 16-bit numbers, but BFloat16 where pairs of that are
-// multiplied (common/gemm/gemm_bf16.h). Every result is one chain of multiply-adds over c, and then
-// the bias: results have the same bits for any number of threads, in both memory formats and on all
-// instruction sets with fused multiply-add; BFloat16 has other bits where pairs of it are
-// multiplied.
+// multiplied (common/gemm/gemm_bf16.h). A result's sums go over parts of c
+// (common/gemm/gemm_parts.h), and then comes the bias: results have the same bits for any number of
+// threads, in both memory formats and on all instruction sets with fused multiply-add; BFloat16 has
+// other bits where pairs of it are multiplied.
 #pragma once
 
 #include "atrous_conv/depthwise.h"

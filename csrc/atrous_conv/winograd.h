@@ -4,7 +4,7 @@
 // has a plain 3x3 convolution, whose tiles of m x m outputs take (m + 2)^2 multiplications for each
 // pair of channels instead of 9 m^2.
 //
-//   out = relu(scale[o] * conv + bias[o])
+//   out = relu(conv + bias[o])
 //
 // Tiles of all grids are the columns of (m + 2)^2 matrix products; they are made, multiplied and
 // put together by blocks of bounded size. Tiles at the end of a grid reach beyond it: where grids
@@ -27,12 +27,10 @@ struct WinogradArgs {
   int64_t rate;
   int tile;  // m: 2, 3 or 4
   bool channels_last;
-  const float* x;  // dense, [images, channels, height, width]
-  const float*
-      weight;  // [outputs, channels, 3, 3]; flipped: [channels, outputs, 3, 3], turned round
-  bool flipped;
-  const float* scale;  // [outputs] or null
-  const float* bias;   // [outputs] or null
+  const float* x;       // dense, [images, channels, height, width]
+  const float* weight;  // [outputs, channels, 3, 3], or, turned round:
+  bool flipped;         // [channels, outputs, 3, 3]
+  const float* bias;    // [outputs] or null
   bool relu;
   float* out;  // dense, [images, outputs, height, width]
 };

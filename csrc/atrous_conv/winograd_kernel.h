@@ -13,6 +13,7 @@
 #include "atrous_conv/winograd_math.h"
 #include "common/buffer.h"
 #include "common/gemm/gemm_panels.h"
+#include "common/relu.h"
 
 namespace pydense::PYDENSE_ISA {
 
@@ -129,11 +130,8 @@ class WinogradTiles {
   };
   Row row_at(int64_t row) const { return {row / down_, phase_tile_at(row % down_, args_.rate, M)}; }
 
-  V shifted(V y, const V& bias) const {
-    if (args_.bias != nullptr) {
-      y = y + bias;
-    }
-    return args_.relu ? (y < V{} ? V{} : y) : y;  // NaN stays one
+  V shifted(const V& y, const V& bias) const {
+    return relu_of(args_.bias == nullptr ? y : y + bias, args_.relu);
   }
 
   static V part_of(const float* from, int64_t count) {
@@ -196,7 +194,6 @@ class WinogradTiles {
         product[i] = load<V>(from + i * product_ + o);
       }
       transform<WinogradOutput<M>>(product, result);
-      const V scale = args_.scale == nullptr ? V{} : part_of(args_.scale + o, count);
       const V bias = args_.bias == nullptr ? V{} : part_of(args_.bias + o, count);
       for (int i = 0; i < M * M; ++i) {
         const int64_t y = at.y + i / M * args_.rate;
@@ -204,7 +201,7 @@ class WinogradTiles {
         if (y >= args_.height || x >= args_.width) {
           continue;
         }
-        const V own = shifted(args_.scale == nullptr ? result[i] : result[i] * scale, bias);
+        const V own = shifted(result[i], bias);
         float* const to =
             args_.out + ((at.image * args_.height + y) * args_.width + x) * args_.outputs + o;
         if (count == kLanes) {

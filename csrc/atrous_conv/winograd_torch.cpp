@@ -13,8 +13,8 @@ namespace {
 using torch::headeronly::ScalarType;
 
 void winograd_op(const Tensor& out, const Tensor& x, const Tensor& weight,
-                 const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                 int64_t rate, bool relu, bool flipped, int64_t tile) {
+                 const std::optional<Tensor>& bias, int64_t rate, bool relu, bool flipped,
+                 int64_t tile) {
   constexpr const char* kOp = "_winograd_atrous_conv2d";
   check_picture(kOp, "x", x, false);
   check_picture(kOp, "out", out, false);
@@ -34,32 +34,26 @@ void winograd_op(const Tensor& out, const Tensor& x, const Tensor& weight,
                 kOp, ": weight must have ", outputs, " outputs, ", x.size(1),
                 " channels and 3 x 3 taps, got (", weight.size(0), ", ", weight.size(1), ", ",
                 weight.size(2), ", ", weight.size(3), ")");
-  const auto numbers = [&](const char* name, const std::optional<Tensor>& row) {
-    if (!row.has_value()) {
-      return std::optional<Tensor>();
-    }
-    require_dtype(kOp, name, *row, ScalarType::Float);
-    require_same_device(kOp, name, *row, x);
-    PYDENSE_CHECK(row->dim() == 1 && row->size(0) == outputs, kOp, ": ", name, " must have shape (",
-                  outputs, "), got ", row->dim(), " dimensions or another size");
-    return std::optional<Tensor>(as_contiguous(*row));
-  };
-  const std::optional<Tensor> factors = numbers("scale", scale);
-  const std::optional<Tensor> shifts = numbers("bias", bias);
+  std::optional<Tensor> shifts;
+  if (bias.has_value()) {
+    require_dtype(kOp, "bias", *bias, ScalarType::Float);
+    require_same_device(kOp, "bias", *bias, x);
+    PYDENSE_CHECK(bias->dim() == 1 && bias->size(0) == outputs, kOp, ": bias must have shape (",
+                  outputs, "), got ", bias->dim(), " dimensions or another size");
+    shifts = as_contiguous(*bias);
+  }
   const bool last = is_channels_last(x);
   const Tensor picture = as_dense(x, last);
   const Tensor kernel = as_contiguous(weight);
   const Tensor result = as_dense(out, last);
   PYDENSE_CHECK(result.const_data_ptr() == out.const_data_ptr(), kOp,
                 ": out must be dense in the memory format of x, got other strides");
-  const auto floats = [](const std::optional<Tensor>& row) {
-    return row.has_value() ? static_cast<const float*>(row->const_data_ptr()) : nullptr;
-  };
   winograd(kOp,
            {x.size(0), x.size(1), outputs, x.size(2), x.size(3), rate, static_cast<int>(tile), last,
             static_cast<const float*>(picture.const_data_ptr()),
-            static_cast<const float*>(kernel.const_data_ptr()), flipped, floats(factors),
-            floats(shifts), relu, static_cast<float*>(out.mutable_data_ptr())},
+            static_cast<const float*>(kernel.const_data_ptr()), flipped,
+            shifts.has_value() ? static_cast<const float*>(shifts->const_data_ptr()) : nullptr,
+            relu, static_cast<float*>(out.mutable_data_ptr())},
            torch_parallel_for);
 }
 
@@ -68,8 +62,7 @@ void winograd_op(const Tensor& out, const Tensor& x, const Tensor& weight,
 
 PYDENSE_TORCH_SCHEMAS(m) {
   m.def(
-      "_winograd_atrous_conv2d(Tensor(a!) out, Tensor x, Tensor weight, Tensor? scale, Tensor? "
-      "bias, "
-      "int rate, bool relu, bool flipped, int tile) -> ()");
+      "_winograd_atrous_conv2d(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, int rate, "
+      "bool relu, bool flipped, int tile) -> ()");
 }
 PYDENSE_TORCH_CPU(m) { m.impl("_winograd_atrous_conv2d", TORCH_BOX(&pydense::winograd_op)); }

@@ -36,6 +36,30 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
 #endif
 }
 
+// The same with depth 8, of float: TF32, to which operands are rounded before.
+__device__ __forceinline__ void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[4],
+                                            const uint32_t (&b)[2]) {
+#ifdef PYDENSE_SIMT
+  ::simt::mma_m16n8k8(d, a, b);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+// The bits of a float, rounded to TF32 (10 bits of mantissa; ties away from zero).
+__device__ __forceinline__ uint32_t round_to_tf32(uint32_t bits) {
+#ifdef PYDENSE_SIMT
+  return ::simt::round_to_tf32(bits);
+#else
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0,%1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+  return rounded;
+#endif
+}
+
 // Four 8 x 8 tiles of 16-bit elements from shared memory; each lane brings the address of a row,
 // a multiple of 16 bytes.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* row) {
@@ -58,6 +82,19 @@ __device__ __forceinline__ void load_matrix_x2_transposed(uint32_t (&r)[2], cons
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1},[%2];"
                : "=r"(r[0]), "=r"(r[1])
+               : "r"(address)
+               : "memory");
+#endif
+}
+
+// Four tiles, transposed.
+__device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4], const void* row) {
+#ifdef PYDENSE_SIMT
+  ::simt::load_matrix(r, row, 4, true);
+#else
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address)
                : "memory");
 #endif

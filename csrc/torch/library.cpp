@@ -23,6 +23,10 @@ std::string library_version() { return build_info().version; }
 void empty_cache() { drop_kept_mappings(); }
 std::string cpu_capability() { return cpu_isa_name(current_cpu_isa()); }
 void set_cpu_capability(const std::string& name) { set_cpu_isa(name); }
+#ifdef PYDENSE_WITH_CUDA
+bool serves_gpu(const Tensor& x) { return on_gpu(x); }
+#endif
+bool serves_cpu(const Tensor& /*x*/) { return false; }
 int64_t cached_bytes() { return static_cast<int64_t>(mapped_bytes().kept); }
 
 }  // namespace
@@ -87,7 +91,13 @@ PYDENSE_TORCH_SCHEMAS(m) {
   m.def("_cached_bytes() -> int");
   m.def("_cpu_capability() -> str");
   m.def("_set_cpu_capability(str name) -> ()");
+  m.def(
+      "_runs_cuda(Tensor x) -> bool");  // whether CUDA kernels serve a tensor, or those of the CPU
 }
+PYDENSE_TORCH_CPU(m) { m.impl("_runs_cuda", TORCH_BOX(&pydense::serves_cpu)); }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) { m.impl("_runs_cuda", TORCH_BOX(&pydense::serves_gpu)); }
+#endif
 PYDENSE_TORCH_ANY(m) {
   m.impl("_version", TORCH_BOX(&pydense::library_version));
   m.impl("_empty_cache", TORCH_BOX(&pydense::empty_cache));

@@ -47,6 +47,8 @@ its axes, so the two give slightly different results for the same parameters.
   take no further arguments (there both ignore what is too much).
 - ``setUnary`` leaves the Unary object usable (there it is emptied).
 
+What is more: ``fit`` chooses weights and bandwidths on labelled pictures.
+
 Examples:
     Refine a noisy two-label annotation of a picture whose halves differ in colour:
 
@@ -76,6 +78,7 @@ Examples:
 
 from pydense.densecrf._crf import DenseCRF, DenseCRF2D
 from pydense.densecrf._enums import KernelType, NormalizationType
+from pydense.densecrf._fit import DEEPLAB_GRID, FitResult, Trial, fit
 from pydense.densecrf._unary import ConstUnary, LogisticUnary, Unary
 
 NO_NORMALIZATION = NormalizationType.NO_NORMALIZATION
@@ -88,6 +91,7 @@ FULL_KERNEL = KernelType.FULL_KERNEL
 
 __all__ = [
     "CONST_KERNEL",
+    "DEEPLAB_GRID",
     "DIAG_KERNEL",
     "FULL_KERNEL",
     "NORMALIZE_AFTER",
@@ -97,8 +101,11 @@ __all__ = [
     "ConstUnary",
     "DenseCRF",
     "DenseCRF2D",
+    "FitResult",
     "KernelType",
     "LogisticUnary",
     "NormalizationType",
+    "Trial",
     "Unary",
+    "fit",
 ]

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pydense.ops import _crf_arguments as check
 from pydense.ops.aspp import MAX_BRANCHES, MAX_RATE
-from pydense.ops.aspp_concat import aspp_concat
+from pydense.ops.aspp_concat import concat
+from pydense.ops.atrous_conv import WeightCache
 
 from ._batchnorm import factors, is_fixed
 from ._hooks import has_hooks
@@ -35,7 +36,8 @@ class ASPP(UsesOperators, nn.Module):
     (``eval()``) and the map is on the CPU, branches are :func:`pydense.ops.aspp_concat` with batch
     normalisation and ReLU at the end of each product; else the layers run one after the other,
     the convolutions as :class:`AtrousConv2d`. They do, too, where a layer has hooks or was replaced
-    by one of another kind. In ``eval()`` it has no second derivatives: the operator raises.
+    by one of another kind. In ``eval()`` it has no second derivatives: the operator raises; without
+    gradients, its layers keep their weights packed (:class:`AtrousConv2d`).
 
     Args:
         in_channels: Of the input; 2048 behind a ResNet.
@@ -139,15 +141,21 @@ def _concat(x: Tensor, branches: Sequence[_Branch | None], pools: bool = True) -
     scales, biases = zip(*map(_affine, found), strict=True)
     weights = [b.conv.weight for b in found]
     rates = [max(b.conv.dilation) for b in found]
-    return aspp_concat(
+    count = len(found) - pools
+    return concat(
         x,
-        weights[:-1] if pools else weights,
-        rates[:-1] if pools else rates,
-        pool_weight=weights[-1] if pools else None,
-        scales=scales,
-        biases=biases,
-        activation="relu",
+        weights[:count],
+        rates[:count],
+        weights[-1] if pools else None,
+        scales,
+        biases,
+        "relu",
+        [_cache_of(branch.conv) for branch in found[:count]],
     )
+
+
+def _cache_of(conv: nn.Conv2d) -> WeightCache | None:
+    return conv.weight_cache() if isinstance(conv, AtrousConv2d) else None
 
 
 def _is_fixed_or_none(norm: nn.Module) -> bool:

@@ -84,11 +84,14 @@ class AtrousConv2d(UsesOperators, nn.Conv2d):
             self.groups,
             self.activation,
             self.winograd_tile,
-            None if self.training else self._packed_weight(),
+            self.weight_cache(),
         )
         return out if input.dim() == 4 else out[0]
 
-    def _packed_weight(self) -> PackedWeight:
+    def weight_cache(self) -> PackedWeight | None:
+        """Where the packed weight is kept; None in training."""
+        if self.training:
+            return None
         cache: PackedWeight = self.__dict__.setdefault("_packed", PackedWeight())
         return cache
 

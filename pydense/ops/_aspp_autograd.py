@@ -121,8 +121,16 @@ def _backward_flops(shape: Any, x: Any, weights: Any, rates: Any, *rest: Any, **
 
 torch.library.register_fake("pydense::aspp_sum")(_fake)
 torch.library.register_fake("pydense::aspp_sum_backward")(_fake_backward)
-for _name in ("sum", "spread", "products", "picture_gradient", "stack_gradient"):
+for _name in (
+    *("sum", "spread", "products", "picture_gradient", "stack_gradient"),
+    *("add", "gather", "unstack"),
+):
     torch.library.register_fake(f"pydense::_tap_{_name}")(lambda *arguments: None)
+torch.library.register_fake("pydense::_tap_stack")(
+    lambda weights, places, taps, first, count: weights[0].new_empty(
+        (taps * count, weights[0].shape[1])
+    )
+)
 torch.library.register_autograd("pydense::aspp_sum", _backward, setup_context=_setup)
 register_flop_formula(_OPS.aspp_sum)(_flops)
 register_flop_formula(_OPS.aspp_sum_backward)(_backward_flops)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._atrous_dispatch import Call, Kernels, choose
 from ._forward_ad import refuse_tangent
-from ._memory_format import empty_picture, suggested
+from ._memory_format import empty_picture, in_format, suggested
 
 _OPS = torch.ops.pydense
 
@@ -25,24 +25,35 @@ _OPS = torch.ops.pydense
 def _concat(
     x: Tensor,
     weights: Sequence[Tensor],
+    packed: Sequence[Tensor],
     pool_weight: Tensor | None,
     scales: Sequence[Tensor],
     biases: Sequence[Tensor],
     rates: Sequence[int],
     relu: bool,
 ) -> Tensor:
-    out = _fake(x, weights, pool_weight, scales, biases, rates, relu)
+    """``packed`` is empty, or has a tensor for each weight, without elements where it is not."""
+    out = _fake(x, weights, packed, pool_weight, scales, biases, rates, relu)
     parts = _parts(out, weights, pool_weight)
-    for i, weight in enumerate(weights):
-        scale, bias = (row[i] if row else None for row in (scales, biases))
-        padding = _padding(weight, rates[i])
-        if _is_own(x, weight, rates[i]):
-            _OPS._dense_atrous_conv2d_into(
-                x, weight, None, scale, bias, parts[i], rates[i], rates[i], *padding, relu
-            )
-        else:
-            made = conv2d(x, weight, padding=padding, dilation=rates[i])
-            _finish(made, scale, bias, relu, parts[i])
+    owns = _are_own(x, weights, rates)
+    if all(owns) and not packed:  # in one launch, on CUDA
+        count = len(weights)
+        out_of_all = out[:, : sum(len(weight) for weight in weights)]
+        _OPS._dense_atrous_conv2d_branches_into(
+            x, weights, scales[:count], biases[:count], out_of_all, rates, relu
+        )
+    else:
+        for i, weight in enumerate(weights):
+            scale, bias = (row[i] if row else None for row in (scales, biases))
+            padding = _padding(weight, rates[i])
+            if owns[i]:
+                panels = packed[i] if packed and packed[i].numel() else None
+                _OPS._dense_atrous_conv2d_into(
+                    x, weight, panels, scale, bias, parts[i], rates[i], rates[i], *padding, relu
+                )
+            else:
+                made = conv2d(x, weight, padding=padding, dilation=rates[i])
+                _finish(made, scale, bias, relu, parts[i])
     if pool_weight is not None:
         scale, bias = (row[-1] if row else None for row in (scales, biases))
         _finish(conv2d(_mean(x), pool_weight), scale, bias, relu, parts[-1])
@@ -72,7 +83,7 @@ def _finish(
         out.relu_()
 
 
-def _is_own(x: Tensor, weight: Tensor, rate: int) -> bool:
+def takes_dense(x: Tensor, weight: Tensor, rate: int) -> bool:
     """Whether pydense's kernels convolve: the rule of atrous_conv2d without Winograd's."""
     outputs, channels, height, width = weight.shape
     last = suggested(x) == torch.channels_last
@@ -81,9 +92,19 @@ def _is_own(x: Tensor, weight: Tensor, rate: int) -> bool:
     return choose(call).kernels is Kernels.DENSE
 
 
+def _are_own(x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[bool]:
+    """For which branches pydense's kernels convolve, forward.
+
+    On CUDA for all where they do for one: the others fill its launch.
+    """
+    owns = [takes_dense(x, weight, rate) for weight, rate in zip(weights, rates, strict=True)]
+    return [any(owns)] * len(owns) if x.device.type == "cuda" else owns
+
+
 def _fake(
     x: Tensor,
     weights: Sequence[Tensor],
+    packed: Sequence[Tensor],
     pool_weight: Tensor | None,
     scales: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -128,7 +149,7 @@ def _backward_op(
         if own is not None:
             if pools:
                 own = (own / (x.shape[2] * x.shape[3])).expand(x.shape)
-            of_x = own.clone(memory_format=layout) if of_x is None else of_x.add_(own)
+            of_x = in_format(own, layout) if of_x is None else of_x.add_(own)
         if plain is not None and need_weight:
             of_weights.append(_times(plain, scale).contiguous())
         if plain is not None and need_scale and scale is not None:
@@ -158,10 +179,10 @@ def _gradients(
     """Of the source, with the factor, and of the weight, without it."""
     padding, scaled = _padding(weight, rate), _times(weight, scale)
     of_source = of_weight = None
-    own = _is_own(source, weight, rate)
-    # torch 2.13 leaves memory as it was in this gradient of bfloat16, channels last, where taps are
-    # apart or kernels are wide.
-    spread = rate > 1 or max(weight.shape[2:]) > 3
+    own = takes_dense(source, weight, rate)
+    # On the CPU torch 2.13 leaves memory as it was in this gradient of bfloat16, channels last,
+    # where taps are apart or kernels are wide.
+    spread = source.device.type == "cpu" and (rate > 1 or max(weight.shape[2:]) > 3)
     own_weight = own or (source.dtype == torch.bfloat16 and spread)
     if needed[0] and own:
         of_source = _OPS.dense_atrous_conv2d(
@@ -200,8 +221,9 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, pool_weight, scales, biases, ctx.rates, ctx.relu = inputs
+    x, weights, packed, pool_weight, scales, biases, ctx.rates, ctx.relu = inputs
     ctx.counts = len(weights), len(scales), [bias.dtype for bias in biases]
+    ctx.num_packed = len(packed)
     ctx.pools = pool_weight is not None
     pool = [pool_weight] * ctx.pools
     ctx.save_for_backward(x, *weights, *pool, *scales, *[output] * ctx.relu)
@@ -215,7 +237,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad = torch.ops.aten.threshold_backward(grad, saved.pop(), 0)
     weights, saved = saved[:num_weights], saved[num_weights:]
     pool_weight = saved.pop(0) if ctx.pools else None
-    need_x, need_weights, need_pool, need_scales, need_biases = ctx.needs_input_grad[:5]
+    need_x, need_weights, _, need_pool, need_scales, need_biases = ctx.needs_input_grad[:6]
     needed = [*need_weights, *[bool(need_pool)] * ctx.pools, *(need_scales if num_scales else [])]
     made = iter(())
     if need_x or any(needed):
@@ -235,10 +257,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             part.to(kind) if need else None
             for part, kind, need in zip(sums, kinds, need_biases, strict=True)
         ]
-    return of_x, of_weights, of_pool, of_scales, of_biases, None, None
+    of_packed = [None] * ctx.num_packed
+    return of_x, of_weights, of_packed, of_pool, of_scales, of_biases, None, None
 
 
-def _flops(shape: Any, weights: Any, pool: Any, *rest: Any, **values: Any) -> int:
+def _flops(shape: Any, weights: Any, packed: Any, pool: Any, *rest: Any, **values: Any) -> int:
     """Two for each tap and output, as torch counts, and the pooled ones."""
     batch, _, height, width = shape
     each = sum(o * c * kh * kw for o, c, kh, kw in weights) * height * width
@@ -261,7 +284,7 @@ def _backward_flops(
     for i in range(len(branches)):
         products = need_x + (needed[i] or (bool(scales) and needed[len(branches) + i]))
         one = [branches[i]] if i < len(weights) else []
-        total += products * _flops(x, one, None if one else branches[i])
+        total += products * _flops(x, one, [], None if one else branches[i])
     return total
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums of 3x3 atrous convolutions as matrix products and shifts, forward and backward.
 
-Kernels multiply and shift, block by block. Where torch has instructions that they lack, the
-products are torch's, and two kernels do the shifting: `own_products` decides. Here sizes are plain
-numbers: this runs inside the operators.
+On the CPU kernels multiply and shift, block by block. Where torch has instructions that they lack,
+the products are torch's, and two kernels do the shifting: `own_products` decides. On a GPU they
+are torch's, too (`_aspp_cuda.py`). Here sizes are plain numbers: this runs inside the operators.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _aspp_cuda as cuda
 from ._memory_format import empty_picture, suggested
 
 _OPS = torch.ops.pydense
@@ -68,6 +69,8 @@ def sum_of_branches(
     if batch == 0:
         return out
     taps = taps_of(rates, height, width)
+    if _OPS._runs_cuda(x):
+        return cuda.sum_of_branches(x, weights, biases, cuda.Places(taps, len(rates)), WORKSPACE)
     dtype = product_dtype(x.dtype)
     sums = torch.promote_types(x.dtype, torch.float32)
     bias = torch.stack([b.to(sums) for b in biases]).sum(0) if biases else None
@@ -111,6 +114,10 @@ def gradients_of_branches(
     """
     batch, outputs, height, width = grad.shape
     taps = taps_of(rates, height, width)
+    if _OPS._runs_cuda(grad):
+        return cuda.gradients_of_branches(
+            grad, x, weights, cuda.Places(taps, len(rates)), layout, need_weights, WORKSPACE
+        )
     dtype = product_dtype(grad.dtype)
     rows = len(taps.rows) * outputs
     stack = _stacked(weights, taps, dtype) if weights else None

@@ -8,6 +8,14 @@ has instructions for their dtype; there pydense's kernels are as fast, within so
 torch's stay. Contiguous tensors of large rates it multiplies with their padding, and 16-bit ones
 for which the CPU has no instructions it convolves pixel by pixel where they are dilated.
 In float32, Winograd's algorithm (``_winograd.py``) comes first, in either format.
+
+On CUDA pydense's dense kernels are for tensor cores: bfloat16, float16, and float32 where torch
+multiplies convolutions in TF32. Nothing says that cuDNN leaves taps beside the map out; where rates
+are large, that is what they gain. All else is cuDNN's: float64 and full float32, strides, groups,
+small rates, of which few taps lie beside the map, and few channels or outputs, of which a tile of
+128 pixels and 128 outputs would be mostly empty. So far this is derived from counts alone: no GPU
+has run the kernels.
+Depthwise convolutions of stride 1 run pydense's kernels there where they are 3x3 or dilated.
 ``benchmarks/bench_atrous_conv_models.py`` measures what the rule makes of the convolutions of
 published networks.
 """
@@ -30,6 +38,12 @@ LEAST_RATE_NARROW_MANY = 12  # with as many channels as this
 MANY_CHANNELS = 768
 # With fewer, laying out the operands takes as long as the product saves.
 LEAST_CHANNELS = 128
+# On CUDA: the smallest rate of the published pyramids, half a tile of outputs, two steps of
+# channels; a kernel of 7 has up to 225 rectangles of outputs with the same taps.
+LEAST_RATE_CUDA = 6
+LEAST_OUTPUTS_CUDA = 64
+LEAST_CHANNELS_CUDA = 64
+MOST_KERNEL_CUDA = 7
 
 
 class Kernels(Enum):
@@ -79,10 +93,21 @@ NARROW_WITHOUT_INSTRUCTIONS = frozenset(
 )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def tf32_is_allowed() -> bool:
+    """Whether torch lets cuDNN multiply float32 convolutions in TF32."""
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # convolutions and recurrent layers differ
+        return bool(torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32")
+
+
 def choose(call: Call) -> Choice:
     """The rule."""
+    if call.device == "cuda":
+        return _choose_on_cuda(call)
     if call.device != "cpu":
-        return _torchs(f"x is on {call.device}, pydense's kernels are for the CPU so far")
+        return _torchs(f"x is on {call.device}, pydense's kernels are for the CPU and CUDA")
     if call.stride != (1, 1):
         return _torchs(f"its stride is {call.stride}, pydense's kernels have stride 1")
     if call.groups == call.channels == call.outputs:
@@ -141,6 +166,67 @@ def choose_winograd(
         return None
     wins, reason = winograd_wins(call.channels, call.outputs, rate, call.dtype, tile)
     return Choice(Kernels.WINOGRAD, reason) if wins else None
+
+
+def _choose_on_cuda(call: Call) -> Choice:
+    name = str(call.dtype).removeprefix("torch.")
+    rate = max(d if k > 1 else 1 for d, k in zip(call.dilation, call.kernel, strict=True))
+    if call.stride != (1, 1):
+        return _torchs(f"its stride is {call.stride}, pydense's kernels have stride 1")
+    if call.groups == call.channels == call.outputs:
+        return _choose_depthwise_on_cuda(call)
+    if call.groups != 1:
+        return _torchs(
+            f"it is grouped (groups {call.groups}, {call.channels} channels to {call.outputs}); "
+            "pydense's kernels for CUDA are for groups 1, and for groups = C = O"
+        )
+    if call.dtype == torch.float32 and not tf32_is_allowed():
+        return _torchs(
+            "it is of float32 and torch.backends.cudnn does not allow TF32, in which pydense's "
+            "kernels for CUDA multiply it"
+        )
+    if call.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return _torchs(
+            f"it is of {name}; pydense's kernels for CUDA are for bfloat16, float16 and TF32"
+        )
+    if max(call.kernel) > MOST_KERNEL_CUDA:
+        return _torchs(
+            f"its kernel is {call.kernel}; pydense's kernels for CUDA are for up to "
+            f"{MOST_KERNEL_CUDA} taps along an axis"
+        )
+    if rate < LEAST_RATE_CUDA:
+        return _torchs(
+            f"it has rate {rate}: pydense's kernels for CUDA gain from rate {LEAST_RATE_CUDA} on, "
+            "with more taps beside the map"
+        )
+    if call.channels < LEAST_CHANNELS_CUDA or call.outputs < LEAST_OUTPUTS_CUDA:
+        return _torchs(
+            f"it has {call.channels} channels and {call.outputs} outputs: pydense's kernels for "
+            f"CUDA are for {LEAST_CHANNELS_CUDA} and {LEAST_OUTPUTS_CUDA} at least"
+        )
+    return Choice(
+        Kernels.DENSE,
+        f"it is on CUDA, of {'TF32' if call.dtype == torch.float32 else name} with rate {rate}, "
+        f"{call.channels} channels, {call.outputs} outputs and stride 1: taps beside the map are "
+        "left out",
+    )
+
+
+def _choose_depthwise_on_cuda(call: Call) -> Choice:
+    """Of torch, cuDNN skips no padding, and torch's own depthwise kernels read every tap."""
+    if call.kernel == (3, 3):
+        return Choice(
+            Kernels.DEPTHWISE,
+            "it is depthwise (groups = C = O), 3x3 and of stride 1, on cuda: a thread reads a row "
+            "once for the three outputs that it is a tap of",
+        )
+    if call.dilation != (1, 1):
+        return Choice(
+            Kernels.DEPTHWISE,
+            "it is depthwise (groups = C = O), dilated and of stride 1, on cuda: taps beside the "
+            "map are left out",
+        )
+    return _torchs("it is depthwise, not 3x3 and not dilated, on cuda")
 
 
 def _torchs(reason: str) -> Choice:

@@ -25,6 +25,12 @@ def suggested(x: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
+def in_format(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """X with the very strides of a new tensor of this format: itself, or a copy."""
+    strides = torch.empty(x.shape, memory_format=layout, device="meta").stride()
+    return x if x.stride() == strides else x.clone(memory_format=layout)
+
+
 def empty_picture(
     like: Tensor,
     height: int | torch.SymInt,

@@ -19,7 +19,7 @@ from pydense import _library
 from ._atrous_dispatch import Call, Kernels, choose
 from ._convolution_arguments import without_autocast
 from ._forward_ad import refuse_tangent
-from ._memory_format import empty_picture, suggested
+from ._memory_format import empty_picture, in_format, suggested
 from ._winograd import best_tile
 
 _library.load()
@@ -34,19 +34,17 @@ _NAME = "pydense::winograd_atrous_conv2d"
 def _convolution(
     x: Tensor,
     weight: Tensor,
-    scale: Tensor | None,
     bias: Tensor | None,
     rate: int,
     relu: bool,
     flipped: bool,
     tile: int,
 ) -> Tensor:
-    """relu(scale * conv + bias).
+    """relu(conv + bias).
 
     Args:
         x: (N, C, H, W).
         weight: (O, C, 3, 3), or flipped (C, O, 3, 3), turned round: the convolution's adjoint.
-        scale: (O,), or None.
         bias: (O,), or None.
         rate: Dilation and padding.
         relu: Whether negative results become 0.
@@ -57,16 +55,15 @@ def _convolution(
     outputs = weight.shape[1 if flipped else 0]
     own = tile if x.numel() == 0 else best_tile(batch, height, width, rate, tile)
     if own is None:
-        return _direct(x, weight, scale, bias, rate, relu, flipped)
+        return _direct(x, weight, bias, rate, relu, flipped)
     out = empty_picture(x, height, width, channels=outputs)
-    _OPS._winograd_atrous_conv2d(out, x, weight, scale, bias, rate, relu, flipped, own)
+    _OPS._winograd_atrous_conv2d(out, x, weight, bias, rate, relu, flipped, own)
     return out
 
 
 def _direct(
     x: Tensor,
     weight: Tensor,
-    scale: Tensor | None,
     bias: Tensor | None,
     rate: int,
     relu: bool,
@@ -78,28 +75,21 @@ def _direct(
     last = suggested(x) == torch.channels_last
     shape = (x.shape[1], outputs, 1, (3, 3), (1, 1), (rate, rate))
     kernels = choose(Call(x.device.type, x.dtype, last, *shape)).kernels
-    if kernels is Kernels.DENSE and scale is None:
+    if kernels is Kernels.DENSE:
         made: Tensor = _OPS.dense_atrous_conv2d(
             x, weight, None, bias, height, width, *(rate,) * 4, flipped, relu
         )
         return made
     kernel = weight.transpose(0, 1).flip(2, 3) if flipped else weight
-    of_torch = None if scale is not None else bias
     with without_autocast(x.device.type):  # backward may run in its region
-        made = conv2d(x, kernel, of_torch, padding=rate, dilation=rate)
-    out = empty_picture(x, height, width, channels=outputs)
-    out = made if made.stride() == out.stride() else out.copy_(made)
-    if scale is not None:
-        out.mul_(scale[:, None, None])
-        if bias is not None:
-            out.add_(bias[:, None, None])
+        made = conv2d(x, kernel, bias, padding=rate, dilation=rate)
+    out = in_format(made, torch.channels_last if last else torch.contiguous_format)
     return out.relu_() if relu else out
 
 
 def _fake(
     x: Tensor,
     weight: Tensor,
-    scale: Tensor | None,
     bias: Tensor | None,
     rate: int,
     relu: bool,
@@ -111,19 +101,10 @@ def _fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, scale, _, ctx.rate, ctx.relu, ctx.flipped, ctx.tile = inputs
-    if scale is not None and scale.requires_grad:
-        raise NotImplementedError("winograd_atrous_conv2d: scale must not require a gradient")
+    x, weight, _, ctx.rate, ctx.relu, ctx.flipped, ctx.tile = inputs
     # Each is what the other one's gradient needs.
     ctx.with_x, ctx.with_weight = weight.requires_grad, x.requires_grad
-    ctx.with_scale = scale is not None
-    ctx.x_size, ctx.weight_size = x.shape, weight.shape
-    ctx.save_for_backward(
-        *[x] * ctx.with_x,
-        *[weight] * ctx.with_weight,
-        *[scale] * ctx.with_scale,
-        *[output] * ctx.relu,
-    )
+    ctx.save_for_backward(*[x] * ctx.with_x, *[weight] * ctx.with_weight, *[output] * ctx.relu)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -131,21 +112,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     x = saved.pop(0) if ctx.with_x else None
     weight = saved.pop(0) if ctx.with_weight else None
-    scale = saved.pop(0) if ctx.with_scale else None
     if ctx.relu:
         grad = torch.ops.aten.threshold_backward(grad, saved[0], 0)
-    of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
-    if scale is not None:
-        grad = grad * scale[:, None, None]
+    of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
     of_x = of_weight = None
     if ctx.needs_input_grad[0]:
         of_x = _OPS.winograd_atrous_conv2d(
-            grad, weight, None, None, ctx.rate, False, not ctx.flipped, ctx.tile
+            grad, weight, None, ctx.rate, False, not ctx.flipped, ctx.tile
         )
     if ctx.needs_input_grad[1] and x is not None:
         of_weight = _OPS.dense_atrous_conv2d_weight_gradient(grad, x, 3, 3, *(ctx.rate,) * 4)
         of_weight = of_weight.transpose(0, 1).flip(2, 3) if ctx.flipped else of_weight
-    return of_x, of_weight, None, of_bias, *[None] * 4
+    return of_x, of_weight, of_bias, *[None] * 4
 
 
 def _flops(shape: Any, weight: Any, *rest: Any, **values: Any) -> int:

@@ -44,7 +44,7 @@ def aspp_sum(
     so is what a tap would make of rows that it does not read.
 
     Args:
-        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU; N may be 0.
+        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
         weights: 1 to 64 tensors (O, C, 3, 3).
         biases: As many tensors (O,), or None.
         rates: As many integers, 1 or more; the same one may come twice.
@@ -57,19 +57,24 @@ def aspp_sum(
         bfloat16; elsewhere, and for float16, the product is one of float32. What the taps make is
         summed in float32, and rounded once. The same bits from run to run and for any number of
         threads, but for bfloat16 on a CPU with AMX: there products are torch's, bitwise the same
-        at a fixed number of threads, and round what every tap makes to bfloat16.
+        at a fixed number of threads, and round what every tap makes to bfloat16. On a GPU the
+        product is torch's (cuBLAS): it multiplies 16-bit numbers as such, rounds what every tap
+        makes to the dtype of ``x``, and takes TF32 where ``torch.backends.cuda.matmul.allow_tf32``
+        is set; what is added around it has one order, and the same bits from run to run.
 
     Raises:
         ValueError: A shape, number or count out of range.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; a tangent.
+        NotImplementedError: Tensors that are neither on the CPU nor on a CUDA device; a tangent.
         RuntimeError: A second derivative.
 
     Memory: the result; what the taps make, in float32, for as many outputs and pictures as 64 MiB
     hold (at least one output of one picture: 8 numbers for each branch and pixel); two copies of
     the weights; a copy of a picture whose pixels do not lie evenly in memory. Backward makes
     shifted gradients by blocks that stay in the cache, a few MiB for each thread (where products
-    are torch's, up to 64 MiB). Saved for backward: ``x`` where a weight requires a gradient, and
+    are torch's, up to 64 MiB). A GPU keeps what the taps make, and shifted gradients, in the dtype
+    of ``x``, up to 64 MiB of each, and contiguous or channels_last as ``x`` is: a picture is
+    neither transposed nor copied. Saved for backward: ``x`` where a weight requires a gradient, and
     the weights where ``x`` does.
 
     Source: L.-C. Chen et al., *DeepLab*, TPAMI 2018 (code: deeplab-public-ver2, the layers
@@ -83,7 +88,7 @@ def aspp_sum(
         torch.Size([1, 3, 17, 17])
     """
     op = "aspp_sum"
-    arguments.picture(op, "x", x, ("cpu",))
+    arguments.picture(op, "x", x)
     row = tensors(op, "weights", weights, MAX_BRANCHES)
     shifts = [] if biases is None else tensors(op, "biases", biases, MAX_BRANCHES)
     wanted = check.sequence(op, "rates", rates, "integers")

@@ -14,11 +14,11 @@ from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
 from ._convolution_arguments import as_convolution, parameter, tensors
 from .aspp import MAX_BRANCHES, MAX_RATE
-from .atrous_conv import ACTIVATIONS
+from .atrous_conv import ACTIVATIONS, WeightCache
 
 _library.load()
 
-from . import _aspp_concat_autograd as _aspp_concat_autograd  # noqa: E402  registers
+from . import _aspp_concat_autograd as operators  # noqa: E402  registers
 
 
 def aspp_concat(
@@ -41,7 +41,8 @@ def aspp_concat(
     \epsilon}`, :math:`b = \beta - m s`. Nothing is concatenated.
 
     Args:
-        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU; N may be 0.
+        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU or a CUDA
+            device; N may be 0.
         weights: 1 to 64 tensors (O_i, C, k, k') with odd kernels: 1 x 1 and 3 x 3 in DeepLab.
         rates: As many integers, 1 or more; that of a 1 x 1 kernel does not count.
         pool_weight: (O, C, 1, 1), or None: no such branch.
@@ -56,20 +57,22 @@ def aspp_concat(
         kernels that :func:`pydense.ops.atrous_conv2d` with ``winograd_tile=None`` would have for
         it, forward and backward: ``pydense.explain("atrous_conv2d", x, weight, dilation=rate,
         winograd_tile=None)`` says which; but in bfloat16 the gradients of weights that are dilated
-        or larger than 3 are always pydense's. pydense's sum 16-bit tensors in float32, scale, shift
-        and round once, straight into the result, do not multiply padding, and are bitwise the same
-        for any number of threads. torch's, and the mean of all pixels with its product, are torch's
-        in all of that.
+        or larger than 3 are always pydense's on the CPU. On CUDA, all branches but the pooled one
+        are pydense's, in one launch, as soon as one of them is. pydense's sum 16-bit tensors in
+        float32, scale, shift and round once, straight into the result, do not multiply padding, and
+        are bitwise the same for any number of threads. torch's, and the mean of all pixels with its
+        product, are torch's in all of that.
 
     Raises:
         ValueError: A shape, number or count out of range.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: A tensor that is not on the CPU; a tangent.
+        NotImplementedError: A tensor on another device; a tangent.
         RuntimeError: A second derivative.
 
     Memory: the result, and a copy of the largest weight; where torch convolves, the map of one
-    branch twice. Backward has copies of one branch's gradient and of the weights. Saved for
-    backward: ``x``, the weights and scales; the result, with an activation.
+    branch twice; on CUDA, what :func:`pydense.ops.atrous_conv2d` needs for all branches at once.
+    Backward has copies of one branch's gradient and of the weights. Saved for backward: ``x``, the
+    weights and scales; the result, with an activation.
 
     Source: L.-C. Chen et al., *Rethinking Atrous Convolution for Semantic Image Segmentation*,
     2017.
@@ -81,8 +84,22 @@ def aspp_concat(
         >>> aspp_concat(x, weights, (1, 6, 12), pool_weight=torch.rand(4, 8, 1, 1)).shape
         torch.Size([1, 16, 17, 17])
     """
+    return concat(x, weights, rates, pool_weight, scales, biases, activation)
+
+
+def concat(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    rates: Sequence[int],
+    pool_weight: Tensor | None,
+    scales: Sequence[Tensor] | None,
+    biases: Sequence[Tensor] | None,
+    activation: str | None,
+    caches: Sequence[WeightCache | None] = (),
+) -> Tensor:
+    """``aspp_concat`` with weights that may be packed before: a cache for each of them, or none."""
     op = "aspp_concat"
-    arguments.picture(op, "x", x, ("cpu",))
+    arguments.picture(op, "x", x, ("cpu", "cuda"))
     row = tensors(op, "weights", weights, MAX_BRANCHES)
     pool = [] if pool_weight is None else [check.any_tensor(op, "pool_weight", pool_weight)]
     wanted = check.sequence(op, "rates", rates, "integers")
@@ -91,21 +108,43 @@ def aspp_concat(
     numbers = [check.integer(op, f"rates[{i}]", r, 1, MAX_RATE) for i, r in enumerate(wanted)]
     check.choice(op, "activation", activation, ACTIVATIONS)
     vectors = {
-        name: [] if given is None else tensors(op, name, given, MAX_BRANCHES + 1)
-        for name, given in (("scales", scales), ("biases", biases))
+        name: [] if row_of is None else tensors(op, name, row_of, MAX_BRANCHES + 1)
+        for name, row_of in (("scales", scales), ("biases", biases))
     }
+    given = row
     x, (row, pool) = as_convolution(x, row, pool)
     for i, weight in enumerate(row):
         _check_weight(op, f"weights[{i}]", weight, x)
     for weight in pool:
         _check_weight(op, "pool_weight", weight, x, pools=True)
     outputs = [weight.shape[0] for weight in (*row, *pool)]
-    for name, given in vectors.items():
-        _check_vectors(op, name, given, outputs, x)
+    for name, vector in vectors.items():
+        _check_vectors(op, name, vector, outputs, x)
+    packed = _packed(x, given, numbers, caches)
     result: Tensor = torch.ops.pydense.aspp_concat(
-        x, row, pool[0] if pool else None, *vectors.values(), numbers, activation == "relu"
+        x, row, packed, pool[0] if pool else None, *vectors.values(), numbers, activation == "relu"
     )
     return result
+
+
+def _packed(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    rates: Sequence[int],
+    caches: Sequence[WeightCache | None],
+) -> list[Tensor]:
+    """What the caches have of weights that pydense's kernels read, for the operator."""
+    if x.device.type != "cpu":  # CUDA kernels take weights as they are
+        return []
+    found = [
+        None
+        if cache is None or not operators.takes_dense(x, weight, rate)
+        else cache.get(weight, x.dtype)
+        for weight, rate, cache in zip(weights, rates, caches, strict=bool(caches))
+    ]
+    if all(item is None for item in found):
+        return []
+    return [x.new_empty(0, dtype=torch.uint8) if item is None else item for item in found]
 
 
 def _check_weight(op: str, name: str, weight: Tensor, x: Tensor, pools: bool = False) -> None:

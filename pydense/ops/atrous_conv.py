@@ -70,8 +70,10 @@ def atrous_conv2d(
     no instructions): taps beside the map are left out, so that large rates cost less. Dense 3x3
     convolutions in float32 whose padding is the rate run Winograd's algorithm on the phase grids of
     the rate, F(2x2, 3x3) with 16 multiplications instead of 36, where maps are large enough for it.
-    All others are ``F.conv2d`` (and ``relu``), on every device. ``pydense.explain("atrous_conv2d",
-    x, weight, ...)`` says which of them a call takes and why.
+    On CUDA, dense convolutions with stride 1 and a rate of 6 or more run pydense's kernels for
+    tensor cores in bfloat16, float16 and, where ``torch.backends.cudnn`` allows TF32, float32; they
+    leave taps beside the map out, too. All others are ``F.conv2d`` (and ``relu``), on every device.
+    ``pydense.explain("atrous_conv2d", x, weight, ...)`` says which of them a call takes and why.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
@@ -107,9 +109,11 @@ def atrous_conv2d(
     The dense ones need a copy of the weight and, of contiguous maps, of ``x``; for the weight's
     gradient, copies of one picture and of its gradient, and the weight in float32. Winograd's
     algorithm needs the transformed weights (16 / 9 of them; 25 / 9 or 4 times with larger tiles),
-    about 16 MiB and, of contiguous maps, copies of ``x`` and of the result. Saved for backward:
-    ``x`` where the weight requires a gradient, the weight where ``x`` does; the result, with an
-    activation.
+    about 16 MiB and, of contiguous maps, copies of ``x`` and of the result. The kernels for CUDA
+    need a copy of ``x`` unless it is channels_last with whole vectors of 16 bytes in a pixel, one
+    of the weight unless it is, and float32 sums of parts where a map is too small for the card (for
+    the weight's gradient, always). Saved for backward: ``x`` where the weight requires a gradient,
+    the weight where ``x`` does; the result, with an activation.
 
     Source: ``torch.nn.functional.conv2d``.
 
@@ -165,7 +169,8 @@ def convolve(
     if plan.choice.kernels is Kernels.TORCH:
         return _with_torchs(x, row[0], plan, activation)
     packed = None
-    if cache is not None and plan.choice.kernels is Kernels.DENSE:
+    on_cpu = x.device.type == "cpu"  # CUDA kernels take the weight as it is
+    if cache is not None and on_cpu and plan.choice.kernels is Kernels.DENSE:
         packed = cache.get(weight, x.dtype)
     return _with_own_kernels(x, row[0], plan, activation, packed)
 
@@ -234,7 +239,7 @@ def _with_own_kernels(
     result: Tensor
     if plan.choice.kernels is Kernels.WINOGRAD:
         result = _OPS.winograd_atrous_conv2d(
-            x, weight, None, plan.bias, plan.dilation[0], relu, False, plan.winograd_tile
+            x, weight, plan.bias, plan.dilation[0], relu, False, plan.winograd_tile
         )
     elif plan.choice.kernels is Kernels.DEPTHWISE:
         result = _OPS.depthwise_atrous_conv2d(x, weight, plan.bias, *geometry, False, relu)

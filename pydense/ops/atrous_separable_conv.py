@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from pydense import _library
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
 from ._convolution_arguments import as_convolution, padding_of, parameter
+from ._memory_format import suggested
 from .atrous_conv import ACTIVATIONS, Pair
 
 _library.load()
@@ -38,12 +41,13 @@ def atrous_separable_conv2d(
     convolution, and f and g are ReLU or nothing. Batch normalisation behind either of the two is a
     factor of its weight and a bias (:func:`torch.nn.utils.fusion.fuse_conv_bn_weights`).
 
-    The map between the two convolutions is never in memory: a tile of it goes from the sums of the
-    taps into the operand of the matrix product. Taps beside the map are left out, so that large
-    rates cost less.
+    On the CPU, the map between the two convolutions is never in memory: a tile of it goes from the
+    sums of the taps into the operand of the matrix product. On a GPU it is: pydense's depthwise
+    kernel writes it (with its bias and activation), and the product is torch's (cuBLAS). Taps
+    beside the map are left out, so that large rates cost less.
 
     Args:
-        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides, on the CPU; N may be 0.
+        x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
         depthwise_weight: (C, 1, kH, kW).
         pointwise_weight: (O, C, 1, 1).
         depthwise_bias: (C,), or None.
@@ -62,18 +66,18 @@ def atrous_separable_conv2d(
         of threads and both memory formats, and so are float32, float64 and float16 on every CPU
         with fused multiply-add. Backward, the depthwise gradients have the same promises; the
         products of the 1x1 convolution are torch's, which are bitwise the same from run to run at
-        a fixed number of threads.
+        a fixed number of threads. On a GPU the map between the convolutions is of the dtype of
+        ``x``, as torch's own is.
 
     Raises:
         ValueError: A shape or number out of range.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: A tensor that is not on the CPU (call ``atrous_conv2d`` twice there); a
-            tangent.
+        NotImplementedError: A tensor that is neither on the CPU nor on a CUDA device; a tangent.
 
     Memory: the result and a copy of the weights; per thread a tile, about 1 MB for 256 outputs.
     Backward computes the map between the convolutions again, and needs it and its gradient in
     memory. Saved for backward: ``x``, the weights and ``depthwise_bias``; the result, with an
-    activation.
+    activation. On a GPU, also the map between the convolutions where a gradient needs it.
 
     Source: L.-C. Chen et al., *Encoder-Decoder with Atrous Separable Convolution for Semantic Image
     Segmentation*, ECCV 2018.
@@ -86,7 +90,7 @@ def atrous_separable_conv2d(
         torch.Size([1, 4, 17, 17])
     """
     op = "atrous_separable_conv2d"
-    arguments.picture(op, "x", x, ("cpu",))
+    arguments.picture(op, "x", x)
     named = {"depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight}
     biases = {"depthwise_bias": depthwise_bias, "pointwise_bias": pointwise_bias}
     named.update({name: bias for name, bias in biases.items() if bias is not None})
@@ -105,20 +109,49 @@ def atrous_separable_conv2d(
         size + low + high - r
         for size, low, high, r in zip(x.shape[2:], before, after, reach, strict=True)
     )
+    geometry = (height, width, *rates, *before)
+    relus = (inner_activation == "relu", activation == "relu")
+    if _is_in_two(x):
+        return _in_two(x, named, geometry, relus)
     result: Tensor = torch.ops.pydense.atrous_separable_conv2d(
         x,
         named["depthwise_weight"],
         named.get("depthwise_bias"),
         named["pointwise_weight"],
         named.get("pointwise_bias"),
-        height,
-        width,
-        *rates,
-        *before,
-        inner_activation == "relu",
-        activation == "relu",
+        *geometry,
+        *relus,
     )
     return result
+
+
+def _is_in_two(x: Tensor) -> bool:
+    """The rule: on the CPU one pass, on a GPU a kernel and a product."""
+    return x.device.type == "cuda"
+
+
+def _in_two(
+    x: Tensor, named: dict[str, Tensor], geometry: tuple[Any, ...], relus: tuple[bool, bool]
+) -> Tensor:
+    """On a GPU: the depthwise kernel, and a product of torch's in the memory format of ``x``.
+
+    A product, not torch's convolution: cuDNN may add with atomics and round float32 to TF32.
+    """
+    inner = torch.ops.pydense.depthwise_atrous_conv2d(
+        x, named["depthwise_weight"], named.get("depthwise_bias"), *geometry, False, relus[0]
+    )
+    matrix, bias = named["pointwise_weight"].flatten(1), named.get("pointwise_bias")
+    if suggested(inner) == torch.channels_last:
+        out = torch.nn.functional.linear(inner.movedim(1, -1), matrix, bias).movedim(-1, 1)
+    else:
+        batch, _, height, width = inner.shape
+        each = matrix.expand(batch, -1, -1)
+        if bias is None:
+            out = torch.bmm(each, inner.flatten(2))
+        else:
+            out = torch.baddbmm(bias[:, None], each, inner.flatten(2))
+        out = out.view(batch, matrix.shape[0], height, width)
+    return out.relu_() if relus[1] else out
 
 
 def _check_parameters(op: str, x: Tensor, named: dict[str, Tensor]) -> None:

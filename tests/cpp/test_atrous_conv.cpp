@@ -3,9 +3,7 @@
 // instruction sets. Memory ends with the last number, so that AddressSanitizer sees what reads or
 // writes on.
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <random>
 #include <type_traits>
 #include <vector>
 
@@ -16,26 +14,13 @@
 
 using namespace pydense;  // NOLINT(google-build-using-namespace)
 using testing::kDtype;
+using testing::on_every_isa;
 using testing::read;
+using testing::same_bytes;
 using testing::thread_for;
+using testing::whole_numbers;
 
 namespace {
-
-// Small whole numbers, whose sums are exact in every type.
-template <class S>
-std::vector<S> numbers(int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<S> result(static_cast<size_t>(count));
-  for (S& to : result) {
-    portable::store_as(&to, static_cast<ComputeOf<S>>(static_cast<int>(random() % 9) - 4));
-  }
-  return result;
-}
-
-template <class S>
-bool same(const std::vector<S>& a, const std::vector<S>& b) {
-  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0;
-}
 
 struct Case {
   int64_t outputs;
@@ -70,8 +55,8 @@ void check(const Case& c, bool channels_last) {
   const int64_t plane = c.height * c.width;
   const TapMaps shape = {
       c.outputs, c.height, c.width, taps, c.rows.data(), c.columns.data(), !std::is_same_v<S, M>};
-  const std::vector<M> maps = numbers<M>(taps * c.outputs * plane, 1);
-  const auto bias = numbers<ComputeOf<S>>(c.outputs, 2);
+  const std::vector<M> maps = whole_numbers<M>(taps * c.outputs * plane, 1, 9);
+  const auto bias = whole_numbers<ComputeOf<S>>(c.outputs, 2, 9);
   std::vector<S> out(static_cast<size_t>(c.outputs * plane));
   const auto at = [&](int64_t o, int64_t y, int64_t x) {
     return static_cast<size_t>(channels_last ? (y * c.width + x) * c.outputs + o
@@ -101,16 +86,16 @@ void check(const Case& c, bool channels_last) {
   const std::vector<S> first = out;
   out.assign(out.size(), S{});
   tap_sum("op", kDtype<S>, args, thread_for);
-  EXPECT(same(out, first));
+  EXPECT(same_bytes(out, first));
   args.bias = nullptr;
   tap_sum("op", kDtype<S>, args, serial_for);
   EXPECT(read(out[0]) == read(first[0]) - static_cast<double>(bias[0]));
 
   // Rows from the second on, of maps that hold something else before.
-  const std::vector<S> grad = numbers<S>(c.outputs * plane, 3);
+  const std::vector<S> grad = whole_numbers<S>(c.outputs * plane, 3, 9);
   for (const int64_t top : {int64_t{0}, c.height / 2}) {
     const int64_t count = c.height - top;
-    std::vector<M> shifted = numbers<M>(taps * c.outputs * count * c.width, 4);
+    std::vector<M> shifted = whole_numbers<M>(taps * c.outputs * count * c.width, 4, 9);
     TapSpreadArgs spread = {shape, grad.data(), top, count, shifted.data()};
     tap_spread("op", kDtype<S>, spread, serial_for);
     for (int64_t i = 0; i < static_cast<int64_t>(shifted.size()); ++i) {
@@ -127,10 +112,10 @@ void check(const Case& c, bool channels_last) {
       EXPECT(read(shifted[static_cast<size_t>(i)]) == expected);
     }
     const std::vector<M> serial = shifted;
-    shifted = numbers<M>(static_cast<int64_t>(shifted.size()), 5);
+    shifted = whole_numbers<M>(static_cast<int64_t>(shifted.size()), 5, 9);
     spread.maps = shifted.data();
     tap_spread("op", kDtype<S>, spread, thread_for);
-    EXPECT(same(shifted, serial));
+    EXPECT(same_bytes(shifted, serial));
   }
 }
 
@@ -196,9 +181,10 @@ void check_depthwise(DepthwiseShape shape, bool channels_last) {
     return static_cast<size_t>(channels_last ? ((n * h + y) * w + x) * c_count + c
                                              : ((n * c_count + c) * h + y) * w + x);
   };
-  const std::vector<S> x = numbers<S>(shape.batches * c_count * shape.height * shape.width, 1);
-  const std::vector<S> weight = numbers<S>(c_count * taps, 2);
-  const std::vector<S> bias = numbers<S>(c_count, 3);
+  const std::vector<S> x =
+      whole_numbers<S>(shape.batches * c_count * shape.height * shape.width, 1, 9);
+  const std::vector<S> weight = whole_numbers<S>(c_count * taps, 2, 9);
+  const std::vector<S> bias = whole_numbers<S>(c_count, 3, 9);
   const int64_t outputs = shape.batches * c_count * shape.out_height * shape.out_width;
   std::vector<S> grad(static_cast<size_t>(outputs));
   for (size_t i = 0; i < grad.size(); i += grad.size() / 50 + 1) {  // few, so that sums fit
@@ -250,7 +236,7 @@ void check_depthwise(DepthwiseShape shape, bool channels_last) {
       const std::vector<S> first = out;
       out.assign(out.size(), S{});
       depthwise("op", kDtype<S>, args, thread_for);
-      EXPECT(same(out, first));
+      EXPECT(same_bytes(out, first));
     }
   }
   std::vector<double> sums(static_cast<size_t>(c_count * taps));
@@ -289,18 +275,13 @@ void check_refusals() {
 }  // namespace
 
 int main() {
-  for (const CpuIsa isa : available_cpu_isas()) {
-    set_cpu_isa(cpu_isa_name(isa));
-    check_all<float>();
-    check_all<double>();
-    check_all<BFloat16>();
-    check_all<Half>();
-    check_order();
-    check_all_depthwise<float>();
-    check_all_depthwise<double>();
-    check_all_depthwise<BFloat16>();
-    check_all_depthwise<Half>();
-  }
+  on_every_isa([]<class S>() {
+    check_all<S>();
+    check_all_depthwise<S>();
+    if constexpr (std::is_same_v<S, float>) {
+      check_order();
+    }
+  });
   check_refusals();
   return testing::report("atrous_conv");
 }

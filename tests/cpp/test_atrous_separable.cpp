@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <random>
 #include <vector>
 
 #include "atrous_conv/separable.h"
@@ -13,21 +12,12 @@
 
 using namespace pydense;  // NOLINT(google-build-using-namespace)
 using testing::kDtype;
+using testing::on_every_isa;
 using testing::read;
 using testing::thread_for;
+using testing::whole_numbers;
 
 namespace {
-
-// Small whole numbers: sums of the taps are exact in every type, sums of the product in float.
-template <class S>
-std::vector<S> numbers(int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<S> result(static_cast<size_t>(count));
-  for (S& to : result) {
-    portable::store_as(&to, static_cast<ComputeOf<S>>(static_cast<int>(random() % 7) - 3));
-  }
-  return result;
-}
 
 struct Case {
   DepthwiseShape shape;
@@ -66,11 +56,12 @@ void check(const Case& c, bool channels_last, bool relu) {
     return static_cast<size_t>(channels_last ? ((n * h + y) * w + x) * count + k
                                              : ((n * count + k) * h + y) * w + x);
   };
-  const std::vector<S> x = numbers<S>(shape.batches * channels * shape.height * shape.width, 1);
-  const std::vector<S> kernel = numbers<S>(channels * taps, 2);
-  const std::vector<S> inner = numbers<S>(channels, 3);
-  const std::vector<S> matrix = numbers<S>(c.outputs * channels, 4);
-  const std::vector<S> outer = numbers<S>(c.outputs, 5);
+  const std::vector<S> x =
+      whole_numbers<S>(shape.batches * channels * shape.height * shape.width, 1, 7);
+  const std::vector<S> kernel = whole_numbers<S>(channels * taps, 2, 7);
+  const std::vector<S> inner = whole_numbers<S>(channels, 3, 7);
+  const std::vector<S> matrix = whole_numbers<S>(c.outputs * channels, 4, 7);
+  const std::vector<S> outer = whole_numbers<S>(c.outputs, 5, 7);
   const int64_t pixels = shape.out_height * shape.out_width;
   std::vector<S> out(static_cast<size_t>(shape.batches * c.outputs * pixels));
   const int64_t plane = shape.height * shape.width;
@@ -145,13 +136,7 @@ void check_refusals() {
 }  // namespace
 
 int main() {
-  for (const CpuIsa isa : available_cpu_isas()) {
-    set_cpu_isa(cpu_isa_name(isa));
-    check_all<float>();
-    check_all<double>();
-    check_all<BFloat16>();
-    check_all<Half>();
-  }
+  on_every_isa([]<class S>() { check_all<S>(); });
   check_refusals();
   return testing::report("atrous_separable");
 }

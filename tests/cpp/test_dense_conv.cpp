@@ -2,8 +2,6 @@
 // Dense convolutions and their weights' gradient against plain sums, over types, layouts, threads
 // and instruction sets. Memory ends with the last number, so that AddressSanitizer sees what reads
 // or writes on.
-#include <cstring>
-#include <random>
 #include <vector>
 
 #include "atrous_conv/dense_gradient.h"
@@ -12,27 +10,13 @@
 
 using namespace pydense;  // NOLINT(google-build-using-namespace)
 using testing::kDtype;
+using testing::on_every_isa;
 using testing::read;
+using testing::same_bytes;
 using testing::thread_for;
+using testing::whole_numbers;
 
 namespace {
-
-// Small whole numbers, whose sums are exact in every type.
-template <class S>
-std::vector<S> numbers(int64_t count, unsigned seed, int range = 3) {
-  std::mt19937 random(seed);
-  std::vector<S> result(static_cast<size_t>(count));
-  for (S& to : result) {
-    const int value = static_cast<int>(random() % static_cast<unsigned>(range)) - range / 2;
-    portable::store_as(&to, static_cast<ComputeOf<S>>(value));
-  }
-  return result;
-}
-
-template <class S>
-bool same(const std::vector<S>& a, const std::vector<S>& b) {
-  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0;
-}
 
 // Of 16 bits: as it is stored.
 template <class S>
@@ -108,10 +92,10 @@ DenseConvWeight weight_of(const DenseConvShape& s, const void* data, Order order
 template <class S>
 void check_forward(const DenseConvShape& s, bool last, Order order) {
   using T = ComputeOf<S>;
-  const std::vector<S> x = numbers<S>(s.batches * s.channels * s.height * s.width, 1);
-  const std::vector<S> w = numbers<S>(s.outputs * s.channels * s.taps(), 2);
-  const std::vector<T> bias = numbers<T>(s.outputs, 3, 9);
-  const std::vector<T> scale = numbers<T>(s.outputs, 4, 5);
+  const std::vector<S> x = whole_numbers<S>(s.batches * s.channels * s.height * s.width, 1, 3);
+  const std::vector<S> w = whole_numbers<S>(s.outputs * s.channels * s.taps(), 2, 3);
+  const std::vector<T> bias = whole_numbers<T>(s.outputs, 3, 9);
+  const std::vector<T> scale = whole_numbers<T>(s.outputs, 4, 5);
   const DenseConvPicture from = picture_of(x.data(), s.channels, s.height, s.width, last);
   const DenseConvWeight weight = weight_of(s, w.data(), order);
   const int64_t outputs = s.batches * s.outputs * s.out_height * s.out_width;
@@ -156,12 +140,12 @@ void check_forward(const DenseConvShape& s, bool last, Order order) {
   DenseConvArgs again = args;
   again.packed = packed.data();
   dense_conv("op", kDtype<S>, again, thread_for);
-  EXPECT(same(out, first));
+  EXPECT(same_bytes(out, first));
 }
 
 template <class S>
 void check_gradient(const DenseConvShape& s, bool last) {
-  const std::vector<S> x = numbers<S>(s.batches * s.channels * s.height * s.width, 1);
+  const std::vector<S> x = whole_numbers<S>(s.batches * s.channels * s.height * s.width, 1, 3);
   std::vector<S> grad(static_cast<size_t>(s.batches * s.outputs * s.out_height * s.out_width));
   for (size_t i = 0; i < grad.size(); i += grad.size() / 200 + 1) {  // few, so that sums fit
     portable::store_as(&grad[i], static_cast<ComputeOf<S>>(static_cast<int>(i % 3) - 1));
@@ -182,7 +166,7 @@ void check_gradient(const DenseConvShape& s, bool last) {
   std::vector<S> serial(sums.size());
   dense_conv_weight_gradient("op", kDtype<S>, {s, of, from, serial.data()}, serial_for);
   dense_conv_weight_gradient("op", kDtype<S>, {s, of, from, found.data()}, thread_for);
-  EXPECT(same(found, serial));
+  EXPECT(same_bytes(found, serial));
   for (size_t i = 0; i < found.size(); ++i) {
     EXPECT(read(found[i]) == rounded<S>(sums[i]));
   }
@@ -225,13 +209,7 @@ void check_refusals() {
 }  // namespace
 
 int main() {
-  for (const CpuIsa isa : available_cpu_isas()) {
-    set_cpu_isa(cpu_isa_name(isa));
-    check_all<float>();
-    check_all<double>();
-    check_all<BFloat16>();
-    check_all<Half>();
-  }
+  on_every_isa([]<class S>() { check_all<S>(); });
   check_refusals();
   return testing::report("dense_conv");
 }

@@ -2,8 +2,6 @@
 // The products of summed atrous convolutions against plain sums, over types, layouts, threads and
 // instruction sets. Numbers are small and whole, so that sums are exact; memory ends with the last
 // number, so that AddressSanitizer sees what reads or writes on.
-#include <cstring>
-#include <random>
 #include <type_traits>
 #include <vector>
 
@@ -13,30 +11,13 @@
 
 using namespace pydense;  // NOLINT(google-build-using-namespace)
 using testing::kDtype;
+using testing::on_every_isa;
 using testing::read;
+using testing::same_bytes;
 using testing::thread_for;
+using testing::whole_numbers;
 
 namespace {
-
-template <class S>
-std::vector<S> numbers(int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<S> result(static_cast<size_t>(count));
-  for (S& to : result) {
-    const int value = static_cast<int>(random() % 5) - 2;
-    if constexpr (std::is_same_v<S, ComputeOf<S>>) {
-      to = static_cast<S>(value);
-    } else {
-      portable::store_as(&to, static_cast<float>(value));
-    }
-  }
-  return result;
-}
-
-template <class S>
-bool same(const std::vector<S>& a, const std::vector<S>& b) {
-  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0;
-}
 
 struct Case {
   int64_t images;
@@ -77,12 +58,12 @@ class Problem {
                c.images,
                c.channels,
                channels_last},
-        x_(numbers<S>(c.images * c.channels * pixels_, 1)),
-        grad_(numbers<S>(c.images * c.outputs * pixels_, 2)),
-        bias_(numbers<T>(c.outputs, 3)) {
+        x_(whole_numbers<S>(c.images * c.channels * pixels_, 1, 5)),
+        grad_(whole_numbers<S>(c.images * c.outputs * pixels_, 2, 5)),
+        bias_(whole_numbers<T>(c.outputs, 3, 5)) {
     narrow_ = std::is_same_v<S, BFloat16> && multiplies_bf16_pairs();
-    wide_stack_ = numbers<T>(taps_ * c.outputs * c.channels, 4);
-    narrow_stack_ = numbers<S>(taps_ * c.outputs * c.channels, 4);
+    wide_stack_ = whole_numbers<T>(taps_ * c.outputs * c.channels, 4, 5);
+    narrow_stack_ = whole_numbers<S>(taps_ * c.outputs * c.channels, 4, 5);
   }
 
   void check() {
@@ -112,7 +93,8 @@ class Problem {
     std::vector<S> grad_x2(grad_x.size());
     std::vector<T> grad_stack2(grad_stack.size());
     run(thread_for, 1 << 20, out2, grad_x2, grad_stack2);
-    EXPECT(same(out, out2) && same(grad_x, grad_x2) && same(grad_stack, grad_stack2));
+    EXPECT(same_bytes(out, out2) && same_bytes(grad_x, grad_x2) &&
+           same_bytes(grad_stack, grad_stack2));
   }
 
  private:
@@ -213,13 +195,7 @@ void check_errors() {
 }  // namespace
 
 int main() {
-  for (const CpuIsa isa : available_cpu_isas()) {
-    set_cpu_isa(cpu_isa_name(isa));
-    check_all<float>();
-    check_all<double>();
-    check_all<BFloat16>();
-    check_all<Half>();
-  }
+  on_every_isa([]<class S>() { check_all<S>(); });
   check_errors();
   return testing::report("tap_products");
 }

@@ -51,39 +51,36 @@ class Problem {
         x_(normal(c.images * c.channels * pixels_, 1, 1)),
         weight_(normal(c.outputs * c.channels * 9, 2,
                        1 / std::sqrt(9.0 * static_cast<double>(std::max<int64_t>(1, c.channels))))),
-        scale_(normal(c.outputs, 3, 1)),
         bias_(normal(c.outputs, 4, 1)),
         out_(static_cast<size_t>(c.images * c.outputs * pixels_)) {
-    args_ = {c.images, c.channels,    c.outputs,     c.height,  c.width,
-             c.rate,   tile,          channels_last, x_.data(), weight_.data(),
-             flipped,  scale_.data(), bias_.data(),  true,      out_.data()};
+    args_ = {c.images, c.channels,   c.outputs,     c.height,   c.width,
+             c.rate,   tile,         channels_last, x_.data(),  weight_.data(),
+             flipped,  bias_.data(), true,          out_.data()};
   }
 
   void check() {
     winograd("op", args_, serial_for);
-    compare(true, true, true);
+    compare(true, true);
     const std::vector<float> serial = out_;
     std::fill(out_.begin(), out_.end(), 9.0F);
     winograd("op", args_, thread_for);
     EXPECT(serial.empty() ||
            std::memcmp(serial.data(), out_.data(), serial.size() * sizeof(float)) == 0);
-    args_.scale = nullptr;
     args_.relu = false;
     winograd("op", args_, serial_for);
-    compare(false, true, false);
+    compare(true, false);
     args_.bias = nullptr;
     winograd("op", args_, serial_for);
-    compare(false, false, false);
+    compare(false, false);
   }
 
  private:
-  void compare(bool scale, bool bias, bool relu) const {
+  void compare(bool bias, bool relu) const {
     double worst = 0;
     for (int64_t n = 0; n < c_.images; ++n) {
       for (int64_t o = 0; o < c_.outputs; ++o) {
         for (int64_t p = 0; p < pixels_; ++p) {
           double wanted = sum(n, o, p / c_.width, p % c_.width);
-          wanted = scale ? wanted * scale_[static_cast<size_t>(o)] : wanted;
           wanted = bias ? wanted + bias_[static_cast<size_t>(o)] : wanted;
           wanted = relu ? std::max(0.0, wanted) : wanted;
           worst = std::max(worst, std::fabs(out_[at(n, o, p, c_.outputs)] - wanted));
@@ -120,7 +117,6 @@ class Problem {
   int64_t pixels_;
   std::vector<float> x_;
   std::vector<float> weight_;
-  std::vector<float> scale_;
   std::vector<float> bias_;
   std::vector<float> out_;
   WinogradArgs args_;
@@ -134,8 +130,8 @@ void check_nan() {
   const std::vector<float> weight(9, 1.0F);
   std::vector<float> out(x.size());
   winograd("op",
-           {1, 1, 1, kSize, kSize, 2, 2, false, x.data(), weight.data(), false, nullptr, nullptr,
-            true, out.data()},
+           {1, 1, 1, kSize, kSize, 2, 2, false, x.data(), weight.data(), false, nullptr, true,
+            out.data()},
            serial_for);
   for (int64_t p = 0; p < kSize * kSize; ++p) {
     const bool odd = p / kSize % 2 == 1 && p % kSize % 2 == 1;

@@ -11,6 +11,10 @@ namespace simt {
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_HERE);
 
+// Of TF32: the lower 13 bits of operands do not count.
+void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_HERE);
+uint32_t round_to_tf32(uint32_t bits);
+
 void load_matrix(uint32_t* r, const void* row, unsigned tiles, bool transposed, SIMT_HERE);
 
 // With an odd seed a copy lands at once, with an even one as late as the kernel allows: at the wait

@@ -9,6 +9,7 @@
 
 #include "chained_residual_pool/max_pool.h"
 #include "driver.h"
+#include "float_types.h"
 
 namespace pool_checks {
 
@@ -18,23 +19,10 @@ using pydense::PoolSource;
 
 constexpr const char* kOp = "test";
 
-template <class T>
-constexpr FloatType kFloatType = FloatType::kFloat32;
-template <>
-constexpr FloatType kFloatType<double> = FloatType::kFloat64;
-template <>
-constexpr FloatType kFloatType<__nv_bfloat16> = FloatType::kBFloat16;
-template <>
-constexpr FloatType kFloatType<__half> = FloatType::kFloat16;
-
-template <class T>
-double value(T x) {
-  return static_cast<double>(pydense::to_accumulate(x));
-}
-template <class T>
-T rounded(double x) {
-  return pydense::from_accumulate<T>(static_cast<pydense::Accumulate<T>>(x));
-}
+using simt::kEpsilon;
+using simt::kFloatType;
+using simt::rounded;
+using simt::value;
 
 // The place of a number in a picture with `gap` elements between its rows.
 struct Layout {

@@ -16,12 +16,6 @@ namespace residual_checks {
 using namespace pool_checks;  // NOLINT(google-build-using-namespace)
 
 template <class T>
-constexpr double kEpsilon = sizeof(T) == 8              ? 0x1p-52
-                            : sizeof(T) == 4            ? 0x1p-23
-                            : std::is_same_v<T, __half> ? 0x1p-10
-                                                        : 0x1p-7;
-
-template <class T>
 struct Problem {
   Layout layout;
   simt::Buffer<T> x;

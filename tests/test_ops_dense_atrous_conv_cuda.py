@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels of dense atrous convolution: under the shim, and on a GPU."""
+
+from __future__ import annotations
+
+import _backends
+import pytest
+import torch
+from _ops import expansions, layouts, random, same_bits
+from _ops import one_thread as one_thread
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_ops_dense_atrous_conv import FORMATS, check, dense, gradients, problem, torchs
+from torch.library import opcheck
+
+from pydense import reference
+from pydense.ops import _aspp_concat_autograd, aspp_concat, atrous_conv2d
+
+OPS = torch.ops.pydense
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+# float32 is multiplied in TF32: operands are rounded to 11 bits.
+FLOORS = {torch.float32: 2**-10, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+# (batch, channels, height, width), outputs, kernel, dilation, padding (top, left, bottom, right):
+# rates of the map's size and beyond, one pixel, odd kernels and pairs, several tiles, 1x1.
+CASES = [
+    ((2, 5, 9, 11), 7, (3, 3), (2, 2), (2, 2, 2, 2)),
+    ((1, 24, 17, 17), 32, (3, 3), (6, 6), (6, 6, 6, 6)),
+    ((2, 21, 7, 12), 3, (3, 3), (7, 7), (7, 7, 7, 7)),
+    ((2, 8, 7, 5), 16, (3, 3), (40, 40), (40, 40, 40, 40)),
+    ((3, 4, 1, 1), 5, (3, 3), (1, 1), (1, 1, 1, 1)),
+    ((1, 3, 20, 9), 2, (5, 2), (3, 4), (6, 2, 6, 2)),
+    ((2, 6, 5, 6), 16, (2, 3), (2, 2), (7, 0, 7, 0)),
+    ((1, 150, 4, 5), 140, (1, 1), (1, 1), (0, 0, 0, 0)),
+    ((1, 136, 5, 4), 40, (3, 3), (2, 2), (2, 2, 2, 2)),
+]
+
+
+@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
+def backend(request):
+    """What runs CUDA kernels."""
+    if reason := _backends.missing(request.param):
+        pytest.skip(reason)
+    with _backends.use(request.param) as chosen:
+        yield chosen
+
+
+def rows(backend, call):
+    """The results under several schedules of the shim, or of several runs."""
+    found = []
+    for schedule in range(3):
+        with _backends.use(backend.name, schedule):
+            found.append(call())
+    return found
+
+
+class TestValues:
+    @pytest.mark.small
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("case", range(len(CASES)))
+    def test_values_and_gradients(self, backend, case, form):
+        dtype = DTYPES[(case + (form is FORMATS[1])) % 3]
+        check(*CASES[case], dtype, form, device=backend.device, floor=FLOORS[dtype])
+
+    @settings(max_examples=20)
+    @given(
+        shape=st.tuples(
+            st.integers(1, 3), st.integers(1, 40), st.integers(1, 12), st.integers(1, 20)
+        ),
+        outputs=st.integers(1, 40),
+        kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        dilation=st.tuples(st.integers(1, 14), st.integers(1, 25)),
+        padding=st.tuples(*[st.integers(0, 14)] * 4),
+        dtype=st.sampled_from(DTYPES),
+        last=st.booleans(),
+        seed=st.integers(0, 9),
+    )
+    def test_any_shape(self, backend, shape, outputs, kernel, dilation, padding, dtype, last, seed):
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        short = [max(0, r + 1 - n) for r, n in zip(reach, shape[2:], strict=True)]
+        padding = (max(padding[0], short[0]), max(padding[1], short[1]), *padding[2:])
+        arguments = (shape, outputs, kernel, dilation, padding, dtype, FORMATS[last], seed)
+        check(*arguments, device=backend.device, floor=FLOORS[dtype])
+
+    def test_whole_numbers(self, backend):
+        """Sums of few whole numbers are exact in every type."""
+        for dtype in DTYPES:
+            x = random(1, 40, 9, 8, device=backend.device).round().clamp(-2, 2)
+            weight = random(24, 40, 3, 3, seed=1, device=backend.device).round().clamp(-1, 1)
+            expected = torchs(x, weight, None, (3, 3), (3, 3, 3, 3))
+            keep = expected.abs() <= 256  # what bfloat16 holds
+            for form in FORMATS:
+                own = dense(
+                    *(t.to(dtype).contiguous(memory_format=form) for t in (x, weight)),
+                    None,
+                    (3, 3),
+                    (3, 3, 3, 3),
+                )
+                assert torch.equal(own.float()[keep], expected[keep])
+
+    def test_relu_and_nan(self, backend):
+        for form in FORMATS:
+            arguments = problem((2, 8, 9, 10), 6, (3, 3), torch.float16, form)
+            x, weight, bias = (t.to(backend.device) for t in arguments)
+            x[0, 1, 3, 4] = float("nan")
+            out = dense(x, weight, bias, (3, 3), (3, 3, 3, 3), relu=True)
+            plain = dense(x, weight, bias, (3, 3), (3, 3, 3, 3))
+            assert out.isnan().sum() == 9 * 6
+            assert torch.equal(out.nan_to_num(7), plain.relu().nan_to_num(7))
+
+    def test_padding_is_not_multiplied(self, backend):
+        """Infinite weights meet the map alone."""
+        for dtype in DTYPES:
+            x, weight, bias = problem((1, 3, 4, 5), 4, (3, 3), dtype, device=backend.device)
+            weight[:, :, 0] = float("inf")
+            weight[:, :, 1, 0] = float("nan")
+            out = dense(x, weight, bias, (5, 5), (5, 5, 5, 5))
+            centre = dense(x, weight[:, :, 1:2, 1:2], bias, (1, 1), (0, 0, 0, 0))
+            assert torch.equal(out, centre) and bool(out.isfinite().all())
+
+    def test_outputs_without_taps(self, backend):
+        """Far in the padding there is the bias alone."""
+        x, weight, bias = problem((1, 3, 2, 2), 4, (2, 2), torch.bfloat16, device=backend.device)
+        out = dense(x, weight, bias, (1, 1), (20, 20, 20, 20))
+        assert torch.equal(out[0, :, 3, 7], bias)
+        assert not dense(x, weight, None, (1, 1), (20, 20, 20, 20))[0, :, 30].any()
+
+
+class TestPromises:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_layouts(self, backend, dtype):
+        """The same bits from every layout of everything, expanded ones too."""
+        x, weight, bias = problem((2, 8, 6, 7), 16, (3, 3), dtype, device=backend.device)
+        geometry = ((2, 2), (2, 2, 2, 2))
+        grad = random(2, 16, 6, 7, seed=4).to(backend.device, dtype)
+        expected = gradients(dense, (x, weight, bias), geometry, grad)
+        for (name, y), (_, w), (_, g) in zip(
+            layouts(x), layouts(weight), layouts(grad), strict=True
+        ):
+            leaves = [y.detach().requires_grad_(), w.detach().requires_grad_()]
+            out = dense(*leaves, bias, *geometry)
+            found = [out.detach(), *torch.autograd.grad(out, leaves, g)]
+            assert all(map(same_bits, found, expected)), name
+        for name, y in expansions(x):
+            assert same_bits(
+                dense(y, weight, bias, *geometry), dense(y.contiguous(), weight, bias, *geometry)
+            ), name
+
+    def test_runs(self, backend):
+        """The same bits from run to run, of sums in parts, too."""
+        for dtype in DTYPES:
+            arguments = problem((1, 200, 9, 9), 24, (3, 3), dtype, device=backend.device)
+            grad = random(1, 24, 9, 9, seed=5).to(backend.device, dtype)
+            first, *others = rows(
+                backend,
+                lambda a=arguments, g=grad: gradients(dense, a, ((4, 4), (4, 4, 4, 4)), g)[:3],
+            )
+            for other in others:
+                assert all(map(same_bits, first, other))
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_empty_batch(self, backend, form):
+        arguments = problem((0, 3, 4, 5), 6, (3, 3), torch.float16, form, device=backend.device)
+        grad = torch.zeros(0, 6, 4, 5, dtype=torch.float16, device=backend.device)
+        found = gradients(dense, arguments, ((2, 2), (2, 2, 2, 2)), grad)
+        assert found[0].shape == (0, 6, 4, 5) and found[1].shape == (0, 3, 4, 5)
+        assert not found[2].any() and found[2].shape == (6, 3, 3, 3)
+
+    def test_opcheck(self, backend):
+        for form in FORMATS:
+            x, weight, bias = (
+                t.requires_grad_()
+                for t in problem(
+                    (2, 3, 5, 6), 4, (3, 3), torch.bfloat16, form, device=backend.device
+                )
+            )
+            opcheck(
+                OPS.dense_atrous_conv2d.default,
+                (x, weight, None, bias, 5, 6, 2, 2, 2, 2, False, True),
+            )
+            grad = random(2, 4, 5, 6).to(backend.device, torch.bfloat16).requires_grad_()
+            opcheck(OPS.dense_atrous_conv2d_weight_gradient.default, (grad, x, 3, 3, 2, 2, 2, 2))
+
+    def test_compiled(self, backend):
+        x, weight, bias = problem((1, 8, 7, 9), 8, (3, 3), torch.bfloat16, device=backend.device)
+
+        def call(x, weight, bias):
+            return dense(x, weight, bias, (2, 2), (2, 2, 2, 2), relu=True)
+
+        torch._dynamo.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+        assert same_bits(compiled(x, weight, bias), call(x, weight, bias))
+
+    def test_refused(self, backend):
+        x, weight, bias = problem((1, 3, 5, 6), 4, (3, 3), torch.float64, device=backend.device)
+        with pytest.raises(
+            ValueError, match=r"dense_atrous_conv2d: x must be of dtype Float .*TF32"
+        ):
+            dense(x, weight, bias, (2, 2), (2, 2, 2, 2))
+        with pytest.raises(ValueError, match=r"weight_gradient: x must be of dtype Float .*TF32"):
+            OPS.dense_atrous_conv2d_weight_gradient(x, x, 3, 3, 2, 2, 2, 2)
+        x, weight, bias = (t.half() for t in (x, weight, bias))
+        packed = torch.zeros(64, dtype=torch.uint8, device=backend.device)
+        with pytest.raises(ValueError, match="packed must be None on CUDA"):
+            dense(x, weight, bias, (2, 2), (2, 2, 2, 2), packed=packed)
+
+
+class TestInto:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_slices(self, backend, dtype):
+        """A part of the channels of a picture of any format, and nothing else of it."""
+        for form in FORMATS:
+            arguments = problem((2, 5, 9, 7), 21, (3, 3), dtype, form, device=backend.device)
+            x, weight, bias = arguments
+            scale = 1 + random(21, seed=7, device=backend.device)
+            exact = torchs(x.double(), weight.double(), None, (4, 4), (4, 4, 4, 4))
+            exact = (exact * scale[:, None, None] + bias.double()[:, None, None]).relu()
+            for target in FORMATS:
+                out = torch.full((2, 40, 9, 7), 7.0, device=backend.device).to(dtype)
+                out = out.contiguous(memory_format=target)
+                OPS._dense_atrous_conv2d_into(
+                    x, weight, None, scale, bias, out[:, 3:24], 4, 4, 4, 4, True
+                )
+                bound = 2 * FLOORS[dtype] * float(exact.abs().max())
+                assert (out[:, 3:24].double() - exact).abs().max() <= bound
+                assert (out[:, :3] == 7).all() and (out[:, 24:] == 7).all()
+
+    def test_any_stride(self, backend):
+        x, weight, bias = problem((1, 4, 5, 6), 3, (3, 3), torch.float16, device=backend.device)
+        expected = dense(x, weight, bias, (2, 2), (2, 2, 2, 2))
+        for out in (torch.zeros(1, 3, 6, 5).mT, torch.zeros(1, 6, 5, 12)[:, ::2, :, ::2]):
+            own = out.to(backend.device, torch.float16)
+            OPS._dense_atrous_conv2d_into(x, weight, None, None, bias, own, 2, 2, 2, 2, False)
+            assert same_bits(own, expected)
+
+
+class TestConcat:
+    @pytest.fixture(autouse=True)
+    def own(self, monkeypatch):
+        """pydense's kernels, whatever the rule says."""
+        monkeypatch.setattr(_aspp_concat_autograd, "takes_dense", lambda *_: True)
+
+    @pytest.mark.small
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_values_and_gradients(self, backend, dtype, form):
+        """More branches than a launch has, too."""
+        rates = (1, 2, 5, 9)
+        for outputs in ((8, 3, 16, 7), (4, 2, 1) * 3):
+            every = (rates * 3)[: len(outputs)]
+            x = random(2, 16, 6, 5).to(backend.device, dtype).contiguous(memory_format=form)
+            weights = [
+                (random(o, 16, *[1 if r == 1 else 3] * 2, seed=o + r) / 8).to(backend.device, dtype)
+                for o, r in zip(outputs, every, strict=True)
+            ]
+            scales = [1 + 0.1 * random(o, seed=2, device=backend.device) for o in outputs]
+            biases = [random(o, seed=3, device=backend.device) for o in outputs]
+            grad = random(2, sum(outputs), 6, 5, seed=4).to(backend.device, dtype)
+            found = []
+            for function, kind in ((aspp_concat, dtype), (reference.aspp_concat, torch.float64)):
+                leaves = [t.detach().to(kind).requires_grad_() for t in (x, *weights)]
+                factors = [
+                    [t.double() if kind == torch.float64 else t for t in row]
+                    for row in (scales, biases)
+                ]
+                out = function(leaves[0], leaves[1:], every, scales=factors[0], biases=factors[1])
+                found.append([out.detach(), *torch.autograd.grad(out, leaves, grad.to(kind))])
+            for a, e in zip(*found, strict=True):
+                assert a.dtype == dtype
+                limit = 4 * FLOORS[dtype] * float(e.abs().max())
+                assert float((a.double() - e).abs().max()) <= limit
+
+    def test_one_launch(self, backend):
+        """Of all branches: one of products, and what lies out x and the weights."""
+        if backend.name != "simt":
+            return
+        x = random(1, 16, 6, 5).half().contiguous(memory_format=FORMATS[1])
+        weights = [
+            random(8, 16, k, k, seed=k).half().contiguous(memory_format=FORMATS[1])
+            for k in (1, 3, 3, 3)
+        ]
+        before = _backends.simt_launches()
+        aspp_concat(x, weights, (1, 2, 3, 4), activation="relu")
+        assert _backends.simt_launches() == before + 1
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+class TestPublicFunctions:
+    """What users call, on a GPU, with the kernels that the rule chooses."""
+
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_convolution(self, dtype, form):
+        x, weight, bias = problem(
+            (2, 128, 33, 33), 128, (3, 3), dtype, form, device=torch.device("cuda")
+        )
+        leaves = [t.requires_grad_() for t in (x, weight, bias)]
+        out = atrous_conv2d(*leaves, dilation=12, activation="relu")
+        wide = [t.detach().double().requires_grad_() for t in leaves]
+        exact = torchs(*wide, (12, 12), (12, 12, 12, 12)).relu()
+        grad = random(*out.shape, seed=3).cuda()
+        own = torch.autograd.grad(out, leaves, grad.to(out))
+        theirs = torch.autograd.grad(exact, wide, grad.double())
+        for a, e in zip((out, *own), (exact, *theirs), strict=True):
+            limit = 4 * FLOORS[dtype] * float(e.abs().max())
+            assert float((a.double() - e).abs().max()) <= limit
