@@ -241,8 +241,16 @@ def _inference(problem: Problem, models: _Models, label: str) -> Callable[[], An
 
 def _training(problem: Problem, models: _Models, label: str) -> Mapping[str, Callable[[Any], Any]]:
     operators, layout, compiled = RIVALS[label]
+    size = (problem.size, problem.size)
 
     def run(model: Any, inputs: list[Tensor], target: Tensor) -> Tensor:
+        if problem.head is None and operators == "torch":
+            rows = zip(model.output_weights, model.forward_outputs(inputs[0]), strict=True)
+            losses = [
+                factor * cross_entropy(model.upsample(low, size), target, ignore_index=255)
+                for factor, low in rows
+            ]
+            return torch.stack(losses).sum()
         if problem.head is None:
             loss: Tensor = model.loss(inputs[0], target, **(problem.loss or {}))
             return loss

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pydense.ops import _crf_arguments as check
-from pydense.ops import dense_crf
+
+from ._operators import UsesOperators
 
 _OP = "CRFasRNN"
 
 
-class CRFasRNN(nn.Module):
+class CRFasRNN(UsesOperators, nn.Module):
     r"""CRF as a recurrent network: mean field with trained kernel weights and compatibility.
 
     From the logits z, ``iterations`` times :math:`z_t = z + \mu \sum_k W_k (\hat K_k\,
@@ -143,7 +144,9 @@ class CRFasRNN(nn.Module):
                 for weights in (self.spatial_ker_weights, self.bilateral_ker_weights)
             )
             place, far, shade = (self.bandwidth(name) for name in self._bandwidths)
-            return dense_crf(
+            # What is kept for backward is nothing that plain torch could be told.
+            memory = {} if self.plain else {"recompute": self.recompute}
+            refined: Tensor = self.operators.dense_crf(
                 logits,
                 image,
                 gaussian={"sxy": place, "compat": spatial},
@@ -153,8 +156,9 @@ class CRFasRNN(nn.Module):
                 self_term=self.self_term,
                 backend=self.backend,
                 output="logits",
-                recompute=self.recompute,
+                **memory,
             )
+            return refined
 
     def bandwidth(self, name: str) -> float | Tensor:
         """A standard deviation, by its name in the constructor; a tensor where it is trained."""
