@@ -147,7 +147,9 @@ void test_backward(int labels, bool self_term) {
 void test_feature_gradient(int dims, Normalization normalization, bool self_term) {
   constexpr int kChannels = 7;
   const int64_t n = 700;
-  const auto features = random_floats(static_cast<size_t>(n * dims), 3, 12);
+  // Near enough for points to have neighbours: alone, all that is left is rounding error.
+  const auto spread = 3 / static_cast<float>(dims);
+  const auto features = random_floats(static_cast<size_t>(n * dims), spread, 12);
   const auto a = random_floats(static_cast<size_t>(n) * kChannels, 1, 13);
   const auto b = random_floats(static_cast<size_t>(n) * kChannels, 1, 14);
   const Lattice lattice = build(features, dims, thread_for, {normalization, self_term});
