@@ -17,6 +17,8 @@ from benchmarks import (
     _result,
     bench_dense_crf,
     bench_dense_crf_scaling,
+    bench_dense_crf_training,
+    train_crf_as_rnn,
 )
 from benchmarks._harness import stages_of
 
@@ -180,3 +182,37 @@ def test_quick_scaling_run_writes_a_valid_result(tmp_path):
     ]
     assert result["runs"][0]["params"]["values"] == [600, 2400]
     assert printed.count("time ~ size^") == 6
+
+
+def test_quick_training_run_writes_a_valid_result(tmp_path):
+    result, _ = run_quick(
+        "bench_dense_crf_training", tmp_path / "training.json", ["1"], "--no-memory"
+    )
+    assert len(result["runs"]) == len(bench_dense_crf_training.QUICK)
+    for run in result["runs"]:
+        assert run["checks"]["recompute"]["max_relative"] == 0
+    first, last = result["runs"]
+    assert first["checks"]["plain torch"]["max_relative"] < 1e-4
+    assert {"forward", "recompute"} <= set(last["ratios"])
+    assert last["params"]["train_bandwidths"]
+
+
+def test_experiment_counts_what_it_says(tmp_path):
+    """Mean IoU, and that a step of each kind moves what it should."""
+    import torch
+
+    labels = torch.tensor([[[0, 0, 1, 11], [1, 1, 2, 11]]], dtype=torch.uint8)
+    scores = torch.nn.functional.one_hot(torch.tensor([[[0, 1, 1, 5], [1, 1, 0, 5]]]), 11)
+    images = scores.movedim(3, 1).float()
+    # Class 0: 1 of 3, class 1: 3 of 4, class 2: 0 of 1.
+    expected = 100 * (1 / 3 + 3 / 4 + 0) / 3
+    assert train_crf_as_rnn.mean_iou(torch.nn.Identity(), (images, labels), 2) == pytest.approx(
+        expected
+    )
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (4, 3, 24, 32), generator=generator, dtype=torch.uint8)
+    truths = torch.randint(12, (4, 24, 32), generator=generator, dtype=torch.uint8)
+    model = train_crf_as_rnn.WithCRF(train_crf_as_rnn.Net(8))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train_crf_as_rnn.train(model, (pictures, truths), 2, 2, 1e-2, 0)
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())

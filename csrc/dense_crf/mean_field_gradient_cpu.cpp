@@ -82,6 +82,7 @@ class GradientBand {
 
  private:
   using PieceRow = Row<T, Piece>;
+  static constexpr int kAtOnce = 4;
 
   PYDENSE_HD int64_t width() const { return Width > 0 ? Width : pass_.width; }
 
@@ -153,27 +154,47 @@ class GradientBand {
 
   // gradient_ += C^T part_, with the matrix row by row.
   PYDENSE_HD void apply_matrix(const T* matrix, int count) const {
-    for (int i = 0; i < count; ++i) {
-      const T* part = part_ + i * width();
-      for (int64_t c = 0; c < width(); c += Piece) {
-        PieceRow sum = PieceRow::load_from(gradient_ + i * width() + c);
-        for (int l = 0; l < pass_.num_labels; ++l) {
-          sum = multiply_add(PieceRow::load_from(matrix + l * width() + c), part[l], sum);
-        }
-        sum.store_to(gradient_ + i * width() + c);
-      }
+    int i = 0;
+    for (; i + kAtOnce <= count; i += kAtOnce) {
+      multiply<kAtOnce>(matrix, width(), part_ + i * width(), width(), 1, pass_.num_labels,
+                        gradient_ + i * width());
+    }
+    for (; i < count; ++i) {
+      multiply<1>(matrix, width(), part_ + i * width(), width(), 1, pass_.num_labels,
+                  gradient_ + i * width());
     }
   }
 
   // sums[l] += sum over points of part_[l] q.
   PYDENSE_HD void add_outer(const T* q, int count, T* sums) const {
-    for (int l = 0; l < pass_.num_labels; ++l) {
-      for (int64_t c = 0; c < width(); c += Piece) {
-        PieceRow sum = PieceRow::load_from(sums + l * width() + c);
-        for (int i = 0; i < count; ++i) {
-          sum = multiply_add(PieceRow::load_from(q + i * width() + c), part_[i * width() + l], sum);
+    int l = 0;
+    for (; l + kAtOnce <= pass_.num_labels; l += kAtOnce) {
+      multiply<kAtOnce>(q, width(), part_ + l, 1, width(), count, sums + l * width());
+    }
+    for (; l < pass_.num_labels; ++l) {
+      multiply<1>(q, width(), part_ + l, 1, width(), count, sums + l * width());
+    }
+  }
+
+  // to[r] += sum over n < terms of factors[r * step + n * next] from[n], for Rows rows at once:
+  // each row of `from` is loaded once for all of them.
+  template <int Rows>
+  PYDENSE_HD void multiply(const T* from, int64_t stride, const T* factors, int64_t step,
+                           int64_t next, int terms, T* to) const {
+    for (int64_t c = 0; c < width(); c += Piece) {
+      PieceRow sums[Rows];
+      for (int r = 0; r < Rows; ++r) {
+        sums[r] = PieceRow::load_from(to + r * width() + c);
+      }
+      for (int64_t n = 0; n < terms; ++n) {
+        const PieceRow row = PieceRow::load_from(from + n * stride + c);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) {
+          sums[r] = multiply_add(row, factors[r * step + n * next], sums[r]);
         }
-        sum.store_to(sums + l * width() + c);
+      }
+      for (int r = 0; r < Rows; ++r) {
+        sums[r].store_to(to + r * width() + c);
       }
     }
   }
