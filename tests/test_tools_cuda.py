@@ -62,6 +62,31 @@ def test_an_exception_needs_a_reason(gates, line):
         gates.read_allowances(line)
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("_Zplain * registers=26 shared=512", None),
+        ("_Zplain sm_80 registers=25 shared=512", "_Zplain on sm_80: 26 registers"),
+        ("_Zplain * registers=26 shared=511", "512 bytes of shared memory, allowed are 26 and 511"),
+        ("_Zplain sm_90a registers=26 shared=512", "no kernel is '_Zplain'"),
+        ("_Z registers=26 shared=512", "cannot read"),
+    ],
+)
+def test_budgets(gates, line, problem):
+    kernels = list(gates.parse(PTXAS))
+    if problem == "cannot read":
+        with pytest.raises(ValueError, match=problem):
+            gates.read_budgets(line)
+        return
+    problems = gates.over_budget(kernels, gates.read_budgets(line))
+    assert bool(problems) == (problem is not None)
+    assert problem is None or problem in problems[0]
+
+
+def test_budgets_of_the_project_can_be_read(gates):
+    assert gates.read_budgets(gates.BUDGETS.read_text(encoding="utf-8"))
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 def test_local_memory_of_a_real_kernel_is_found(gates, tmp_path):
     source = tmp_path / "kernel.cu"

@@ -6,7 +6,8 @@
 Flags and sources are those of CMakeLists.txt, warnings included, which are errors there. What ptxas
 says of each kernel is read: registers that spill, or a stack frame, fail the run unless the kernel
 is in ``tools/ci/cuda_exceptions.txt`` with a limit and a reason. An exception that nothing needs
-fails too.
+fails too. Kernels that ``tools/ci/cuda_budgets.txt`` names stay within its registers and static
+shared memory.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 EXCEPTIONS = Path(__file__).with_name("cuda_exceptions.txt")
+BUDGETS = Path(__file__).with_name("cuda_budgets.txt")
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 
 ENTRY = re.compile(r"Compiling entry function '([^']+)' for '([^']+)'")
@@ -117,6 +119,51 @@ def judge(kernels: Iterable[Kernel], allowances: Sequence[Allowance]) -> list[st
     return found
 
 
+class Budget(NamedTuple):
+    """A line of the list of budgets."""
+
+    pattern: re.Pattern[str]
+    architecture: str
+    registers: int
+    shared: int
+
+    def concerns(self, kernel: Kernel) -> bool:
+        return self.architecture in ("*", kernel.architecture) and bool(
+            self.pattern.search(kernel.name)
+        )
+
+
+def read_budgets(text: str) -> list[Budget]:
+    """Lines ``PATTERN ARCHITECTURE registers=N shared=N``; ValueError for any other."""
+    budgets = []
+    for line in (line.strip() for line in text.splitlines()):
+        if not line or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"(\S+)\s+(\S+)\s+registers=(\d+)\s+shared=(\d+)", line)
+        if match is None:
+            raise ValueError(f"cuda_budgets.txt: cannot read {line!r}")
+        pattern, architecture, registers, shared = match.groups()
+        budgets.append(Budget(re.compile(pattern), architecture, int(registers), int(shared)))
+    return budgets
+
+
+def over_budget(kernels: Sequence[Kernel], budgets: Sequence[Budget]) -> list[str]:
+    """Kernels beyond their budgets, and budgets of no kernel."""
+    found = []
+    for budget in budgets:
+        concerned = [kernel for kernel in kernels if budget.concerns(kernel)]
+        if not concerned:
+            found.append(f"cuda_budgets.txt: no kernel is '{budget.pattern.pattern}'")
+        found += [
+            f"{kernel.name} on {kernel.architecture}: {kernel.registers} registers and "
+            f"{kernel.shared} bytes of shared memory, allowed are {budget.registers} and "
+            f"{budget.shared}"
+            for kernel in concerned
+            if kernel.registers > budget.registers or kernel.shared > budget.shared
+        ]
+    return found
+
+
 def demangled(kernels: Sequence[Kernel]) -> list[Kernel]:
     names = subprocess.run(
         ["c++filt", "-p"],
@@ -187,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{k.architecture:<7} {k.registers:>3} registers, {k.shared:>6} B shared  {k.name}"
             )
     problems = judge(kernels, read_allowances(EXCEPTIONS.read_text(encoding="utf-8")))
+    problems += over_budget(kernels, read_budgets(BUDGETS.read_text(encoding="utf-8")))
     for problem in problems:
         print(f"cuda_gates: {problem}")
     names = {kernel.name for kernel in kernels}
