@@ -362,6 +362,12 @@ def deeplab_v2_vgg16(num_classes: int = 21, **options: Any) -> DeepLabV2VGG:
 
 
 @register_model
+def deeplab_v2_vgg16_crf(num_classes: int = 21, **options: Any) -> DeepLabV2VGG:
+    """The same net with its CRF."""
+    return DeepLabV2VGG(num_classes, "aspp", crf=CRF_VGG, **options)
+
+
+@register_model
 def deeplab_v2_vgg16_no_pool5a(num_classes: int = 21, **options: Any) -> DeepLabV2VGG:
     """The same as PyTorch ports have it, without ``pool5a``."""
     return DeepLabV2VGG(num_classes, "aspp", pool5a=False, **options)
