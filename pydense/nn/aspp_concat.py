@@ -108,7 +108,7 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The projection of all branches."""
         branches = _branches_of(self.convs)
-        if x.device.type == "cpu" and x.dim() == 4 and not has_hooks(self.convs):
+        if x.device.type in ("cpu", "cuda") and x.dim() == 4 and not has_hooks(self.convs):
             out = _concat(x, branches)
         else:
             out = None
