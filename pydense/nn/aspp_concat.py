@@ -110,15 +110,15 @@ class ASPP(UsesOperators, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The projection of all branches."""
-        fuses = x.device.type == "cpu" and x.dim() == 4 and not self.plain
+        own = x.dim() == 4 and not self.plain
         out = None
-        if fuses and not has_hooks(self.convs):
+        if own and x.device.type in ("cpu", "cuda") and not has_hooks(self.convs):
             out = _concat(x, _branches_of(self.convs))
         if out is None:
             out = torch.cat([_run(row, x) for row in self.convs], 1)
         layers = _layers(self.project)
         last = _branch_of(layers[:3], False)
-        if fuses and not has_hooks(self.project):
+        if own and x.device.type == "cpu" and not has_hooks(self.project):
             projected = _concat(out, [last], pools=False)
             if projected is not None:
                 for layer in layers[3:]:
