@@ -147,11 +147,14 @@ class _DeepLabV2(SegmentationModel):
 
 def _nearest(n: Any, out: Any, align_corners: bool, like: Tensor) -> Tensor:
     """Which of n rows stands for each of ``out``."""
-    y = torch.arange(out, device=like.device)
+    y: Tensor = torch.arange(out, device=like.device)
+    index: Tensor
     if align_corners:
         last = max(out - 1, 1)
-        return (2 * y * (n - 1) + last).div(2 * last, rounding_mode="floor")
-    return ((2 * y + 1) * n).div(2 * out, rounding_mode="floor")
+        index = (2 * y * (n - 1) + last).div(2 * last, rounding_mode="floor")
+    else:
+        index = ((2 * y + 1) * n).div(2 * out, rounding_mode="floor")
+    return index
 
 
 CRF_RESNET: Mapping[str, Any] = {

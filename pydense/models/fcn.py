@@ -124,15 +124,15 @@ class _FCN(SegmentationModel):
             return 1 if self.features_only else 100
         return check.integer(op, "padding", padding, 0, 1000)
 
-    def _classifier(self, channels: int, kernel_size: int, dropout: str) -> None:
-        self.fc6 = nn.Conv2d(channels, 4096, kernel_size)
-        self.fc7 = nn.Conv2d(4096, 4096, 1)
+    def _classifier(self, channels: int, kernel_size: int, width: int, dropout: str) -> None:
+        self.fc6 = nn.Conv2d(channels, width, kernel_size)
+        self.fc7 = nn.Conv2d(width, width, 1)
         for layer in (self.fc6, self.fc7):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.drop6 = _DROPOUT[dropout]()
         self.drop7 = _DROPOUT[dropout]()
-        self.score_fr = _score(4096, self.num_classes)
+        self.score_fr = _score(width, self.num_classes)
 
     def _classify(self, x: Tensor) -> Tensor:
         x = self.drop6(self.fc6(x).relu_())
@@ -169,6 +169,7 @@ class FCN(_FCN):
         stride: Of the finest score map: 32, 16 or 8.
         at_once: The 8s net that is trained in one go: ``pool4`` and ``pool3`` are multiplied by
             0.01 and 0.0001 before they are scored.
+        fc_channels: Of ``fc6`` and ``fc7``.
         padding: Of ``conv1_1``: 100 as published, which gives pictures of any size a score map and
             makes all crops whole; 1 for ``features_only``, so that maps lie over the picture.
         ceil_mode: Of the max pooling; Caffe's.
@@ -196,6 +197,7 @@ class FCN(_FCN):
         stride: int = 8,
         at_once: bool = False,
         *,
+        fc_channels: int = 4096,
         padding: int | None = None,
         ceil_mode: bool = True,
         dropout: str = "element",
@@ -215,11 +217,11 @@ class FCN(_FCN):
         self.pool = MaxPool(2, ceil_mode=ceil_mode)
         self.feature_channels = {"pool3": 256, "pool4": 512, "pool5": 512}
         if not features_only:
-            self._add_heads(num_classes, stride, margin, dropout)
+            self._classifier(512, 7, fc_channels, dropout)
+            self._add_heads(num_classes, stride, margin)
         self._finish(reference)
 
-    def _add_heads(self, num_classes: int, stride: int, margin: int, dropout: str) -> None:
-        self._classifier(512, 7, dropout)
+    def _add_heads(self, num_classes: int, stride: int, margin: int) -> None:
         stages = [[Conv(3, padding=1)] * n + [Pool(2, stride=2)] for n in vgg.CONVOLUTIONS]
         stages[0][0] = Conv(3, padding=margin)
         layers: list[Any] = [*stages, Conv(7)]
@@ -269,6 +271,7 @@ class FCNAlexNet(_FCN):
 
     Args:
         num_classes: 21 for Pascal VOC.
+        fc_channels: Of ``fc6`` and ``fc7``.
         padding: Of ``conv1``: 100 as published; 1 for ``features_only``.
         norm_first: Local response normalisation before pooling, as in the ``bvlc_alexnet`` whose
             weights DIGITS transplants; behind it, as in DIGITS' net and in CaffeNet, if False.
@@ -286,6 +289,7 @@ class FCNAlexNet(_FCN):
         self,
         num_classes: int = 21,
         *,
+        fc_channels: int = 4096,
         padding: int | None = None,
         norm_first: bool = False,
         dropout: str = "element",
@@ -305,7 +309,7 @@ class FCNAlexNet(_FCN):
         self.pool = MaxPool(3)
         self.feature_channels = {"conv5": 256, "pool5": 256}
         if not features_only:
-            self._classifier(256, 6, dropout)
+            self._classifier(256, 6, fc_channels, dropout)
             pool, same = Pool(3, stride=2), Conv(3, padding=1)
             layers = [Conv(11, stride=4, padding=margin), pool, Conv(5, padding=2), pool]
             layers += [same, same, same, pool, Conv(6)]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,11 +78,11 @@ class SegNet(SegmentationModel):
             inputs = widths[-1]
         for index in reversed(range(len(stages))):
             # The mirror image of a stage; its last width is what the stage began with.
-            widths = (*stages[index][1:], begins[index])
+            mirrored = [*stages[index][1:], begins[index]]
             if index == 0:
-                widths = stages[0] if self.basic else stages[0][1:]
-            self.decoder.append(_stage(inputs, widths, size, norm_momentum, not self.basic))
-            inputs = widths[-1]
+                mirrored = [*stages[0]] if self.basic else [*stages[0][1:]]
+            self.decoder.append(_stage(inputs, mirrored, size, norm_momentum, not self.basic))
+            inputs = mirrored[-1]
         self.feature_channels = {
             f"decoder{i + 1}": stages[max(i - 1, 0)][-1] for i in range(len(stages))
         }
@@ -118,7 +119,7 @@ class SegNet(SegmentationModel):
 
 
 def _stage(
-    inputs: int, widths: tuple[int, ...], kernel_size: int, momentum: float, relu: bool
+    inputs: int, widths: Sequence[int], kernel_size: int, momentum: float, relu: bool
 ) -> nn.Sequential:
     rows = []
     for outputs in widths:
