@@ -33,6 +33,7 @@ from .deeplab_v2 import (
     deeplab_v2_resnet101_crf,
     deeplab_v2_resnet101_single_scale,
     deeplab_v2_vgg16,
+    deeplab_v2_vgg16_crf,
     deeplab_v2_vgg16_no_pool5a,
 )
 from .deeplab_v3 import (
@@ -114,6 +115,7 @@ __all__ = [
     "deeplab_v2_resnet101_crf",
     "deeplab_v2_resnet101_single_scale",
     "deeplab_v2_vgg16",
+    "deeplab_v2_vgg16_crf",
     "deeplab_v2_vgg16_no_pool5a",
     "deeplab_v3_resnet50",
     "deeplab_v3_resnet101",

@@ -285,7 +285,7 @@ class DeepLabV2VGG(_DeepLabV2):
         self.pool = MaxPool(3, 1, ceil_mode)
         self.pool_same = vgg.MaxPoolSame(3)
         self.pool5a = nn.AvgPool2d(3, 1, 1) if pool5a else None
-        self.feature_channels = {"conv3_3": 256, "conv4_3": 512, "conv5_3": 512}
+        self.feature_channels = {f"conv{i + 1}_3": vgg.CHANNELS[i] for i in (2, 3, 4)}
         self.suffixes = [""] if head == "large_fov" else [f"_{i + 1}" for i in range(len(row))]
         if not features_only:
             self.dropout = nn.Dropout(0.5)
@@ -295,7 +295,7 @@ class DeepLabV2VGG(_DeepLabV2):
 
     def _add_branch(self, suffix: str, rate: int) -> None:
         layers = {
-            "fc6": AtrousConv2d(512, 1024, 3, padding=rate, dilation=rate),
+            "fc6": AtrousConv2d(vgg.CHANNELS[4], 1024, 3, padding=rate, dilation=rate),
             "fc7": nn.Conv2d(1024, 1024, 1),
             "fc8": nn.Conv2d(1024, self.num_classes, 1),
         }
@@ -359,6 +359,12 @@ def deeplab_largefov_vgg16(num_classes: int = 21, **options: Any) -> DeepLabV2VG
 def deeplab_v2_vgg16(num_classes: int = 21, **options: Any) -> DeepLabV2VGG:
     """DeepLab v2, VGG16, ASPP-L: 37,877,652 parameters."""
     return DeepLabV2VGG(num_classes, "aspp", **options)
+
+
+@register_model
+def deeplab_v2_vgg16_crf(num_classes: int = 21, **options: Any) -> DeepLabV2VGG:
+    """The same net with its CRF."""
+    return DeepLabV2VGG(num_classes, "aspp", crf=CRF_VGG, **options)
 
 
 @register_model

@@ -215,9 +215,9 @@ class FCN(_FCN):
         self.stride, self.at_once, self.ceil_mode = stride, at_once, ceil_mode
         vgg.add_convolutions(self, padding=margin)
         self.pool = MaxPool(2, ceil_mode=ceil_mode)
-        self.feature_channels = {"pool3": 256, "pool4": 512, "pool5": 512}
+        self.feature_channels = {f"pool{i + 1}": vgg.CHANNELS[i] for i in (2, 3, 4)}
         if not features_only:
-            self._classifier(512, 7, fc_channels, dropout)
+            self._classifier(vgg.CHANNELS[4], 7, fc_channels, dropout)
             self._add_heads(num_classes, stride, margin)
         self._finish(reference)
 

@@ -56,13 +56,11 @@ def average_logits(
     run = _Run(model, scales, flip, average)
     total: Tensor | None = None
     windows = _windows(x.shape[2], x.shape[3], window, stride)
-    columns = [left for left, _ in windows[1]]
-    weight = _counts(x, windows)
     for top, height in windows[0]:
         for left, width in windows[1]:
-            total = run.add(total, x, (top, left, height, width), (0, x.shape[2]), None)
-    assert total is not None and columns
-    return total.div_(weight * run.runs)
+            total = run.add(total, x, (top, left, height, width), (0, x.shape[2]))
+    assert total is not None
+    return total.div_(_counts(x, windows) * run.runs)
 
 
 @torch.no_grad()
@@ -100,8 +98,8 @@ def predict_labels(
         ValueError: A number or word out of range.
         TypeError: An argument of the wrong type.
 
-    Memory: N * num_classes * (height of a window) * W sums in float32, and what the network needs
-    for one window.
+    Memory: N * num_classes * (height of a window) * W sums in float32, twice between two rows of
+    windows, and what the network needs for one window.
     """
     run = _Run(model, scales, flip, average)
     if window is None and tuple(run.scales) == (1.0,) and not flip:
@@ -111,16 +109,16 @@ def predict_labels(
     rows, columns = _windows(height, width, window, stride)
     labels = torch.empty((x.shape[0], height, width), dtype=dtype, device=x.device)
     band: Tensor | None = None
-    divisor = _divisor(columns, width, x)
     for index, (top, size) in enumerate(rows):
         if band is not None:
             # Rows that both windows cover are the first of the new band.
             kept = rows[index - 1][0] + size - top
             band = torch.cat([band[:, :, size - kept :], torch.zeros_like(band[:, :, kept:])], 2)
         for left, extent in columns:
-            band = run.add(band, x, (top, left, size, extent), (top, size), divisor)
+            band = run.add(band, x, (top, left, size, extent), (top, size))
         assert band is not None
         end = rows[index + 1][0] if index + 1 < len(rows) else height
+        # Sums are as good as means: how many windows cover a pixel is the same for all classes.
         done = band[:, :, : end - top]
         labels[:, top:end] = model.operators.upsample_argmax(done, (end - top, width), dtype=dtype)
     return labels
@@ -148,7 +146,6 @@ class _Run:
         x: Tensor,
         box: tuple[int, int, int, int],
         rows: tuple[int, int],
-        weight: Tensor | None,
     ) -> Tensor:
         """Adds all runs of one window (top, left, height, width).
 
@@ -157,21 +154,17 @@ class _Run:
             x: The whole picture.
             box: The window.
             rows: First row and number of rows of ``total``.
-            weight: Of each column of the picture, or None.
         """
         top, left, height, width = box
         operators = self.model.operators
         part = x[:, :, top : top + height, left : left + width]
-        factor: Any = 1.0
-        if weight is not None:
-            factor = weight[left : left + width].expand(height, width)
         for scores, align_corners in self._results(part):
             if total is None:
                 dtype = torch.promote_types(scores.dtype, torch.float32)
                 shape = (x.shape[0], scores.shape[1], rows[1], x.shape[3])
                 total = torch.zeros(shape, dtype=dtype, device=x.device)
             operators.upsample_accumulate(
-                total, scores, top - rows[0], left, (height, width), align_corners, weight=factor
+                total, scores, top - rows[0], left, (height, width), align_corners
             )
         assert total is not None
         return total
@@ -233,11 +226,6 @@ def _counts(x: Tensor, windows: list[list[tuple[int, int]]]) -> Tensor:
         _covered(row, length, x) for row, length in zip(windows, x.shape[2:], strict=True)
     )
     return rows[:, None] * columns
-
-
-def _divisor(columns: list[tuple[int, int]], width: int, x: Tensor) -> Tensor:
-    """What makes sums of different columns means: rows alone do not change an argmax."""
-    return 1 / _covered(columns, width, x)
 
 
 def _covered(row: list[tuple[int, int]], length: int, x: Tensor) -> Tensor:
