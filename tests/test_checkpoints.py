@@ -181,7 +181,7 @@ def test_names_of_timm():
     assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}
 
 
-def test_names_of_torchvision():
+def test_models_have_the_names_of_torchvision():
     package = segmentation_models()
     if package is None:
         pytest.skip("torchvision is not installed")
