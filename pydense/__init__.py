@@ -3,7 +3,7 @@
 
 Importing this package loads neither torch nor NumPy: what needs them is imported when first used
 (PEP 562). ``pydense.densecrf`` works without torch altogether; ``pydense.ops``, ``pydense.nn``,
-``pydense.models`` and ``pydense.reference`` need it.
+``pydense.losses``, ``pydense.models`` and ``pydense.reference`` need it.
 """
 
 import importlib
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import checkpoints as checkpoints
     from . import densecrf as densecrf
+    from . import losses as losses
     from . import models as models
     from . import nn as nn
     from . import ops as ops
@@ -30,7 +31,7 @@ __all__ = [
     "set_num_threads",
 ]
 
-_SUBMODULES = ("checkpoints", "densecrf", "models", "nn", "ops", "reference")
+_SUBMODULES = ("checkpoints", "densecrf", "losses", "models", "nn", "ops", "reference")
 
 
 def __getattr__(name: str) -> Any:

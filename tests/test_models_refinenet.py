@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from _networks import check_errors, check_graphs, check_size, check_twins, fill, summary
+from _models import check_graph, small_resnet
+from _networks import check_dtypes, check_errors, check_size, check_twins, fill, summary
 from _ops import one_thread as one_thread
 from _ops import random
 from hypothesis import given, settings
@@ -22,14 +25,19 @@ from pydense.models import (
 NARROW = (24, 16)
 
 
+def build(kind=RefineNet, **options):
+    with small_resnet() as depth:
+        return kind(5, depth, channels=NARROW, **options)
+
+
 @pytest.fixture(scope="module")
 def full():
-    return fill(RefineNet(5, 50, channels=NARROW), "clf_conv")
+    return fill(build(), "clf_conv")
 
 
 @pytest.fixture(scope="module")
 def light():
-    return fill(LightWeightRefineNet(5, 50, channels=NARROW), "clf_conv")
+    return fill(build(LightWeightRefineNet), "clf_conv")
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +121,15 @@ def normed(state, name, x):
 
 
 def resnet(state, x):
-    """ResNet-50 with the stride on the 3x3 convolution."""
+    """With the stride on the 3x3 convolution."""
     x = max_pool2d(
         normed(state, "bn1", conv2d(x, state["conv1.weight"], None, 2, 3)).relu(), 3, 2, 1
     )
     maps = []
-    for layer, blocks in enumerate((3, 4, 6, 3), 1):
-        for i in range(blocks):
+    for layer in (1, 2, 3, 4):
+        for i in itertools.takewhile(
+            lambda i, layer=layer: f"layer{layer}.{i}.conv1.weight" in state, itertools.count()
+        ):
             name, stride = f"layer{layer}.{i}", 2 if layer > 1 and i == 0 else 1
             y = normed(state, f"{name}.bn1", convolve(state, f"{name}.conv1", x)).relu()
             y = normed(state, f"{name}.bn2", convolve(state, f"{name}.conv2", y, stride)).relu()
@@ -181,22 +191,22 @@ def refinenet(state, x, light=False, variant="pool_conv", **upsampling):
 def test_definition(kind, options, definition, full, light):
     """And each switch makes a difference."""
     source = full if kind is RefineNet else light
-    model = kind(5, 50, channels=NARROW, **options).eval()
+    model = build(kind, **options).eval()
     model.load_state_dict(source.state_dict())
     x = random(1, 3, 75, 90)
     with torch.no_grad():
         found, usual = model.forward_low(x), source.forward_low(x)
         expected = refinenet(model.state_dict(), x, kind is LightWeightRefineNet, **definition)
     scale = float(expected.std())
-    assert 0.1 < scale < 10
+    assert 0.1 < scale < 100
     assert (found - expected).abs().max() < 1e-4 * scale
     if options:
-        assert (found - usual).abs().max() > 0.01 * scale
+        assert (found - usual).abs().max() > 1e-3 * scale
 
 
 def test_bicubic_is_matlabs():
     """Away from edges: Keys' kernel with a = -1/2 at half-pixel centres."""
-    model = RefineNet(2, 50, channels=(4, 4), upsampling="bicubic")
+    model = build(upsampling="bicubic")
     coarse = random(1, 4, 9, 9, dtype=torch.float64)
     got = model._add(torch.full((1, 4, 18, 18), 100.0, dtype=torch.float64), coarse) - 100
 
@@ -249,6 +259,11 @@ def test_definition_on_mobilenet(mobile):
     assert (found - expected).abs().max() < 1e-4 * expected.std()
 
 
+@pytest.mark.parametrize("name", ["full", "light", "mobile"])
+def test_dtypes_and_layouts(name, request):
+    check_dtypes(request.getfixturevalue(name))
+
+
 def test_twins(light, mobile):
     check_twins(light)
     check_twins(mobile)
@@ -258,7 +273,7 @@ def test_twins_of_the_full_one(full):
     check_twins(full)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(height=st.integers(33, 200), width=st.integers(33, 200))
 def test_sizes(mobile, height, width):
     check_size(mobile, (height, width), 4)
@@ -272,27 +287,27 @@ def test_sizes_of_larger_ones(full, light):
 
 @pytest.mark.parametrize("name", ["full", "mobile"])
 def test_graphs(name, request):
-    check_graphs(request.getfixturevalue(name), ((48, 64), (65, 90), (33, 200)))
+    check_graph(request.getfixturevalue(name))
 
 
 def test_dropout_and_frozen_statistics(full):
     """In training alone."""
     x = random(2, 3, 33, 40)
-    model = RefineNet(5, 50, channels=NARROW, frozen_norm=True)
+    model = build(frozen_norm=True)
     model.load_state_dict(full.state_dict())
     mean = model.bn1.running_mean.clone()
     model.train()
     assert model.do.training and model.do.p == 0.5 and not model.bn1.training
     assert not torch.equal(model(x), model(x))
     assert torch.equal(model.bn1.running_mean, mean)
-    still = RefineNet(5, 50, channels=NARROW, frozen_norm=True, dropout=0.0)
+    still = build(frozen_norm=True, dropout=0.0)
     still.load_state_dict(full.state_dict())
     with torch.no_grad():
         assert torch.equal(still.train()(x), full(x))
 
 
 def test_features_only(full):
-    model = RefineNet(5, 50, channels=NARROW, features_only=True).eval()
+    model = build(features_only=True).eval()
     assert "clf_conv.weight" not in model.state_dict()
     own = {k: v for k, v in full.state_dict().items() if not k.startswith("clf_conv")}
     model.load_state_dict(own)

@@ -101,6 +101,39 @@ PYDENSE_HD Row<T, Width> multiply_add(const Row<T, Width>& a, T factor, const Ro
   return multiply_add(a, Row<T, Width>::all(factor), sum);
 }
 
+// A row's values are summed in chunks of eight, which are kept in parts where the native vectors
+// are narrower.
+template <class T, int Piece>
+struct RowParts {
+  static constexpr int kChunk = Piece < 8 ? Piece : 8;
+  static constexpr int kLanes = kChunk > kNativeLanesOf<T> ? kNativeLanesOf<T> : kChunk;
+  static constexpr int kParts = kChunk / kLanes;
+  using Part = Vec<T, kLanes>;
+};
+
+// The sum of a row: chunks of eight in order, then halves of the chunk.
+template <class T, int Piece>
+PYDENSE_HD T row_sum(const T* row, int64_t width) {
+  using Parts = RowParts<T, Piece>;
+  using Part = typename Parts::Part;
+  constexpr int kLanes = Parts::kLanes;
+  Part sums[Parts::kParts];
+  for (int part = 0; part < Parts::kParts; ++part) {
+    sums[part] = load<Part>(row + part * kLanes);
+  }
+  for (int64_t c = Parts::kChunk; c < width; c += Parts::kChunk) {
+    for (int part = 0; part < Parts::kParts; ++part) {
+      sums[part] = sums[part] + load<Part>(row + c + part * kLanes);
+    }
+  }
+  for (int half = Parts::kParts / 2; half > 0; half /= 2) {
+    for (int part = 0; part < half; ++part) {
+      sums[part] = sums[part] + sums[part + half];
+    }
+  }
+  return lane_sum<kLanes>(sums[0]);
+}
+
 // Calls fn(IntConstant<piece>{}) for the pieces a row of `width` >= Least values is walked in: the
 // whole row up to 32 floats, 16 of a wider one; 8 doubles.
 template <class T, int Least, class Fn>

@@ -112,7 +112,7 @@ void MeanField<T>::make_rows() {
 // Small lattices side by side, each by one thread: waking threads for every axis would take longer.
 // Large ones one by one, so that each stays in the cache from its first axis to its last.
 template <class T>
-void MeanField<T>::filter_terms() {
+void MeanField<T>::filter_terms(bool reverse) {
   constexpr int64_t kLargeBytes = int64_t{4} << 20;
   int64_t bytes = 0;
   for (const PairwiseView<T>& view : views_) {
@@ -122,49 +122,71 @@ void MeanField<T>::filter_terms() {
   const auto count = static_cast<int64_t>(rows_.size());
   if (bytes <= kLargeBytes) {
     parallel_tasks(parallel_for_, count, [&](int64_t k) {
-      table.merge_and_blur(rows_[static_cast<size_t>(k)], false, serial_for);
+      table.merge_and_blur(rows_[static_cast<size_t>(k)], reverse, serial_for);
     });
     return;
   }
   for (const LatticeRows<T>& rows : rows_) {
-    table.merge_and_blur(rows, false, parallel_for_);
+    table.merge_and_blur(rows, reverse, parallel_for_);
   }
 }
 
 template <class T>
-void MeanField<T>::run(int iterations, LabelArray<const T> q, const MeanFieldResult<T>& result) {
+void MeanField<T>::run(int iterations, LabelArray<const T> q, const MeanFieldResult<T>& result,
+                       T* kept) {
   const int least = q.data == nullptr ? 0 : 1;
   PYDENSE_CHECK(iterations >= least, "mean_field: iterations must be at least ", least, ", got ",
                 iterations);
   const std::lock_guard<std::mutex> lock(mutex_);
+  iterate(iterations, q, &result, kept, iterations);
+}
+
+template <class T>
+void MeanField<T>::keep_distributions(int iterations, LabelArray<const T> q, T* kept) {
+  const std::lock_guard<std::mutex> lock(mutex_);
   if (iterations > 0) {
+    iterate(iterations - 1, q, nullptr, kept, iterations);
+  }
+}
+
+template <class T>
+void MeanField<T>::iterate(int last, LabelArray<const T> q, const MeanFieldResult<T>* result,
+                           T* kept, int num_kept) {
+  const bool given = q.data != nullptr;
+  if (last > 0) {
     make_rows();
   }
-  // Taking out a point's own share needs the Q that its message stems from; otherwise Q is not kept
-  // between the iterations.
-  MeanFieldResult<T> kept = result;
+  // Taking out a point's own share needs the Q that its message stems from; otherwise Q is not
+  // stored between the iterations.
+  MeanFieldResult<T> stored{};
   Buffer storage;
-  if (iterations > least && takes_self() && result.kind != MeanFieldOutput::kProbabilities) {
-    storage = buffer_of<T>(
-        checked_bytes(static_cast<size_t>(num_points()), static_cast<size_t>(num_labels_)));
-    kept = {MeanFieldOutput::kProbabilities, {storage.as<T>(), 1, num_labels_}, nullptr};
+  if (kept == nullptr) {
+    stored = *result;
+    if (last > (given ? 1 : 0) && takes_self() && result->kind != MeanFieldOutput::kProbabilities) {
+      storage = buffer_of<T>(
+          checked_bytes(static_cast<size_t>(num_points()), static_cast<size_t>(num_labels_)));
+      stored = {MeanFieldOutput::kProbabilities, {storage.as<T>(), 1, num_labels_}, nullptr};
+    }
   }
-  for (int i = 0; i <= iterations; ++i) {
-    const bool last = i == iterations;
+  for (int i = 0; i <= last; ++i) {
     PointPass<T> point_pass = pass();
     point_pass.q_in = q;
-    point_pass.compute = i > 0 || q.data == nullptr;
+    point_pass.compute = i > 0 || !given;
     point_pass.messages = i > 0;
-    point_pass.splat = !last;
-    if (last) {
-      point_pass.out = &result;
-    } else if (takes_self() && point_pass.compute) {
-      point_pass.out = &kept;
-      q = {kept.q.data, kept.q.label_stride, kept.q.point_stride};
+    point_pass.splat = i < last;
+    if (i < num_kept && kept != nullptr) {
+      point_pass.kept = kept + i * num_points() * width_;
+      q = {point_pass.kept, 1, width_};
+    }
+    if (i == last) {
+      point_pass.out = result;
+    } else if (kept == nullptr && takes_self() && point_pass.compute) {
+      point_pass.out = &stored;
+      q = {stored.q.data, stored.q.label_stride, stored.q.point_stride};
     }
     run_pass(point_pass);
-    if (!last) {
-      filter_terms();
+    if (i < last) {
+      filter_terms(false);
     }
   }
 }
@@ -182,7 +204,7 @@ void MeanField<T>::filter_distribution(LabelArray<const T> q) {
   load.q_in = q;
   load.splat = true;
   run_pass(load);
-  filter_terms();
+  filter_terms(false);
 }
 
 template <class T>

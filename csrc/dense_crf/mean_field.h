@@ -65,6 +65,7 @@ struct PointPass {
   bool compute;                   // Q from the unary and the messages, else Q is q_in
   bool messages;                  // add the messages of the terms' rows
   const MeanFieldResult<T>* out;  // null: Q is not stored
+  T* kept;                        // [pixels, width] Q for the backward pass, or null
   bool splat;                     // splat Q into the terms' rows
   FreeEnergy* free_energy;        // [bands] sums over q_in, or null
   BufferPool* workspace;
@@ -77,6 +78,21 @@ struct MeanFieldTable {
 };
 PYDENSE_DECLARE_CPU_TABLES(MeanFieldTable<float>, kMeanFieldTable)
 PYDENSE_DECLARE_CPU_TABLES(MeanFieldTable<double>, kMeanFieldTable64)
+
+// Derivatives of a result by everything it depends on. From G = dL/dQ_t follow
+//   dZ = Q_t (G - <G, Q_t>), the derivative by the logits of step t, added up for the unary, and
+//   dL/dQ_(t-1) = sum_k C_k^T P_k with P_k = K_k^T dZ, dL/dC_k = sum over points of P_k Q_(t-1)^T.
+template <class T>
+struct MeanFieldGradient {
+  int iterations;
+  LabelArray<const T> grad;    // of the result: probabilities or logits
+  LabelArray<const T> result;  // the probabilities; null where the result is logits
+  const T* kept;               // Q_0 to Q_(iterations - 1), [iterations, pixels, row_values()]
+  LabelArray<T> unary;         // dL/dunary
+  LabelArray<T> q;             // dL/dQ_0 where the field started from a given one, else null
+  T* steps;                    // dZ of steps 1 to iterations, in rows as `kept`, or null
+  T* const* compats;           // [terms] dL/dcompat in the shape of the compatibility
+};
 
 template <class T>
 class MeanField {
@@ -92,8 +108,17 @@ class MeanField {
   // compat: 1, L or L * L values by kind. The lattice's bytes have to outlive the field.
   void add_pairwise(const LatticeView<T>& lattice, Compatibility kind, const T* compat);
 
-  // From `q` or, where its data is null, from softmax(x). `q` may be the result itself.
-  void run(int iterations, LabelArray<const T> q, const MeanFieldResult<T>& result);
+  // From `q` or, where its data is null, from softmax(x). `q` may be the result itself. `kept`,
+  // where it is not null, gets Q_0 to Q_(iterations - 1) as rows [iterations, pixels,
+  // row_values()].
+  void run(int iterations, LabelArray<const T> q, const MeanFieldResult<T>& result,
+           T* kept = nullptr);
+  // Writes the same rows alone.
+  void keep_distributions(int iterations, LabelArray<const T> q, T* kept);
+  int row_values() const { return width_; }
+
+  // Derivatives of `run`, from what it kept.
+  void backward(const MeanFieldGradient<T>& gradient);
   FreeEnergy free_energy(LabelArray<const T> q);
 
  private:
@@ -102,11 +127,13 @@ class MeanField {
     Buffer rows;  // made when first needed
   };
 
+  void iterate(int last, LabelArray<const T> q, const MeanFieldResult<T>* result, T* kept,
+               int num_kept);
   PointPass<T> pass();
   void run_pass(PointPass<T> pass);
   bool takes_self() const;
   void make_rows();
-  void filter_terms();
+  void filter_terms(bool reverse);
   void filter_distribution(LabelArray<const T> q);  // leaves K Q in the terms' rows
 
   PointGrid grid_;

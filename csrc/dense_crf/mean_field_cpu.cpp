@@ -51,6 +51,10 @@ class BandPass {
     }
     for_each_run(points_, kBlock, [&](const Run& block) {
       finite = update(block) && finite;
+      if (pass_.kept != nullptr) {
+        std::memcpy(pass_.kept + block.pixel * width(), q_,
+                    static_cast<size_t>(block.count * width()) * sizeof(T));
+      }
       if (pass_.out != nullptr) {
         store_result(block);
       }
@@ -73,11 +77,8 @@ class BandPass {
 
  private:
   using PieceRow = Row<T, Piece>;
-  // A chunk's sums are kept in parts where the native vectors are narrower.
-  static constexpr int kChunk = Piece < 8 ? Piece : 8;
-  static constexpr int kLanes = kChunk > kNativeLanesOf<T> ? kNativeLanesOf<T> : kChunk;
-  static constexpr int kParts = kChunk / kLanes;
-  using Part = Vec<T, kLanes>;
+  static constexpr int kLanes = RowParts<T, Piece>::kLanes;
+  using Part = typename RowParts<T, Piece>::Part;
 
   PYDENSE_HD int64_t width() const { return Width > 0 ? Width : pass_.width; }
 
@@ -206,25 +207,6 @@ class BandPass {
     }
   }
 
-  // The sum of a row: chunks of eight in order, then halves of the chunk.
-  PYDENSE_HD T row_sum(const T* row) const {
-    Part sums[kParts];
-    for (int part = 0; part < kParts; ++part) {
-      sums[part] = load<Part>(row + part * kLanes);
-    }
-    for (int64_t c = kChunk; c < width(); c += kChunk) {
-      for (int part = 0; part < kParts; ++part) {
-        sums[part] = sums[part] + load<Part>(row + c + part * kLanes);
-      }
-    }
-    for (int half = kParts / 2; half > 0; half /= 2) {
-      for (int part = 0; part < half; ++part) {
-        sums[part] = sums[part] + sums[part + half];
-      }
-    }
-    return lane_sum<kLanes>(sums[0]);
-  }
-
   // q = softmax(logits) for the points of a block.
   PYDENSE_HD bool softmax(int count) const {
     T tops[kBlock];
@@ -247,7 +229,7 @@ class BandPass {
     T inverses[kBlock];
     bool finite = true;
     for (int i = 0; i < count; ++i) {
-      const T sum = row_sum(q_ + i * width());
+      const T sum = row_sum<T, Piece>(q_ + i * width(), width());
       inverses[i] = T{1} / sum;
       // The largest term is e^0; a NaN or infinity anywhere breaks one of the two.
       finite =

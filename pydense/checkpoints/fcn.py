@@ -63,6 +63,11 @@ FAMILIES = (
         ),
     ),
     Family(
+        ("FCNCRFasRNN",),
+        ("score_{p}", "upscore{p}", "crfrnn.{p}"),
+        (Format("sadeepj", extras=_filters(_FCN_FILTERS, "weight"), preprocessing=None),),
+    ),
+    Family(
         ("FCNAlexNet",),
         ("score_{p}", "upscore{p}"),
         (

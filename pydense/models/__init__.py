@@ -25,6 +25,7 @@ from .ademxapp import (
     wider_resnet38_a1,
     wider_resnet38_a2,
 )
+from .crf_as_rnn import FCNCRFasRNN, crf_as_rnn_vgg16
 from .deeplab_v2 import (
     DeepLabV2ResNet,
     DeepLabV2VGG,
@@ -58,6 +59,7 @@ from .hrnet import (
     HRNet,
     HRNetClassifier,
     HRNetOCR,
+    HRNetWidth,
     hrnet_ocr_w18,
     hrnet_ocr_w48,
     hrnet_w18,
@@ -96,11 +98,13 @@ __all__ = [
     "DeepLabV2VGG",
     "DeepLabV3",
     "FCNAlexNet",
+    "FCNCRFasRNN",
     "FCNResNet",
     "Frame",
     "HRNet",
     "HRNetClassifier",
     "HRNetOCR",
+    "HRNetWidth",
     "LightWeightRefineNet",
     "LightWeightRefineNetMobileNet",
     "PSPNet",
@@ -110,6 +114,7 @@ __all__ = [
     "UNet",
     "WiderResNet38",
     "average_logits",
+    "crf_as_rnn_vgg16",
     "deeplab_largefov_vgg16",
     "deeplab_v2_resnet101",
     "deeplab_v2_resnet101_crf",

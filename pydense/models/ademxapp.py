@@ -12,8 +12,9 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu, max_pool2d, pad
 
 from pydense.nn import AtrousConv2d
 from pydense.nn._operators import UsesOperators, use_operators
@@ -91,6 +92,18 @@ class IdentityResidualBlock(nn.Module):
         return out + (x if self.proj_conv is None else self.proj_conv(active))
 
 
+class _DilatedPool(nn.Module):
+    """Max pooling 3x3 of stride 1; torch's own pads by no more than half a window."""
+
+    def __init__(self, dilation: int) -> None:
+        super().__init__()
+        self.dilation = dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = self.dilation
+        return max_pool2d(pad(x, (d, d, d, d), value=-torch.inf), 3, 1, dilation=d)
+
+
 class _Trunk(nn.Module):
     """``mod1`` to ``mod7`` and ``bn_out``, as children of the network itself."""
 
@@ -129,11 +142,7 @@ class _Trunk(nn.Module):
             if way != "none":
                 reached, dilation = (2 * reached, dilation) if halves else (reached, 2 * dilation)
             if way == "p":
-                pool = (
-                    MaxPool(3, pool_padding, ceil_mode)
-                    if halves
-                    else nn.MaxPool2d(3, 1, previous, dilation=previous)
-                )
+                pool = MaxPool(3, pool_padding, ceil_mode) if halves else _DilatedPool(previous)
                 self.add_module(f"pool{level}", pool)
             first = previous if way == "s" and first_dilation == "previous" else dilation
             rows = OrderedDict[str, nn.Module]()

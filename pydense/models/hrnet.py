@@ -324,7 +324,8 @@ class ObjectAttention(nn.Module):
         key = self.f_object(regions).flatten(2)
         value = self.f_down(regions).flatten(2).transpose(1, 2)
         weights = (query @ key * self.key_channels**-0.5).softmax(-1)
-        context = (weights @ value).transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
+        # Channels last; beside contiguous pixels it becomes contiguous.
+        context = (weights @ value).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         out: Tensor = self.f_up(context)
         return out
 

@@ -15,6 +15,7 @@ from .chained_residual_pool import (
     ResidualConvUnit,
     UpsampleConcatConv1x1,
 )
+from .crf_as_rnn import CRFasRNN
 from .dense_crf import DenseCRF
 from .losses import OhemCrossEntropy, SegmentationLoss
 from .upsample import UpsampleCrop
@@ -24,6 +25,7 @@ __all__ = [
     "ASPPSum",
     "AtrousConv2d",
     "AtrousSeparableConv2d",
+    "CRFasRNN",
     "ChainedResidualPooling",
     "DenseCRF",
     "MultiResolutionFusion",

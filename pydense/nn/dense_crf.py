@@ -32,7 +32,8 @@ class DenseCRF(UsesOperators, nn.Module):
 
     The compatibilities are buffers of torch's default dtype: they move and change dtype with the
     module (``half()`` rounds them). They are not in the ``state_dict``: a network with this layer
-    loads checkpoints made without it. The layer has no parameters.
+    loads checkpoints made without it. The layer has no parameters; gradients flow through it to the
+    logits, the image and the features. :class:`CRFasRNN` is the one that is trained.
 
     Args:
         gaussian: ``dict(sxy=3, compat=3)``, or other values, or None for no such kernel.
@@ -55,8 +56,7 @@ class DenseCRF(UsesOperators, nn.Module):
     Raises:
         ValueError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         TypeError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
-        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
-            gradient yet.
+        NotImplementedError: Tensors that are not on the CPU.
 
     Example:
         >>> import torch

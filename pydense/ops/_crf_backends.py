@@ -14,11 +14,13 @@ from torch import Tensor
 
 from pydense import _library
 
+from ._crf_autograd import run_mean_field
 from ._crf_features import Model, lattices
 from ._exact import ExactKernel, apply_compat
 from ._gradient import register_missing_gradient
 from ._lattice_cache import is_eager
 from ._memory_format import suggested
+from .permutohedral import filter_with_gradient
 
 _library.load()
 
@@ -26,20 +28,34 @@ _library.load()
 MeanField = Callable[[int, Tensor | None, str], Tensor]
 
 
-def mean_field(model: Model) -> MeanField:
-    """Builds what iterating needs, once."""
+def mean_field(
+    model: Model, feature_gradient: str = "filter", recompute: bool = False
+) -> MeanField:
+    """Builds what iterating needs, once. The options say how lattices are differentiated."""
     if model.backend == "exact":
         return _exact_mean_field(model)
     built = lattices(model)
     compats = [kernel.compat for kernel in model.kernels]
+    tracked = [kernel.tracked for kernel in model.kernels]
 
     def run(iterations: int, q: Tensor | None, output: str) -> Tensor:
-        result: Tensor = torch.ops.pydense.dense_crf_mean_field(
-            model.unary, built, compats, iterations, model.energies, q, output
-        )
-        return result
+        return run_mean_field(
+            model.unary, built, compats, iterations, model.energies, q, output,
+            tracked, feature_gradient, recompute,
+        )  # fmt: skip
 
     return run
+
+
+def pairwise_message(model: Model, q: Tensor, feature_gradient: str = "filter") -> Tensor:
+    """Sum of C_k (K_k q), (B, L, H, W), as a function that autograd follows."""
+    if model.backend == "exact":
+        return _exact_message(model, _exact_kernels(model), q)
+    message = torch.zeros_like(q)
+    for kernel, lattice in zip(model.kernels, lattices(model), strict=True):
+        filtered = filter_with_gradient(q, lattice, kernel.tracked, False, feature_gradient)
+        message = message + apply_compat(kernel.compat, filtered.flatten(2)).view(q.shape)
+    return message
 
 
 def free_energy(model: Model, q: Tensor) -> Tensor:
@@ -63,8 +79,7 @@ def _exact_mean_field(model: Model) -> MeanField:
 
     def finish(z: Tensor, output: str) -> Tensor:
         z = z.contiguous(memory_format=layout)
-        result: Tensor = torch.ops.pydense.dense_crf_mean_field(z, [], [], 0, False, None, output)
-        return result
+        return run_mean_field(z, [], [], 0, False, None, output)
 
     def run(iterations: int, q: Tensor | None, output: str) -> Tensor:
         z = logits
@@ -90,7 +105,7 @@ def _exact_free_energy(model: Model, q: Tensor) -> Tensor:
 def _exact_kernels(model: Model) -> list[ExactKernel]:
     kernels = []
     for kernel in model.kernels:
-        features = kernel.features()
+        features = kernel.features() if kernel.tracked is None else kernel.tracked
         if is_eager(features) and not bool(features.isfinite().all()):
             raise ValueError("dense_crf: features must be finite, got NaN or inf among them")
         kernels.append(ExactKernel(features.flatten(2), model.normalization, model.self_term))

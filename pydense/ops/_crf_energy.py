@@ -191,7 +191,7 @@ def dense_crf_energy(
 
 
 def _parts(op: str, model: Model, q: Tensor) -> FreeEnergy:
-    parts = missing_gradient(op, free_energy(model, q), model.differentiable)
+    parts = missing_gradient(op, free_energy(model, q), model.tracked)
     return FreeEnergy(*parts.unbind(1))
 
 

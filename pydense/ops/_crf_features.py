@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import _crf_arguments as check
+from ._crf_autograd import needs_gradient
 from ._lattice_cache import LATTICES, is_eager
 from ._memory_format import suggested
 
@@ -28,6 +29,7 @@ class Kernel(NamedTuple):
     compat: Tensor  # (), (L,) or (L, L)
     features: Callable[[], Tensor]  # makes (B or 1, d, H, W) when asked: they need not stay
     sxy: tuple[float, ...] = ()  # of a Gaussian kernel, whose features nothing else decides
+    tracked: Tensor | None = None  # the features, where autograd follows what they are made of
 
 
 class Model(NamedTuple):
@@ -41,7 +43,11 @@ class Model(NamedTuple):
     backend: str
     spatial: tuple[int, ...]
     dtype: torch.dtype  # of the caller
-    differentiable: list[Tensor]  # inputs of the features
+
+    @property
+    def tracked(self) -> list[Tensor]:
+        """Features that autograd follows."""
+        return [kernel.tracked for kernel in self.kernels if kernel.tracked is not None]
 
 
 def make_model(
@@ -71,7 +77,6 @@ def make_model(
     wide = picture.to(check.compute_dtype(unary.dtype))
     like = wide.detach()
     kernels: list[Kernel] = []
-    differentiable: list[Tensor] = []
     points = unary.dim() == 3
     if image is not None:
         check.real(op, "image", image)
@@ -82,16 +87,17 @@ def make_model(
         kernels.append(_gaussian(op, gaussian, unary, like))
     if bilateral is not None:
         kernels.append(_bilateral(op, bilateral, unary, image, like))
-        differentiable += [image] if image is not None else []
     for index, item in enumerate(check.sequence(op, "features", features, "dicts")):
         name = f"features[{index}]"
         term = check.kernel(op, name, item, ("features", "compat"))
         tensor = check_features(op, f"{name}['features']", term["features"], "unary", unary)
         compat = check.compatibility(op, f"{name}['compat']", term["compat"], unary.shape[1], like)
-        kernels.append(Kernel(compat, partial(_given_features, tensor, like.dtype)))
-        differentiable.append(tensor)
+        tracked = as_picture(tensor.to(like.dtype)) if needs_gradient([tensor]) else None
+        kernels.append(
+            Kernel(compat, partial(_given_features, tensor, like.dtype), tracked=tracked)
+        )
     if unary_type == "probabilities":
-        wide = wide.log()
+        wide = _log(wide)
     if wide is not picture:  # new memory, which need not be in the order of the caller's
         wide = wide.contiguous(memory_format=suggested(picture))
     return Model(
@@ -103,7 +109,6 @@ def make_model(
         backend,
         tuple(unary.shape[2:]),
         unary.dtype,
-        differentiable,
     )
 
 
@@ -162,13 +167,40 @@ def _lattice(model: Model, kernel: Kernel) -> Tensor:
     return build()
 
 
+def _log(p: Tensor) -> Tensor:
+    """log, with a derivative of 0 instead of NaN where a label is forbidden."""
+    if not needs_gradient([p]):
+        return p.log()
+    zero = p == 0
+    return p.masked_fill(zero, 1).log().masked_fill(zero, -torch.inf)
+
+
+# Standard deviations, one per axis or channel: numbers, or a tensor that autograd may follow.
+_Sigmas = tuple[float, ...] | Tensor
+
+
+def _sigmas(op: str, name: str, value: Any, count: int, like: Tensor) -> _Sigmas:
+    if not isinstance(value, Tensor):
+        return check.scales(op, name, value, count)
+    tensor = check.real(op, name, value)
+    if tuple(tensor.shape) not in ((), (count,)):
+        raise ValueError(
+            f"{op}: {name} must be a number or {count} numbers, got shape {check.shape(tensor)}"
+        )
+    if is_eager(tensor) and not bool(((tensor > 0) & tensor.isfinite()).all()):
+        raise ValueError(f"{op}: {name} must be positive and finite, got {tensor.tolist()}")
+    return tensor.to(like).expand(count)
+
+
 def _gaussian(op: str, term: Any, unary: Tensor, like: Tensor) -> Kernel:
     check.kernel(op, "gaussian", term, ("sxy", "compat"))
     if unary.dim() == 3:
         raise ValueError(f"{op}: gaussian must be None for point sets: give features instead")
-    sxy = check.scales(op, "gaussian['sxy']", term["sxy"], unary.dim() - 2)
+    sxy = _sigmas(op, "gaussian['sxy']", term["sxy"], unary.dim() - 2, like)
     labels = unary.shape[1]
     compat = check.compatibility(op, "gaussian['compat']", term["compat"], labels, like)
+    if isinstance(sxy, Tensor):
+        return _tracking(compat, as_picture(_positions(unary.shape[2:], sxy).unsqueeze(0)))
     return Kernel(compat, partial(_gaussian_features, tuple(unary.shape[2:]), sxy, like), sxy)
 
 
@@ -178,16 +210,37 @@ def _bilateral(op: str, term: Any, unary: Tensor, image: Tensor | None, like: Te
         raise ValueError(f"{op}: bilateral must be None for point sets: give features instead")
     if image is None:
         raise ValueError(f"{op}: image must be given for a bilateral kernel, got None")
-    sxy = check.scales(op, "bilateral['sxy']", term["sxy"], unary.dim() - 2)
-    if len(sxy) + image.shape[1] > check.MAX_DIMS:
+    axes = unary.dim() - 2
+    sxy = _sigmas(op, "bilateral['sxy']", term["sxy"], axes, like)
+    if axes + image.shape[1] > check.MAX_DIMS:
         raise ValueError(
-            f"{op}: image must have at most {check.MAX_DIMS - len(sxy)} channels, "
-            f"got {image.shape[1]}"
+            f"{op}: image must have at most {check.MAX_DIMS - axes} channels, got {image.shape[1]}"
         )
-    srgb = check.scales(op, "bilateral['srgb']", term["srgb"], image.shape[1])
+    srgb = _sigmas(op, "bilateral['srgb']", term["srgb"], image.shape[1], like)
     labels = unary.shape[1]
     compat = check.compatibility(op, "bilateral['compat']", term["compat"], labels, like)
+    if needs_gradient([image]) or isinstance(sxy, Tensor) or isinstance(srgb, Tensor):
+        place, shade = (s if isinstance(s, Tensor) else like.new_tensor(s) for s in (sxy, srgb))
+        positions = _positions(unary.shape[2:], place).expand(image.shape[0], *[-1] * (axes + 1))
+        colours = image.to(like.dtype) / shade.view(-1, *[1] * axes)
+        return _tracking(compat, as_picture(torch.cat([positions, colours], 1)))
     return Kernel(compat, partial(_bilateral_features, image.detach(), sxy, srgb, like))
+
+
+def _tracking(compat: Tensor, features: Tensor) -> Kernel:
+    return Kernel(compat, features.detach, tracked=features if needs_gradient([features]) else None)
+
+
+def _positions(spatial: Sequence[int], sigmas: Tensor) -> Tensor:
+    """What ``write_positions`` writes, (d, *spatial), as a function of the standard deviations."""
+    rows = []
+    for row in range(len(spatial)):
+        axis = len(spatial) - 1 - row
+        steps = torch.arange(spatial[axis], dtype=sigmas.dtype, device=sigmas.device)
+        lying = [1] * len(spatial)
+        lying[axis] = spatial[axis]
+        rows.append((steps / sigmas[row]).view(lying).expand(*spatial))
+    return torch.stack(rows)
 
 
 def _gaussian_features(spatial: tuple[int, ...], sxy: tuple[float, ...], like: Tensor) -> Tensor:

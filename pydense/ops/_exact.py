@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from pydense import _library
 
 from . import _crf_arguments as check
-from ._gradient import register_missing_gradient
+from ._forward_ad import refuse_tangent
 
 _library.load()
 
@@ -65,11 +65,12 @@ def exact_gaussian_filter(
     Raises:
         ValueError: Shapes that do not fit, an unknown ``normalization``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
-            gradient yet.
+        NotImplementedError: Tensors that are not on the CPU.
 
     Memory: the result and, for a normalisation, n and one tensor like ``values``; up to about
-    1 MB per thread for d up to 32. Nothing is saved for backward.
+    1 MB per thread for d up to 32. Gradients of any order, by the values and the features; the
+    features are saved for backward, and the values where the features need a gradient, which takes
+    d + 1 times the channels.
 
     Example:
         Every point becomes the mean of its surroundings, near ones counting more:
@@ -151,8 +152,48 @@ def _fake(values: Tensor, features: Tensor, self_term: bool) -> Tensor:
     return values.new_empty(values.shape)
 
 
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, features, ctx.self_term = inputs
+    ctx.save_for_backward(values if ctx.needs_input_grad[1] else None, features)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """K is symmetric, so its transpose is itself. The derivative by the features is the true one.
+
+    It is a_i (K(b f) - f K b)_i, with a the gradient and b the values, and the same exchanged.
+    """
+    refuse_tangent("exact_gaussian_filter (backward)", "grad", grad)
+    values, features = ctx.saved_tensors
+    need_values, need_features, _ = ctx.needs_input_grad
+    grad_values = grad_features = None
+    if need_values and not need_features:
+        grad_values = torch.ops.pydense.exact_gaussian_filter(grad, features, ctx.self_term)
+    if need_features:
+        near = features - features[:, :, :1]  # differences alone count: keep what cancels small
+        one = _with_features(grad, features, near, ctx.self_term)
+        other = _with_features(values, features, near, ctx.self_term)
+        rows = []
+        for k in range(features.shape[1]):
+            f = near[:, k : k + 1]
+            pull = grad * (other[k + 1] - f * other[0]) + values * (one[k + 1] - f * one[0])
+            rows.append(pull.sum(1))
+        total = torch.stack(rows, 1)
+        grad_features = total.sum(0, keepdim=True) if features.shape[0] == 1 else total
+        grad_values = one[0] if need_values else None
+    return grad_values, grad_features, None
+
+
+def _with_features(
+    values: Tensor, features: Tensor, near: Tensor, self_term: bool
+) -> tuple[Tensor, ...]:
+    """K v, K(v f_1), K(v f_2), ..., all with one pass over the pairs of points."""
+    rows = [values, *[values * near[:, k : k + 1] for k in range(near.shape[1])]]
+    out: Tensor = torch.ops.pydense.exact_gaussian_filter(torch.cat(rows, 1), features, self_term)
+    return out.chunk(near.shape[1] + 1, 1)
+
+
 torch.library.register_fake("pydense::exact_gaussian_filter")(_fake)
-register_missing_gradient("exact_gaussian_filter")
+torch.library.register_autograd("pydense::exact_gaussian_filter", _backward, setup_context=_setup)
 
 
 @register_flop_formula(torch.ops.pydense.exact_gaussian_filter)

@@ -30,13 +30,17 @@ def _(op: str, grad: Tensor, shape: Sequence[int]) -> Tensor:
 def register_missing_gradient(name: str) -> None:
     """Give the operator ``pydense::name`` a backward that raises NotImplementedError.
 
+    It returns a tensor or a list of tensors.
+
     Saves the shapes of the inputs, no tensor.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.shapes = tuple(_shapes(value) for value in inputs)
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grads: Tensor | list[Tensor | None]) -> tuple[Any, ...]:
+        several = [grads] if isinstance(grads, Tensor) else grads
+        grad = next(one for one in several if one is not None)
         return tuple(
             _fail(name, grad, shape, needed)
             for shape, needed in zip(ctx.shapes, ctx.needs_input_grad, strict=True)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from . import _crf_arguments as check
 from ._crf_backends import mean_field
-from ._crf_features import Model, make_model
-from ._gradient import missing_gradient
+from ._crf_features import make_model
 
 
 def dense_crf(
@@ -27,6 +26,8 @@ def dense_crf(
     backend: str = "lattice",
     unary_type: str = "logits",
     output: str = "probabilities",
+    feature_gradient: str = "filter",
+    recompute: bool = False,
 ) -> Tensor:
     r"""Refine label scores with a fully connected CRF, by mean-field inference.
 
@@ -84,6 +85,21 @@ def dense_crf(
         unary_type: ``"logits"`` z, ``"energy"`` -z, or ``"probabilities"`` exp(z).
         output: ``"probabilities"`` Q_T; ``"logits"``, of which Q_T is the softmax (the argument of
             the last softmax above); ``"labels"``, the argmax of Q_T, ties to the lowest label.
+        feature_gradient: How a lattice is differentiated by its features, see below: ``"filter"``
+            or, for checks, ``"lattice"``.
+        recompute: Keep nothing of the iterations for backward and run them again there: a forward
+            pass more, for T times the memory of a marginal less.
+
+    **Gradients** reach ``unary``, every ``compat`` and, through the features, ``image``, the
+    tensors in ``features``, and ``sxy`` and ``srgb`` where those are tensors (of one value, or one
+    per axis or channel). Those of ``unary`` and ``compat`` are exact: the transposed lattice blurs
+    its axes in reversed order. By its features a lattice is continuous, but its own derivative
+    (``"lattice"``: what finite differences see; ``self_term=True`` only) is far from that of the
+    Gaussian kernel it stands for. ``"filter"`` has the derivative of the Gaussian, with sums over
+    all pairs made by the lattice:
+    :math:`\sum_j a_i b_j K_{ij} (f_j - f_i) = a_i\,(K (b f) - f\,K b)_i`, and through n. It takes
+    about 2 (d + 1) T filters of L channels. ``backend="exact"`` has the true gradient of all
+    arguments. Labels have no gradient; there is no second derivative on lattices.
 
     Returns:
         Probabilities and logits: shape, dtype and memory format of ``unary`` (channels_last is
@@ -100,8 +116,7 @@ def dense_crf(
             forbidden, features that are not finite or beyond the range of the lattice's integer
             coordinates, sigmas that are not positive and finite, an unknown word.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
-            gradient yet.
+        NotImplementedError: Tensors that are not on the CPU; in ``backward`` of ``backward``.
 
     Memory: a lattice of 6 to 8 (d + 1) bytes per point and up to 4 (d + 1) per vertex for every
     kernel and image (while it is built, as much again and features of 4 d bytes per point), for
@@ -109,7 +124,13 @@ def dense_crf(
     32), once for each band of up to 10,240 pixels that touches it, 40 L KB per thread, and the
     result; numbers take twice that in float64. Where the self term is taken out and the output is
     not probabilities, Q is kept beside it. The lattice of ``gaussian`` is kept for the next call,
-    see ``clear_lattice_cache``. Nothing is saved for backward.
+    see ``clear_lattice_cache``.
+
+    Saved for backward: the lattices, the result, and T marginals with rows of L rounded up as above
+    (4 T L bytes per point: 74 MB for 321 x 481, 21 labels, T = 5); with ``recompute`` the unary
+    instead of the marginals, which backward then makes again. Backward itself takes one more
+    marginal, T more where features need a gradient. ``backend="exact"`` saves what torch's autograd
+    keeps of every step, some six marginals, and does not heed ``recompute``.
 
     Source: P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian
     Edge Potentials*, NeurIPS 2011; A. Adams, J. Baek, M. A. Davis, *Fast High-Dimensional Filtering
@@ -135,6 +156,10 @@ def dense_crf(
     op = "dense_crf"
     steps = check.integer(op, "iterations", iterations, 0, check.MAX_ITERATIONS)
     check.choice(op, "output", output, ("probabilities", "logits", "labels"))
+    check.choice(op, "feature_gradient", feature_gradient, ("filter", "lattice"))
+    check.flag(op, "recompute", recompute)
+    if feature_gradient == "lattice" and not self_term:
+        raise ValueError(f"{op}: feature_gradient must be 'filter' with self_term=False")
     model = make_model(
         op,
         unary,
@@ -147,10 +172,10 @@ def dense_crf(
         backend=backend,
         unary_type=unary_type,
     )
-    result = mean_field(model)(steps, None, output)
+    result = mean_field(model, feature_gradient, recompute)(steps, None, output)
     if output == "labels":
         return result.view(unary.shape[0], *unary.shape[2:])
-    return _as_unary(op, result, unary, model)
+    return _as_unary(result, unary)
 
 
 def dense_crf_steps(
@@ -228,12 +253,11 @@ def dense_crf_steps(
         done = 0
         while iterations is None or done < iterations:
             q = update(1, q, "probabilities")
-            yield _as_unary(op, q, unary, model)
+            yield _as_unary(q, unary)
             done += 1
 
     return steps()
 
 
-def _as_unary(op: str, result: Tensor, unary: Tensor, model: Model) -> Tensor:
-    result = missing_gradient(op, result, model.differentiable)
+def _as_unary(result: Tensor, unary: Tensor) -> Tensor:
     return result.view(unary.shape).to(unary.dtype)

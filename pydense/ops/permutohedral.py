@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pydense import _library
 
 from . import _crf_arguments as check
+from ._crf_autograd import needs_gradient
 from ._crf_features import as_picture, check_features
-from ._gradient import missing_gradient, register_missing_gradient
+from ._forward_ad import refuse_tangent
 
 _library.load()
 
@@ -22,6 +25,7 @@ def permutohedral_filter(
     normalization: str | None = None,
     self_term: bool = True,
     reverse: bool = False,
+    feature_gradient: str = "filter",
 ) -> Tensor:
     r"""Filter ``values`` with a Gaussian kernel between all pairs of points.
 
@@ -47,6 +51,9 @@ def permutohedral_filter(
         self_term: False takes the weight of each point with itself out of K, and thereby out of n.
         reverse: Apply the transpose of :math:`\hat K` instead. The lattice's blur is not quite
             symmetric, so this is not the same filter.
+        feature_gradient: How backward differentiates by the features: ``"filter"`` or
+            ``"lattice"`` (with ``self_term=True`` only), see ``dense_crf``. The gradient of the
+            values is exact, and has gradients of its own.
 
     Returns:
         (N, C, *spatial), contiguous, of the dtype of ``values``. Bitwise the same from run to run
@@ -57,12 +64,13 @@ def permutohedral_filter(
         ValueError: Shapes that do not fit, an unknown ``normalization``, features that are not
             finite or beyond the range of the lattice's integer coordinates.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
-            gradient yet.
+        NotImplementedError: Tensors that are not on the CPU; in ``backward`` of the gradient of the
+            features.
 
     Memory: the lattice with 6 to 8 (d + 1) bytes per point (float64: 10 to 12) and as much per
     vertex, rows of 4 bytes per vertex and channel (float64: 8; at most 32 channels at a time), and
-    the result. Nothing is saved for backward.
+    the result. Saved for backward: the lattice and, where features need a gradient, those and the
+    values.
 
     Source: A. Adams, J. Baek, M. A. Davis, *Fast High-Dimensional Filtering Using the Permutohedral
     Lattice*, Eurographics 2010; spacing and blur as in pydensecrf.
@@ -84,14 +92,19 @@ def permutohedral_filter(
     check.choice(op, "normalization", normalization, check.NORMALIZATIONS)
     check.flag(op, "self_term", self_term)
     check.flag(op, "reverse", reverse)
+    check.choice(op, "feature_gradient", feature_gradient, ("filter", "lattice"))
+    if feature_gradient == "lattice" and not self_term:
+        raise ValueError(f"{op}: feature_gradient must be 'filter' with self_term=False")
     check.floating(op, "values", values)
     check_features(op, "features", features, "values", values)
     wide = values.to(check.compute_dtype(values.dtype))
     lattice = torch.ops.pydense.dense_crf_lattice(
         as_picture(features.detach().to(wide.dtype)), normalization or "none", self_term
     )
-    out = torch.ops.pydense.permutohedral_filter(as_picture(wide), lattice, reverse)
-    out = missing_gradient(op, out, [features])
+    values_picture, tracked = as_picture(wide), None
+    if needs_gradient([features]):
+        tracked = as_picture(features.to(wide.dtype))
+    out = filter_with_gradient(values_picture, lattice, tracked, reverse, feature_gradient)
     return out.view(values.shape).to(values.dtype)
 
 
@@ -111,4 +124,65 @@ def _fake_filter(values: Tensor, lattice: Tensor, reverse: bool) -> Tensor:
 
 torch.library.register_fake("pydense::dense_crf_lattice")(_fake_lattice)
 torch.library.register_fake("pydense::permutohedral_filter")(_fake_filter)
-register_missing_gradient("permutohedral_filter")
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, lattice, ctx.reverse = inputs
+    ctx.save_for_backward(lattice)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Linear in the values: backward is the transposed filter, whose backward is the filter."""
+    refuse_tangent("permutohedral_filter (backward)", "grad", grad)
+    (lattice,) = ctx.saved_tensors
+    return torch.ops.pydense.permutohedral_filter(grad, lattice, not ctx.reverse), None, None
+
+
+torch.library.register_autograd("pydense::permutohedral_filter", _backward, setup_context=_setup)
+
+
+def filter_with_gradient(
+    values: Tensor, lattice: Tensor, features: Tensor | None, reverse: bool, mode: str
+) -> Tensor:
+    """The filter on pictures, differentiable by the features too unless those are None."""
+    result: Tensor
+    if features is None:
+        result = torch.ops.pydense.permutohedral_filter(values, lattice, reverse)
+    else:
+        result = torch.ops.pydense.permutohedral_filter_of(values, lattice, features, reverse, mode)
+    return result
+
+
+@torch.library.custom_op("pydense::permutohedral_filter_of", mutates_args=())
+def _filter_of(
+    values: Tensor, lattice: Tensor, features: Tensor, reverse: bool, mode: str
+) -> Tensor:
+    result: Tensor = torch.ops.pydense.permutohedral_filter(values, lattice, reverse)
+    return result
+
+
+@_filter_of.register_fake
+def _(values: Tensor, lattice: Tensor, features: Tensor, reverse: bool, mode: str) -> Tensor:
+    return _fake_filter(values, lattice, reverse)
+
+
+def _setup_of(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, lattice, features, ctx.reverse, ctx.mode = inputs
+    ctx.save_for_backward(values, lattice, features)
+
+
+def _backward_of(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    refuse_tangent("permutohedral_filter (backward)", "grad", grad)
+    values, lattice, features = ctx.saved_tensors
+    grad_values = grad_features = None
+    if ctx.needs_input_grad[0]:
+        grad_values = torch.ops.pydense.permutohedral_filter(grad, lattice, not ctx.reverse)
+    if ctx.needs_input_grad[2]:
+        a, b = (values, grad) if ctx.reverse else (grad, values)
+        grad_features = torch.ops.pydense.dense_crf_feature_gradient(
+            features, lattice, a, b, None, ctx.mode
+        )
+    return grad_values, None, grad_features, None, None
+
+
+_filter_of.register_autograd(_backward_of, setup_context=_setup_of)
