@@ -203,6 +203,7 @@ BUILDS: dict[str, Callable[[], nn.Module]] = {
     "fcn32s": partial(models.FCN, 3, 32, fc_channels=8),
     "atonce": partial(models.FCN, 3, 8, True, fc_channels=8),
     "learned": partial(models.FCN, 3, 8, fc_channels=8, upsampling="learned"),
+    "crfrnn": partial(models.crf_as_rnn_vgg16, 3, fc_channels=8),
     "deeplab": partial(models.DeepLabV2ResNet, 3, 50, msc=False),
     "aspp": partial(models.DeepLabV2VGG, 3, "aspp"),
     "largefov": partial(models.DeepLabV2VGG, 3, "large_fov"),
@@ -220,6 +221,7 @@ PAIRS = [
     ("fcn16s", "wkentaro", ".pth"),
     ("fcn32s", "wkentaro", ".safetensors"),
     ("learned", "wkentaro", ""),
+    ("crfrnn", "sadeepj", ""),
     ("fcn8s", "caffe", ".caffemodel"),
     ("atonce", "caffe", ".caffemodel"),
     ("deeplab", "kazuto1011", ""),
@@ -257,7 +259,7 @@ def test_round_trip(family, format, suffix, tmp_path):
     assert all(key.endswith("num_batches_tracked") for key in report.kept)
     for key, value in other.state_dict().items():
         assert torch.equal(value, own[key]), key
-    if family in ("fcn16s", "fcn32s", "learned"):  # slow, and like fcn8s
+    if family in ("fcn16s", "fcn32s", "learned", "crfrnn", "atonce"):  # slow, and like fcn8s
         return
     x = torch.rand(1, 3, 33, 40, generator=torch.manual_seed(0))
     with torch.no_grad():
@@ -381,6 +383,15 @@ def test_caffe_statistics_and_copies():
     state["conv1_res05.0"][0] += 1
     with pytest.raises(CheckpointError, match=r"conv1_res05.0 differs from conv1.0"):
         checkpoints.load(other, state)
+
+
+def test_releases_of_hrnet():
+    model = BUILDS["hrnet"]()
+    state = checkpoints.convert(model, to_format="hrnet") | {"loss.criterion.weight": torch.ones(3)}
+    report = checkpoints.load(BUILDS["hrnet"](), state)
+    assert report.prefix == "model." and report.complete
+    assert report.dropped == [("loss.criterion.weight", "weights of the training loss")]
+    assert report.format == "hrnet" and report.equivalent == ()
 
 
 def test_beginning_from_classifiers():
