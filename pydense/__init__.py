@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import checkpoints as checkpoints
     from . import densecrf as densecrf
     from . import losses as losses
     from . import models as models
@@ -30,7 +31,7 @@ __all__ = [
     "set_num_threads",
 ]
 
-_SUBMODULES = ("densecrf", "losses", "models", "nn", "ops", "reference")
+_SUBMODULES = ("checkpoints", "densecrf", "losses", "models", "nn", "ops", "reference")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `pydense` command.
 
-`pydense refine` sharpens annotations against their photos, `pydense demo` shows it on a photo,
-`pydense info` tells how this installation is built. Exit codes: 0 success, 1 failure, 2 usage.
+`pydense refine` sharpens annotations against their photos, `pydense predict` labels pictures with a
+network, `pydense demo` shows the former on a photo, `pydense info` tells how this installation is
+built. Exit codes: 0 success, 1 failure, 2 usage.
 
 This module and the option lists import nothing heavy (no NumPy, Pillow, rich or torch), so that
 `pydense --help` is instant; the work is imported when a command runs.
@@ -17,10 +18,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import _demo, _info, _refine
+from . import _demo, _info, _predict, _refine
 from ._errors import CommandError, UsageError, printable, reason
 
-_COMMANDS = (_refine, _demo, _info)
+_COMMANDS = (_refine, _predict, _demo, _info)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(
         prog="pydense",
-        description="Dense per-pixel prediction: refine segmentations with a dense CRF.",
+        description="Dense per-pixel prediction: label pictures, refine labels with a dense CRF.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing checkpoint files; nothing in them is ever run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _caffe, _mxnet, _safetensors
+from ._errors import CheckpointError
+
+SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".caffemodel", ".params")
+_MAX_BYTES = 16 * 2**30
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "segmenter", "model", "net")
+_MXNET = (0x112).to_bytes(8, "little")
+_ABOUT = "pydense"
+_MAX_NAME = 4096
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint of pydense's own says of itself (in the metadata of a safetensors file).
+
+    Attributes:
+        model: A name of ``pydense.models.list_models()``.
+        options: Of its constructor: numbers, words, flags, and lists of these.
+        preprocessing: A name of ``pydense.checkpoints.PREPROCESSING``.
+        labels: Name of the label set, as ``pydense predict --labels`` takes it.
+    """
+
+    model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: str = ""
+    labels: str = ""
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], About]:
+    """Everything a checkpoint file holds, on the CPU.
+
+    PyTorch files (``weights_only=True``), safetensors, Caffe's ``.caffemodel`` (keys
+    ``layer.blob``) and MXNet's ``.params``. What training scripts wrap around the weights
+    (``{"state_dict": ...}``) is taken off; of a wrapper the other entries (optimizer, epoch) are no
+    weights.
+
+    Raises:
+        CheckpointError: A file that is missing, broken, of another kind, or that wants to run code.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as stream:
+            info = os.fstat(stream.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise CheckpointError(f"{name}: not a regular file")
+            if info.st_size > _MAX_BYTES:
+                raise CheckpointError(f"{name}: larger than {_MAX_BYTES >> 30} GiB")
+            start = stream.read(16)
+            if _is_torch(Path(name).suffix.lower(), start):
+                stream.seek(0)
+                return _unwrap(_read_torch(stream)), About()
+            data = memoryview(start + stream.read())
+    except OSError as error:
+        raise CheckpointError(f"{name}: {error.strerror or error}") from None
+    except CheckpointError as error:
+        text = str(error)
+        raise CheckpointError(text if text.startswith(name) else f"{name}: {text}") from None
+    try:
+        return _parse(Path(name).suffix.lower(), data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+
+
+def _is_torch(suffix: str, start: bytes) -> bool:
+    if suffix in (".safetensors", ".caffemodel", ".params"):
+        return False
+    return start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" or suffix in (".tar",)
+
+
+def _parse(suffix: str, data: memoryview) -> tuple[dict[str, Any], About]:
+    if suffix == ".caffemodel":
+        return dict(_caffe.parse(data)), About()
+    if suffix == ".params" or bytes(data[:8]) == _MXNET:
+        return dict(_mxnet.parse(data)), About()
+    if suffix == ".safetensors" or bytes(data[8:9]) == b"{":
+        tensors, texts = _safetensors.parse(data)
+        return dict(tensors), _about(texts)
+    raise CheckpointError("neither a PyTorch, a safetensors, a Caffe nor an MXNet file")
+
+
+def _read_torch(stream: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:  # broken bytes make the reader raise nearly anything
+        text = str(error)
+        if "Weights only load failed" in text or "Unsupported operand" in text:
+            # What torch says at length, with advice that must not be followed here.
+            reason = text.rpartition("WeightsUnpickler error: ")[2].split(". ")[0].split("\n")[0]
+            raise CheckpointError(
+                "holds more than tensors and plain values, which is never run "
+                f"(weights_only=True): {reason[:200]}"
+            ) from None
+        raise CheckpointError(
+            f"broken PyTorch file: {type(error).__name__}: {' '.join(text.split())[:200]}"
+        ) from None
+
+
+def _unwrap(found: Any) -> dict[str, Any]:
+    """The mapping that holds the tensors."""
+    for _ in range(4):
+        if not isinstance(found, Mapping):
+            break
+        if any(isinstance(value, Tensor) for value in found.values()):
+            break
+        inner = [found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)]
+        if not inner:
+            break
+        found = inner[0]
+    if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
+        raise CheckpointError(f"holds no weights by name, but {type(found).__name__}")
+    if not all(isinstance(key, str) and len(key) <= _MAX_NAME for key in found):
+        raise CheckpointError(f"holds names that are no texts of up to {_MAX_NAME} characters")
+    return dict(found)
+
+
+def _about(texts: Mapping[str, str]) -> About:
+    if _ABOUT not in texts:
+        return About()
+    try:
+        found = json.loads(texts[_ABOUT])
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"broken safetensors file: its metadata {_ABOUT!r} is no JSON object")
+    words = {key: found.get(key, "") for key in ("model", "preprocessing", "labels")}
+    options = found.get("options", {})
+    if not all(isinstance(word, str) for word in words.values()) or not isinstance(options, dict):
+        raise CheckpointError(f"broken safetensors file: its metadata {_ABOUT!r}")
+    if not all(_plain(value) for value in options.values()):
+        raise CheckpointError("broken safetensors file: options must be numbers, words and flags")
+    return About(**words, options=options)
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= 64 and all(isinstance(n, (int, float, str)) for n in value)
+    return value is None or isinstance(value, (int, float, str))
+
+
+def write(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: About | None = None
+) -> None:
+    """Write tensors as the path's suffix says; see :func:`read`.
+
+    The file appears whole or not at all.
+    """
+    suffix = Path(path).suffix.lower()
+    if about is not None and suffix != ".safetensors":
+        raise CheckpointError(f"about: only .safetensors files can hold it, got {suffix!r}")
+    if suffix == ".safetensors":
+        texts = {_ABOUT: json.dumps(asdict(about), sort_keys=True)} if about else None
+        raw = _safetensors.serialize(tensors, texts)
+    elif suffix == ".caffemodel":
+        raw = _caffe.serialize(tensors)
+    elif suffix == ".params":
+        raw = _mxnet.serialize(tensors)
+    elif suffix in SUFFIXES:
+        stream = io.BytesIO()
+        torch.save({key: value.detach().cpu().clone() for key, value in tensors.items()}, stream)
+        raw = stream.getvalue()
+    else:
+        raise CheckpointError(f"path must end in {', '.join(SUFFIXES)}, got {suffix!r}")
+    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(raw)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

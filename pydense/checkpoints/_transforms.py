@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to numbers between a file and a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ._errors import CheckpointError
+
+HOW = ("copy", "flipped", "flat", "scaled")
+"""``flipped``: of a transposed convolution of stride 1, a convolution with in- and outputs swapped
+and the kernel turned; ``flat``: of a fully connected layer, a convolution over its whole input;
+``scaled``: Caffe's batch normalisation holds sums, to be divided by blob 2."""
+
+
+def read(how: str, key: str, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    """A tensor of a file as the model has it; of another shape if it does not fit."""
+    value = tensors[key]
+    if how == "flipped" and value.dim() == 4:
+        return value.transpose(0, 1).flip(2, 3)
+    if how == "flat" and value.numel() == shape.numel() and value.shape[:1] == shape[:1]:
+        return value.reshape(shape)
+    if how == "scaled":
+        value = _divided(key, value, tensors)
+    # Old Caffe gives every blob four dimensions.
+    if value.dim() == 4 and len(shape) < 4 and set(value.shape[: 4 - len(shape)]) == {1}:
+        return value.reshape(value.shape[4 - len(shape) :])
+    return value
+
+
+def write(how: str, key: str, value: Tensor) -> dict[str, Tensor]:
+    """Entries of a file for a tensor of the model."""
+    if how == "flipped":
+        value = value.transpose(0, 1).flip(2, 3)
+    if how == "scaled":
+        return {key: value, _factor(key): torch.ones(1)}
+    return {key: value}
+
+
+def used(how: str, key: str) -> tuple[str, ...]:
+    """The entries of a file that a tensor of the model takes."""
+    return (key, _factor(key)) if how == "scaled" else (key,)
+
+
+def _factor(key: str) -> str:
+    return key.rpartition(".")[0] + ".2"
+
+
+def _divided(key: str, value: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    factor = tensors.get(_factor(key))
+    if factor is None:
+        return value
+    if factor.numel() != 1:
+        raise CheckpointError(f"{_factor(key)} must be one number, got {tuple(factor.shape)}")
+    # 0 before any training step, as Caffe reads it.
+    scale = float(factor)
+    return value / scale if scale else torch.zeros_like(value)
+
+
+def bilinear(channels: int, size: int, groups: int = 1) -> Tensor:
+    """The bilinear filter of a deconvolution, (channels, channels / groups, size, size)."""
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 else factor - 0.5
+    row = 1 - (torch.arange(size, dtype=torch.float64) - centre).abs() / factor
+    weight = torch.zeros(channels, channels // groups, size, size, dtype=torch.float64)
+    index = torch.arange(channels)
+    weight[index, index % (channels // groups)] = row[:, None] * row
+    return weight.float()

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FCN: wkentaro's PyTorch port, the authors' Caffe nets, DIGITS, torchvision's classifiers."""
+
+from ._rules import Extra, Family, Format, Rule
+
+# Name and size of the fixed deconvolutions, all that there are.
+_FILTERS = (("upscore2", 4), ("upscore_pool4", 4), ("upscore8", 16), ("upscore16", 32))
+_FCN_FILTERS = (*_FILTERS, ("upscore", 64))
+_CAFFE = (Rule("{p}.weight", "{p}.0"), Rule("{p}.bias", "{p}.1"))
+# VGG16's convolutions in torchvision's features.N.
+_VGG16 = {
+    f"conv{stage + 1}_{k + 1}": at
+    for stage, row in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)))
+    for k, at in enumerate(row)
+}
+_ALEXNET = {f"conv{k + 1}": at for k, at in enumerate((0, 3, 6, 8, 10))}
+
+
+def _filters(names: tuple[tuple[str, int], ...], suffix: str) -> tuple[Extra, ...]:
+    return tuple(Extra(f"{n}.{suffix}", "bilinear", module=n, size=size) for n, size in names)
+
+
+def _torchvision(convolutions: dict[str, int], linear: tuple[int, int]) -> Format:
+    return Format(
+        "torchvision-classifier",
+        (
+            *(Rule(f"{n}.{{p}}", f"features.{at}.{{p}}") for n, at in convolutions.items()),
+            *(
+                Rule(f"fc{k}.{{p}}", f"classifier.{at}.{{p}}", "flat")
+                for k, at in zip((6, 7), linear, strict=True)
+            ),
+        ),
+        (Extra("classifier.6.{p}", "unused", "scores of ImageNet's classes"),),
+        preprocessing="imagenet",
+        optional=("score_{p}", "upscore{p}"),
+        auto=False,
+    )
+
+
+FAMILIES = (
+    Family(
+        ("FCN",),
+        ("score_{p}", "upscore{p}"),
+        (
+            Format(
+                "wkentaro",
+                (),
+                _filters(_FCN_FILTERS, "weight"),
+                preprocessing="caffe-fcn",
+            ),
+            Format(
+                "caffe",
+                _CAFFE,
+                (
+                    *_filters(_FCN_FILTERS, "0"),
+                    Extra("scale_pool4.0", "constant", 0.01, "at_once", channels=512),
+                    Extra("scale_pool3.0", "constant", 0.0001, "at_once", channels=256),
+                ),
+                preprocessing="caffe-fcn",
+                suffix=".caffemodel",
+            ),
+            _torchvision(_VGG16, (0, 3)),
+        ),
+    ),
+    Family(
+        ("FCNCRFasRNN",),
+        ("score_{p}", "upscore{p}", "crfrnn.{p}"),
+        (Format("sadeepj", extras=_filters(_FCN_FILTERS, "weight"), preprocessing=None),),
+    ),
+    Family(
+        ("FCNAlexNet",),
+        ("score_{p}", "upscore{p}"),
+        (
+            Format(
+                "caffe",
+                _CAFFE,
+                _filters((("upscore", 63),), "0"),
+                preprocessing=None,  # the authors' net and DIGITS' differ
+                suffix=".caffemodel",
+            ),
+            _torchvision(_ALEXNET, (1, 4)),
+        ),
+    ),
+)
