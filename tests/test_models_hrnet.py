@@ -17,7 +17,7 @@ from torch.nn.functional import batch_norm, conv2d, interpolate
 
 from benchmarks._torchvision import segmentation_models
 from pydense.models import HRNet, HRNetClassifier, HRNetOCR, HRNetWidth, get_model
-from pydense.models.hrnet import HighResolutionModule
+from pydense.models._hrnet import HighResolutionModule
 
 SMALL = HRNetWidth(6, (1, 8), (1, 1, 1), 1)
 

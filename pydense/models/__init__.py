@@ -15,6 +15,8 @@ Every constructor takes ``reference=True`` for the network's twin in plain torch
 """
 
 from ._base import Frame, SegmentationModel, reference_twin
+from ._hrnet import HRNetWidth
+from ._net_surgery import transplant_fc_weights
 from ._registry import get_model, list_models, register_model
 from .ademxapp import (
     FCRN,
@@ -53,15 +55,10 @@ from .fcn import (
     fcn16s_vgg16,
     fcn32s_vgg16,
     fcn_alexnet,
-    transplant_fc_weights,
 )
 from .hrnet import (
     HRNet,
     HRNetClassifier,
-    HRNetOCR,
-    HRNetWidth,
-    hrnet_ocr_w18,
-    hrnet_ocr_w48,
     hrnet_w18,
     hrnet_w18_small_v1,
     hrnet_w18_small_v2,
@@ -69,6 +66,7 @@ from .hrnet import (
     hrnet_w40,
     hrnet_w48,
 )
+from .hrnet_ocr import HRNetOCR, hrnet_ocr_w18, hrnet_ocr_w48
 from .inference import average_logits, predict_labels
 from .lw_refinenet import (
     LightWeightRefineNet,

@@ -33,11 +33,11 @@ class ASPP(UsesOperators, nn.Module):
 
     The parameters and keys are those of ``torchvision.models.segmentation.deeplabv3.ASPP``, and so
     is what it computes. Where batch normalisation takes its statistics from its buffers
-    (``eval()``) and the map is on the CPU, branches are :func:`pydense.ops.aspp_concat` with batch
-    normalisation and ReLU at the end of each product; else the layers run one after the other,
-    the convolutions as :class:`AtrousConv2d`. They do, too, where a layer has hooks or was replaced
-    by one of another kind. In ``eval()`` it has no second derivatives: the operator raises; without
-    gradients, its layers keep their weights packed (:class:`AtrousConv2d`).
+    (``eval()``) and the map is on the CPU or CUDA, branches are :func:`pydense.ops.aspp_concat`
+    with batch normalisation and ReLU at the end of each product; else the layers run one after the
+    other, the convolutions as :class:`AtrousConv2d`. They do, too, where a layer has hooks or was
+    replaced by one of another kind. In ``eval()`` it has no second derivatives: the operator
+    raises; without gradients, its layers keep their weights packed (:class:`AtrousConv2d`).
 
     Args:
         in_channels: Of the input; 2048 behind a ResNet.
