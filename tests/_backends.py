@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch.library import Library
 
+from pydense.ops import clear_lattice_cache
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("cpu", "simt", "cuda")
 
@@ -79,6 +81,7 @@ def use(name: str, schedule: int = 2) -> Iterator[Backend]:
         return
     operators = simt_operators()
     torch.ops.pydense_simt._set_schedule(schedule)
+    clear_lattice_cache()  # lattices of the CPU kernels are of another form, on the same device
     library = Library("pydense", "IMPL")
     try:
         with warnings.catch_warnings():
@@ -88,3 +91,4 @@ def use(name: str, schedule: int = 2) -> Iterator[Backend]:
         yield Backend(name, torch.device("cpu"))
     finally:
         library._destroy()
+        clear_lattice_cache()

@@ -59,7 +59,8 @@ class DenseCRF(nn.Module):
     Raises:
         ValueError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         TypeError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
-        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), where
+            ``backend="exact"`` is for the CPU alone; later, in ``backward``: there is no
             gradient yet.
 
     Example:

@@ -57,7 +57,8 @@ def permutohedral_filter(
         ValueError: Shapes that do not fit, an unknown ``normalization``, features that are not
             finite or beyond the range of the lattice's integer coordinates.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``: there is no
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda); later, in
+            ``backward``: there is no
             gradient yet.
 
     Memory: the lattice with 6 to 8 (d + 1) bytes per point (float64: 10 to 12) and as much per
@@ -84,7 +85,7 @@ def permutohedral_filter(
     check.choice(op, "normalization", normalization, check.NORMALIZATIONS)
     check.flag(op, "self_term", self_term)
     check.flag(op, "reverse", reverse)
-    check.floating(op, "values", values)
+    check.floating(op, "values", values, devices=check.DEVICES)
     check_features(op, "features", features, "values", values)
     wide = values.to(check.compute_dtype(values.dtype))
     lattice = torch.ops.pydense.dense_crf_lattice(
