@@ -103,6 +103,39 @@ def _accumulate(layout: str = "") -> Calls:
     )
 
 
+CRF_BUILD = "1x5x321x481, bilateral 80, 13"
+CRF_KEYS = "1x9x321x481, keys of two words"
+CRF_FIELD = "1x21x321x481, bilateral 80, 13, 1 iteration"
+
+
+def _crf_features() -> Tensor:
+    """Of a picture with smooth colours and some noise, as the counted launch has."""
+    y, x = torch.meshgrid(torch.arange(321.0), torch.arange(481.0), indexing="ij")
+    noise = torch.rand(3, 321, 481, generator=torch.Generator().manual_seed(8))
+    colours = [100 + 40 * torch.sin(0.05 * (x + c * y)) + 12 * noise[c] - 6 for c in range(3)]
+    return torch.stack([x / 80, y / 80, *(c / 13 for c in colours)])[None].cuda()
+
+
+def _crf_lattice(wide: bool = False) -> Calls:
+    from pydense.ops import permutohedral_filter  # noqa: F401  (loads the operators)
+
+    features = _crf_features()
+    if wide:
+        features = torch.cat([features, 40 * features[:, :4]], 1)
+    return Calls(lambda: torch.ops.pydense.dense_crf_lattice(features, "symmetric", True))
+
+
+def _crf_field() -> Calls:
+    from pydense.ops import permutohedral_filter  # noqa: F401
+
+    op = torch.ops.pydense
+    lattice = op.dense_crf_lattice(_crf_features(), "symmetric", True)
+    unary = torch.randn(1, 21, 321, 481, device="cuda")
+    compat = torch.tensor(10.0, device="cuda")
+    arguments = (unary, [lattice], [compat], 1, False, None, "probabilities")
+    return Calls(lambda: op.dense_crf_mean_field(*arguments))
+
+
 def _pictures(*shape: int, dtype: torch.dtype, last: bool = False) -> Tensor:
     form = torch.channels_last if last else torch.contiguous_format
     return torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=form)
@@ -460,6 +493,28 @@ CASES: dict[str, Callable[[], Calls]] = {
     f"residual_sum_kernel|{POOL_NAME}, bfloat16, 5 addends": _residual_pool(
         torch.bfloat16, stages=4
     ),
+    f"lattice_blur_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_bounds_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_chunk_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_embed_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_heads_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_link_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_norm_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_number_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_plan_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_splat_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_splat_long_kernel|{CRF_BUILD}": _crf_lattice,
+    f"lattice_bounds_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
+    f"lattice_embed_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
+    f"lattice_gather_keys_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
+    f"lattice_heads_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
+    f"lattice_plan_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
+    f"lattice_blur_kernel|{CRF_FIELD}": _crf_field,
+    f"lattice_splat_kernel|{CRF_FIELD}": _crf_field,
+    f"lattice_splat_long_kernel|{CRF_FIELD}": _crf_field,
+    f"mean_field_update_kernel|{CRF_FIELD}": _crf_field,
+    f"rows_load_kernel|{CRF_FIELD}": _crf_field,
+    f"rows_store_kernel|{CRF_FIELD}": _crf_field,
     "selftest_kernel|2^26 floats": _selftest,
     "upsample_forward_kernel|16 x 21 x 65 x 65 to 513 x 513, float32": _upsample(
         (16, 21, 65, 65), (513, 513), torch.float32

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch.library import Library
 
+from pydense.ops import clear_lattice_cache
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("cpu", "simt", "cuda")
 
@@ -89,6 +91,7 @@ def use(name: str, schedule: int = 2, used: set[str] | None = None) -> Iterator[
         return
     operators = simt_operators()
     torch.ops.pydense_simt._set_schedule(schedule)
+    clear_lattice_cache()  # lattices of the CPU kernels are of another form, on the same device
     library = Library("pydense", "IMPL")
     try:
         with warnings.catch_warnings():
@@ -99,3 +102,4 @@ def use(name: str, schedule: int = 2, used: set[str] | None = None) -> Iterator[
         yield Backend(name, torch.device("cpu"))
     finally:
         library._destroy()
+        clear_lattice_cache()

@@ -20,8 +20,10 @@ from pydense.ops import (
     atrous_conv2d,
     atrous_separable_conv2d,
     chained_residual_pool,
+    dense_crf,
     fuse_sum_upsample,
     max_pool2d_same,
+    permutohedral_filter,
     upsample_accumulate,
     upsample_argmax,
     upsample_bilinear,
@@ -45,6 +47,7 @@ class Call:
         tolerance: Of the largest value, against float64, by dtype; 0 for equal bits.
         gradient: Whether ``run`` has one.
         images: Whether the first input is (N, C, H, W), so that memory formats apply.
+        graph: Whether a CUDA graph can capture it, once it has run.
         large: Makes an input of more than 2^31 elements on a device and checks the result.
     """
 
@@ -54,6 +57,7 @@ class Call:
     tolerance: Callable[[torch.dtype], float] = lambda dtype: 4 * torch.finfo(dtype).eps
     gradient: bool = True
     images: bool = True
+    graph: bool = True
     large: Callable[[torch.device], None] | None = None
 
 
@@ -279,6 +283,16 @@ def large_depthwise(device: torch.device) -> None:
     assert float(of_weight[-1].sum()) == 18 == float(of_weight.sum())
 
 
+def crf(x: Tensor, image: Tensor) -> Tensor:
+    """One iteration: with more, errors of 16-bit input grow with the steepness of the softmax."""
+    gaussian, bilateral = dict(sxy=3, compat=1), dict(sxy=8, srgb=30, compat=2)
+    return dense_crf(x, 40 * image, gaussian=gaussian, bilateral=bilateral, iterations=1)
+
+
+def filter_tolerance(dtype: torch.dtype) -> float:
+    return (4 if dtype.itemsize == 2 else 256) * torch.finfo(dtype).eps
+
+
 CALLS: dict[str, Call] = {
     "atrous_conv2d": Call(
         run=depthwise_map,
@@ -321,6 +335,26 @@ CALLS: dict[str, Call] = {
         ),
         tolerance=lambda dtype: 32 * torch.finfo(dtype).eps,
         images=False,  # the product is torch's, of other operands for another format
+    ),
+    "dense_crf": Call(
+        run=crf,
+        inputs=lambda: (normal(2, 5, 7, 16), normal(2, 3, 7, 16, seed=1)),
+        tolerance=filter_tolerance,
+        gradient=False,
+        graph=False,  # building a lattice waits for its size
+    ),
+    "dense_crf with a lattice from the cache": Call(
+        run=lambda x, compat: dense_crf(x, gaussian=dict(sxy=3, compat=compat)),
+        inputs=lambda: (normal(2, 5, 7, 16), normal(5).abs()),
+        tolerance=lambda dtype: 16 * filter_tolerance(dtype),
+        gradient=False,
+    ),
+    "permutohedral_filter": Call(
+        run=lambda x, f: permutohedral_filter(x, f, normalization="symmetric"),
+        inputs=lambda: (normal(2, 5, 7, 16), normal(2, 3, 7, 16, seed=1)),
+        tolerance=filter_tolerance,
+        gradient=False,
+        graph=False,
     ),
     "chained_residual_pool": Call(
         run=residual_pool,

@@ -132,6 +132,8 @@ def test_follows_a_side_stream(name):
 @every_call
 def test_captured_in_a_graph(name):
     call = CALLS[name]
+    if not call.graph:
+        pytest.skip("it waits for the GPU")
     inputs = inputs_of(call, torch.float32, "cuda")
     others = [x.flip(-1).contiguous() for x in inputs]
     with torch.no_grad():

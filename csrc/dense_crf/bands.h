@@ -14,6 +14,9 @@ namespace pydense {
 constexpr int64_t kBandPoints = 10240;  // at most
 constexpr int64_t kBandWidth = 128;     // pixels, at most, in pictures of several rows
 
+// As ceil_div, for both devices.
+PYDENSE_HD int64_t parts_of(int64_t all, int64_t part) { return (all + part - 1) / part; }
+
 struct PointGrid {
   int64_t height;  // 1 for points that have no order
   int64_t width;
@@ -40,13 +43,13 @@ class BandGrid {
       height_ = 1;
     }
     const int64_t most = height_ == 1 ? kBandPoints : kBandWidth;
-    const int64_t wanted = width_ < most ? 1 : ceil_div(width_, most);
+    const int64_t wanted = width_ < most ? 1 : parts_of(width_, most);
     // Whole blocks of points, so that only the last column of bands has shorter ones.
-    band_width_ = ceil_div(ceil_div(width_, wanted), 16) * 16;
-    columns_ = width_ < 1 ? 1 : ceil_div(width_, band_width_);
-    const int64_t rows = ceil_div(height_, kBandPoints / band_width_);
-    band_height_ = rows < 1 ? 1 : ceil_div(height_, rows);
-    rows_ = height_ < 1 ? 1 : ceil_div(height_, band_height_);
+    band_width_ = parts_of(parts_of(width_, wanted), 16) * 16;
+    columns_ = width_ < 1 ? 1 : parts_of(width_, band_width_);
+    const int64_t rows = parts_of(height_, kBandPoints / band_width_);
+    band_height_ = rows < 1 ? 1 : parts_of(height_, rows);
+    rows_ = height_ < 1 ? 1 : parts_of(height_, band_height_);
   }
 
   PYDENSE_HD int64_t count() const { return rows_ * columns_; }
@@ -79,7 +82,7 @@ struct Run {
 // Calls work(run) for runs of up to `size` pixels beside each other.
 template <class Work>
 PYDENSE_HD void for_each_run(const Band& band, int size, const Work& work) {
-  const int64_t around = band.stride - ceil_div(band.width, size) * size;  // to the next row
+  const int64_t around = band.stride - parts_of(band.width, size) * size;  // to the next row
   for (int64_t y = 0; y < band.height; ++y) {
     for (int64_t x = 0; x < band.width; x += size) {
       const int64_t left = band.width - x;

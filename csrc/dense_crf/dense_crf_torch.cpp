@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "dense_crf/pictures_torch.h"
+#include "dense_crf/schemas_torch.h"
 
 namespace pydense {
 namespace {
@@ -193,14 +194,12 @@ Tensor filter_op(const Tensor& values, const Tensor& lattice, bool reverse) {
 }  // namespace pydense
 
 PYDENSE_TORCH_SCHEMAS(m) {
-  m.def("dense_crf_lattice(Tensor features, str normalization, bool self_term) -> Tensor");
-  m.def(
-      "dense_crf_mean_field(Tensor unary, Tensor[] lattices, Tensor[] compats, int iterations, "
-      "bool energies, Tensor? q, str output) -> Tensor");
+  m.def(pydense::kLatticeSchema);
+  m.def(pydense::kMeanFieldSchema);
   m.def(
       "dense_crf_free_energy(Tensor unary, Tensor[] lattices, Tensor[] compats, bool energies, "
       "Tensor q) -> Tensor");
-  m.def("permutohedral_filter(Tensor values, Tensor lattice, bool reverse) -> Tensor");
+  m.def(pydense::kFilterSchema);
 }
 PYDENSE_TORCH_CPU(m) {
   m.impl("dense_crf_lattice", TORCH_BOX(&pydense::lattice_op));

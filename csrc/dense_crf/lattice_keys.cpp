@@ -4,14 +4,16 @@
 #include <algorithm>
 
 #include "common/check.h"
+#include "dense_crf/lattice_keys_math.h"
 
 namespace pydense {
-namespace {
 
-// Beyond this, float32 coordinates are too coarse to weigh the vertices of a simplex.
-constexpr double kMaxCoordinate = 1048576.0;
-
-}  // namespace
+void refuse_coordinate(double coordinate, int dims) {
+  throw_invalid_argument("permutohedral_lattice: features must be finite and within about ",
+                         static_cast<int>(kMaxLatticeCoordinate) / (dims + 1),
+                         " standard deviations of the origin, got a lattice coordinate of ",
+                         coordinate);
+}
 
 KeyLayout plan_keys(const LatticeBounds* bounds, int64_t bands, int dims) {
   KeyLayout layout{};
@@ -21,31 +23,26 @@ KeyLayout plan_keys(const LatticeBounds* bounds, int64_t bands, int dims) {
     double low = bounds[0].low[i];
     double high = bounds[0].high[i];
     for (int64_t b = 0; b < bands; ++b) {
-      // Written so that NaN fails.
-      PYDENSE_CHECK(bounds[b].low[i] >= -kMaxCoordinate && bounds[b].high[i] <= kMaxCoordinate,
-                    "permutohedral_lattice: features must be finite and within about ",
-                    static_cast<int>(kMaxCoordinate) / (dims + 1),
-                    " standard deviations of the origin, got a lattice coordinate of ",
-                    bounds[b].high[i] <= kMaxCoordinate ? bounds[b].low[i] : bounds[b].high[i]);
+      if (!coordinates_fit(bounds[b].low[i], bounds[b].high[i])) {
+        refuse_coordinate(
+            bounds[b].high[i] <= kMaxLatticeCoordinate ? bounds[b].low[i] : bounds[b].high[i],
+            dims);
+      }
       low = std::min(low, bounds[b].low[i]);
       high = std::max(high, bounds[b].high[i]);
     }
     if (i == dims) {
       break;  // the last coordinate follows from the others
     }
-    // A vertex of the simplex lies within 2 (d + 1) of the point, its neighbours within d more.
-    const int32_t margin = 3 * (dims + 1) + 1;
-    layout.minimum[i] = static_cast<int32_t>(low) - margin;
-    const auto range =
-        static_cast<uint32_t>(static_cast<int32_t>(high) + margin - layout.minimum[i]);
-    const int bits = 32 - __builtin_clz(range);
-    if (used + bits > 64) {
+    const CoordinateRange range = coordinate_range(low, high, dims);
+    layout.minimum[i] = range.minimum;
+    if (used + range.bits > 64) {
       ++word;
       used = 0;
     }
     layout.word[i] = word;
     layout.shift[i] = used;
-    used += bits;
+    used += range.bits;
   }
   layout.words = word + 1;
   return layout;

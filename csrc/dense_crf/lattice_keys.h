@@ -29,6 +29,9 @@ struct KeyLayout {
 // Throws std::invalid_argument where a coordinate is not finite or does not fit.
 KeyLayout plan_keys(const LatticeBounds* bounds, int64_t bands, int dims);
 
+// Throws that error.
+[[noreturn]] void refuse_coordinate(double coordinate, int dims);
+
 // Rows are numbered in 32 bits.
 void check_row_count(int64_t rows);
 

@@ -192,14 +192,9 @@ void self_weights(const LatticeView<T>& view, const Numbering& n, const LatticeL
 template <class T>
 void normalize(const LatticeOptions& options, int64_t begin, int64_t end, T alpha, const T* mass,
                T* norm, T* self) {
-  // Keeps 1 / norm finite where the lattice lost all mass around a point. Without its own share an
-  // isolated point has a mass that is rounding error alone: it counts as a small part of the whole.
-  constexpr T kFloor = static_cast<T>(1e-20);
-  constexpr T kRest = static_cast<T>(1e-3);
   const bool symmetric = options.normalization == Normalization::kSymmetric;
   for (int64_t p = begin; p < end && norm != nullptr; ++p) {
-    const T rest = self == nullptr ? mass[p] : std::max(mass[p] - self[p], kRest * mass[p]);
-    norm[p] = alpha / (alpha * rest + kFloor);
+    norm[p] = normalizing_factor(mass[p], self == nullptr ? nullptr : self + p, alpha);
   }
   for (int64_t p = begin; p < end && self != nullptr; ++p) {
     self[p] *= norm == nullptr ? alpha : norm[p];

@@ -37,6 +37,23 @@ inline T lattice_alpha(int dims) {
   return T{1} / (T{1} + std::ldexp(T{1}, -dims));
 }
 
+// From mass = (K 1)_i, and what of it is left when the point's own share is taken out where that is
+// to be, to the factor that normalises the filter.
+template <class T>
+PYDENSE_HD T normalizing_factor(T mass, const T* self, T alpha) {
+  // Keeps 1 / norm finite where the lattice lost all mass around a point. Without its own share an
+  // isolated point has a mass that is rounding error alone: it counts as a small part of the whole.
+  constexpr T kFloor = static_cast<T>(1e-20);
+  constexpr T kRest = static_cast<T>(1e-3);
+  T rest = mass;
+  if (self != nullptr) {
+    const T least = kRest * mass;
+    rest = mass - *self;
+    rest = rest < least ? least : rest;
+  }
+  return alpha / (alpha * rest + kFloor);
+}
+
 template <class T, class F>
 PYDENSE_HD void elevate(const F* feature /* [d] */, const T* scale /* [d] */, int dims,
                         F* e /* [d + 1] */) {

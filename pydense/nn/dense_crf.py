@@ -56,7 +56,8 @@ class DenseCRF(UsesOperators, nn.Module):
     Raises:
         ValueError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         TypeError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
-        NotImplementedError: Tensors that are not on the CPU.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), where
+            ``backend="exact"`` and gradients are for the CPU alone.
 
     Example:
         >>> import torch

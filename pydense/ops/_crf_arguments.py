@@ -99,6 +99,7 @@ def any_tensor(op: str, name: str, value: object) -> Tensor:
     return value
 
 
+DEVICES = ("cpu", "cuda")  # of what has kernels for both
 _DEVICES = {"cpu": "the CPU", "cuda": "a GPU (cuda)"}
 
 
@@ -167,7 +168,7 @@ def any_compatibility(op: str, name: str, value: Any) -> Tensor:
     """A compatibility for labels not known yet, in torch's default dtype."""
     dtype = torch.get_default_dtype()
     if isinstance(value, Tensor):
-        tensor = real(op, name, value).detach().to(dtype, copy=True)
+        tensor = real(op, name, value, DEVICES).detach().to(dtype, copy=True)
     else:
         tensor = _tensor(op, name, value, dtype)
     if tensor.dim() > 2 or len(set(tensor.shape)) > 1 or tensor.numel() == 0:
@@ -180,7 +181,7 @@ def any_compatibility(op: str, name: str, value: Any) -> Tensor:
 def compatibility(op: str, name: str, value: Any, labels: int, like: Tensor) -> Tensor:
     """The label compatibility as a (), (L,) or (L, L) tensor of the dtype of ``like``."""
     if isinstance(value, Tensor):
-        tensor = real(op, name, value).to(like.dtype)
+        tensor = real(op, name, value, (like.device.type,)).to(like.dtype)
     else:
         tensor = _tensor(op, name, value, like.dtype, like.device)
     if tuple(tensor.shape) not in ((), (labels,), (labels, labels)):

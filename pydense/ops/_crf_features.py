@@ -62,13 +62,18 @@ def make_model(
     self_term: bool,
     backend: str,
     unary_type: str,
+    devices: Sequence[str] = ("cpu",),
 ) -> Model:
-    """Check the arguments that all dense CRF functions share, and build the features."""
+    """Check the arguments that all dense CRF functions share, and build the features.
+
+    ``devices`` are those that the function has kernels for with lattices.
+    """
     check.choice(op, "normalization", normalization, check.NORMALIZATIONS)
     check.choice(op, "backend", backend, check.BACKENDS)
     check.choice(op, "unary_type", unary_type, ("logits", "probabilities", "energy"))
     check.flag(op, "self_term", self_term)
-    check.floating(op, "unary", unary)
+    check.floating(op, "unary", unary, devices=devices if backend == "lattice" else ("cpu",))
+    place = (unary.device.type,)
     if unary.shape[1] > check.MAX_LABELS:
         raise ValueError(
             f"{op}: unary must have at most {check.MAX_LABELS} labels, got {unary.shape[1]}"
@@ -79,7 +84,7 @@ def make_model(
     kernels: list[Kernel] = []
     points = unary.dim() == 3
     if image is not None:
-        check.real(op, "image", image)
+        check.real(op, "image", image, place)
         if points:
             raise ValueError(f"{op}: image must be None for point sets: give features instead")
         check.like_unary(op, "image", image, "unary", unary)
@@ -114,7 +119,7 @@ def make_model(
 
 def check_features(op: str, name: str, value: object, other_name: str, other: Tensor) -> Tensor:
     """A tensor of features (N or 1, d, *spatial) that fits ``other``."""
-    tensor = check.real(op, name, value)
+    tensor = check.real(op, name, value, (other.device.type,))
     check.like_unary(op, name, tensor, other_name, other)
     if tensor.shape[1] > check.MAX_DIMS:
         raise ValueError(

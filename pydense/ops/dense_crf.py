@@ -116,7 +116,15 @@ def dense_crf(
             forbidden, features that are not finite or beyond the range of the lattice's integer
             coordinates, sigmas that are not positive and finite, an unknown word.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; in ``backward`` of ``backward``.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), or with
+            ``backend="exact"`` not on the CPU; in ``backward`` of ``backward``, and in ``backward``
+            of tensors on a GPU.
+
+    On a GPU, the lattice has the simplices and weights of the CPU's, bit for bit, and results agree
+    to rounding. Building a lattice waits for the GPU once (twice where coordinates do not fit 64
+    bits); iterating never does and can be captured in a CUDA graph. So numbers are not looked at
+    there: a point with NaN, +inf or nothing but -inf is not an error but gets NaN, or the label -1,
+    and so do points that it reaches.
 
     Memory: a lattice of 6 to 8 (d + 1) bytes per point and up to 4 (d + 1) per vertex for every
     kernel and image (while it is built, as much again and features of 4 d bytes per point), for
@@ -124,7 +132,10 @@ def dense_crf(
     32), once for each band of up to 10,240 pixels that touches it, 40 L KB per thread, and the
     result; numbers take twice that in float64. Where the self term is taken out and the output is
     not probabilities, Q is kept beside it. The lattice of ``gaussian`` is kept for the next call,
-    see ``clear_lattice_cache``.
+    see ``clear_lattice_cache``. On a GPU: lattices of 16 (d + 1) bytes per point and 8 (d + 1) + 12
+    per vertex; while iterating two arrays of the unary's size, labels padded to a multiple of 8 (a
+    third for matrices, a fourth above 128 labels or 4 kernels), and two rows per vertex and one per
+    64 corners and vertex.
 
     Saved for backward: the lattices, the result, and T marginals with rows of L rounded up as above
     (4 T L bytes per point: 74 MB for 321 x 481, 21 labels, T = 5); with ``recompute`` the unary
@@ -171,6 +182,7 @@ def dense_crf(
         self_term=self_term,
         backend=backend,
         unary_type=unary_type,
+        devices=check.DEVICES,
     )
     result = mean_field(model, feature_gradient, recompute)(steps, None, output)
     if output == "labels":
@@ -245,6 +257,7 @@ def dense_crf_steps(
         self_term=self_term,
         backend=backend,
         unary_type=unary_type,
+        devices=check.DEVICES,
     )
     update = mean_field(model)
 

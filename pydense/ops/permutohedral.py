@@ -14,6 +14,7 @@ from . import _crf_arguments as check
 from ._crf_autograd import needs_gradient
 from ._crf_features import as_picture, check_features
 from ._forward_ad import refuse_tangent
+from ._gradient import missing_gradient
 
 _library.load()
 
@@ -64,8 +65,9 @@ def permutohedral_filter(
         ValueError: Shapes that do not fit, an unknown ``normalization``, features that are not
             finite or beyond the range of the lattice's integer coordinates.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU; in ``backward`` of the gradient of the
-            features.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda); in
+            ``backward`` of the gradient of the features, and in ``backward`` by features that are
+            on a GPU.
 
     Memory: the lattice with 6 to 8 (d + 1) bytes per point (float64: 10 to 12) and as much per
     vertex, rows of 4 bytes per vertex and channel (float64: 8; at most 32 channels at a time), and
@@ -95,16 +97,18 @@ def permutohedral_filter(
     check.choice(op, "feature_gradient", feature_gradient, ("filter", "lattice"))
     if feature_gradient == "lattice" and not self_term:
         raise ValueError(f"{op}: feature_gradient must be 'filter' with self_term=False")
-    check.floating(op, "values", values)
+    check.floating(op, "values", values, devices=check.DEVICES)
     check_features(op, "features", features, "values", values)
     wide = values.to(check.compute_dtype(values.dtype))
     lattice = torch.ops.pydense.dense_crf_lattice(
         as_picture(features.detach().to(wide.dtype)), normalization or "none", self_term
     )
     values_picture, tracked = as_picture(wide), None
-    if needs_gradient([features]):
+    if needs_gradient([features]) and features.device.type == "cpu":
         tracked = as_picture(features.to(wide.dtype))
     out = filter_with_gradient(values_picture, lattice, tracked, reverse, feature_gradient)
+    if tracked is None:
+        out = missing_gradient(op, out, [features])
     return out.view(values.shape).to(values.dtype)
 
 
