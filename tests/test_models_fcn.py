@@ -211,7 +211,8 @@ class TestTransplant:
         assert set(fine.state_dict()) - set(keys) == {"score_pool4.weight", "score_pool4.bias"}
         x = 20 * picture(1, 3, 40, 50)
         with torch.no_grad():  # the score of pool4 is zero at first
-            assert fine.eval()(x).std() == pytest.approx(float(coarse(x).std()), rel=0.2)
+            maps = torch.stack([model.eval()(x).flatten() for model in (fine, coarse)])
+        assert torch.corrcoef(maps)[0, 1] > 0.95  # upsampled in two steps, and in one
 
     def test_refuses_what_does_not_fit(self):
         model = FCN(2, 32, fc_channels=6)

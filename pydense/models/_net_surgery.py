@@ -22,7 +22,7 @@ def transplant_fc_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     convolutions in their order, the first two linear layers of ``classifier`` ``fc6`` and ``fc7``
     (their input is RGB of another scale).
 
-    For a 16s net from a 32s net, or an 8s from a 16s, it is the same function.
+    A 16s net from a 32s net, or an 8s from a 16s, begins as its function, upsampled in more steps.
 
     Args:
         model: :class:`FCN`, :class:`FCNAlexNet`, or any with Caffe's names.
