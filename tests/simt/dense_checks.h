@@ -5,40 +5,23 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <type_traits>
+#include <vector>
 
 #include "atrous_conv/dense_cuda.h"
 #include "driver.h"
+#include "float_types.h"
 
 namespace dense_checks {
 
 using pydense::DenseConvArgs;
 using pydense::DenseConvShape;
 using pydense::FloatType;
+using simt::kEpsilon;
+using simt::kFloatType;
+using simt::rounded;
+using simt::value;
 
 constexpr const char* kOp = "test";
-
-template <class T>
-constexpr FloatType kFloatType = FloatType::kFloat32;
-template <>
-inline constexpr FloatType kFloatType<__nv_bfloat16> = FloatType::kBFloat16;
-template <>
-inline constexpr FloatType kFloatType<__half> = FloatType::kFloat16;
-
-// Of what is stored, and of what is multiplied: TF32 has the mantissa of float16.
-template <class T>
-constexpr double kEpsilon = sizeof(T) == 4              ? 0x1p-23
-                            : std::is_same_v<T, __half> ? 0x1p-10
-                                                        : 0x1p-7;
-
-template <class T>
-double value(T x) {
-  return static_cast<double>(pydense::to_accumulate(x));
-}
-template <class T>
-T rounded(double x) {
-  return pydense::from_accumulate<T>(static_cast<float>(x));
-}
 
 // Numbers that TF32 holds, so that products are exact in every type.
 template <class T>
