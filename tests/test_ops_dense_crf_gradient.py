@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from _crf_gradients import KERNELS, KINDS, check, gradients, variable
 from _ops import (
     CHANNELS_LAST,
     NORMALIZATIONS,
@@ -20,25 +21,9 @@ from _ops import (
 from _ops import one_thread as one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.autograd import forward_ad, gradcheck
-from torch.export import Dim, export
-from torch.library import opcheck
 
 from pydense import reference
-from pydense.nn import DenseCRF
 from pydense.ops import dense_crf, dense_crf_steps, exact_gaussian_filter, permutohedral_filter
-
-OPS = torch.ops.pydense
-KINDS = ("potts", "diagonal", "matrix")
-KERNELS = {"gaussian": {"sxy": 3, "compat": 3}, "bilateral": {"sxy": 40, "srgb": 13, "compat": 10}}
-
-
-def variable(x, dtype=torch.float64):
-    return torch.as_tensor(x).detach().to(dtype).clone().requires_grad_()
-
-
-def check(function, *inputs, eps=1e-5, atol=1e-7):
-    assert gradcheck(function, inputs, eps=eps, atol=atol, rtol=1e-5)
 
 
 class TestGradcheck:
@@ -170,24 +155,6 @@ def test_adjoint_identity(normalization, self_term):
     assert float((forward - back).abs().detach()) < 1e-9 * max(1.0, float(forward.detach().abs()))
     wrong = permutohedral_filter(other, features, **options)  # the blur is not symmetric
     assert not torch.allclose(transposed, wrong, rtol=1e-4)
-
-
-def gradients(logits, image, dtype, crf=dense_crf, **options):
-    """By logits and compatibilities of every form, of a loss with random weights."""
-    inputs = [variable(logits, dtype)]
-    inputs += [variable(compats(kind, logits.shape[1], 0.3), dtype) for kind in KINDS]
-    features = [{"features": random(1, 3, *logits.shape[2:], seed=5), "compat": inputs[3]}]
-    out = crf(
-        inputs[0],
-        image,
-        gaussian={"sxy": 3, "compat": inputs[1]},
-        bilateral={"sxy": 10, "srgb": 20, "compat": inputs[2]},
-        features=features,
-        iterations=4,
-        **options,
-    )
-    weights = random(*out.shape, seed=3).to(out.dtype)
-    return torch.autograd.grad((out * weights).sum(), inputs)
 
 
 @pytest.mark.parametrize("labels", [1, 2, 3, 21, 40])
@@ -378,130 +345,3 @@ def test_forbidden_labels_and_nan():
     bad[0, 0, 2, 2] = torch.nan
     out = dense_crf(x, gaussian=KERNELS["gaussian"], iterations=1)
     assert torch.autograd.grad(out, x, bad)[0].isnan().any()
-
-
-class TestTorch:
-    def test_opcheck(self):
-        unary = random(2, 4, 6, 7).requires_grad_()
-        features = random(2, 5, 6, 7).requires_grad_()
-        lattice = OPS.dense_crf_lattice(features.detach(), "symmetric", True)
-        compat = torch.eye(4).requires_grad_()
-        single = torch.tensor(3.0, requires_grad=True)
-        q = random(2, 4, 6, 7).softmax(1).requires_grad_()
-        nothing = torch.empty(0)
-        last = unary.detach().to(memory_format=torch.channels_last).requires_grad_()
-        for x, start, output, recompute in (
-            (unary, None, "probabilities", False),
-            (last, q, "logits", True),
-        ):
-            opcheck(
-                OPS.dense_crf_mean_field_training.default,
-                (
-                    x, [lattice, lattice], [compat, single], [features, nothing], 2, True, start,
-                    output, "filter", recompute,
-                ),
-            )  # fmt: skip
-        opcheck(OPS.dense_crf_feature_gradient.default, (
-            features.detach(), lattice, unary.detach(), q.detach(), None, "filter",
-        ))  # fmt: skip
-        opcheck(OPS.permutohedral_filter.default, (unary, lattice, False))
-        opcheck(OPS.permutohedral_filter_of.default, (unary, lattice, features, True, "filter"))
-        arguments = random(2, 3, 8).requires_grad_(), random(1, 2, 8).requires_grad_(), True
-        opcheck(OPS.exact_gaussian_filter.default, arguments)
-
-    @pytest.mark.parametrize("backend", ["lattice", "exact"])
-    def test_compile(self, backend):
-        image = picture(1, 3, 6, 7)
-
-        def loss(logits, compat, sxy):
-            gaussian = {"sxy": sxy, "compat": compat}
-            kernels = {"gaussian": gaussian, "bilateral": KERNELS["bilateral"]}
-            return dense_crf(logits, image, **kernels, iterations=2, backend=backend).square().sum()
-
-        inputs = [random(1, 3, 6, 7), torch.eye(3), torch.tensor(2.3)]
-        inputs = [x.requires_grad_() for x in inputs]
-        eager = torch.autograd.grad(loss(*inputs), inputs)
-        torch._dynamo.reset()
-        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-        for own, expected in zip(
-            torch.autograd.grad(compiled(*inputs), inputs), eager, strict=True
-        ):
-            torch.testing.assert_close(own, expected)
-
-    def test_export_keeps_nothing_for_backward(self):
-        class Net(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layer, self.crf = torch.nn.Conv2d(3, 4, 1), DenseCRF(iterations=3)
-
-            def forward(self, image):
-                return self.crf(self.layer(image), image)
-
-        net = Net()
-        sizes = {0: Dim("n"), 2: Dim("h"), 3: Dim("w")}
-        program = export(net, (picture(2, 3, 6, 7).float(),), dynamic_shapes=(sizes,))
-        calls = [n for n in program.graph.nodes if "mean_field_training" in str(n.target)]
-        assert [call.args[-1] for call in calls] == [True]  # recompute
-        image = picture(3, 3, 9, 8).float()
-        assert same_bits(program.module()(image), net(image))
-
-    def test_second_derivative_raises(self):
-        x = random(1, 3, 5, 6).requires_grad_()
-        out = dense_crf(x, gaussian=KERNELS["gaussian"], iterations=2)
-        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-        with pytest.raises(NotImplementedError, match="dense_crf_mean_field_backward"):
-            grad.sum().backward()
-
-    def test_forward_mode_raises(self):
-        x = random(1, 3, 5, 6)
-        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="tangent"):
-            dense_crf(forward_ad.make_dual(x, x), gaussian=KERNELS["gaussian"])
-
-    def test_backward_under_autocast(self):
-        x = random(1, 3, 5, 6).requires_grad_()
-        grads = []
-        for enabled in (False, True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                out = dense_crf(x, gaussian={"sxy": 2, "compat": torch.eye(3)}, iterations=2)
-                grads.append(torch.autograd.grad(out.square().sum(), x)[0])
-        assert same_bits(*grads)
-
-    def test_changed_in_place(self):
-        """What backward needs and was overwritten is found out."""
-        x = random(1, 3, 5, 6).requires_grad_()
-        out = dense_crf(x, gaussian=KERNELS["gaussian"], iterations=2)
-        loss = out.square().sum()
-        with torch.no_grad():
-            out.add_(1)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            loss.backward()
-
-
-class TestErrors:
-    def test_words(self):
-        x = random(1, 3, 5, 6)
-        with pytest.raises(ValueError, match="dense_crf: feature_gradient must be one of"):
-            dense_crf(x, feature_gradient="exact")
-        with pytest.raises(TypeError, match="dense_crf: recompute must be a bool"):
-            dense_crf(x, recompute=1)
-        for call in (
-            lambda: dense_crf(x, self_term=False, feature_gradient="lattice"),
-            lambda: permutohedral_filter(x, x, self_term=False, feature_gradient="lattice"),
-        ):
-            with pytest.raises(
-                ValueError, match="feature_gradient must be 'filter' with self_term"
-            ):
-                call()
-
-    @pytest.mark.parametrize("sxy", [[0.0, 1.0], [-1.0, 1.0], [torch.nan, 1.0], [1.0] * 3])
-    def test_sigmas(self, sxy):
-        with pytest.raises(ValueError, match=r"dense_crf: gaussian\['sxy'\] must be"):
-            gaussian = {"sxy": torch.tensor(sxy), "compat": 1}
-            dense_crf(random(1, 3, 5, 6), gaussian=gaussian)
-
-    def test_tensor_sigmas_give_the_same_bits(self):
-        logits, image = random(1, 3, 8, 9), picture(1, 3, 8, 9)
-        plain = dense_crf(logits, image, **KERNELS)
-        gaussian = {"sxy": torch.tensor(3.0), "compat": 3}
-        bilateral = {"sxy": torch.tensor([40.0, 40.0]), "srgb": torch.tensor(13.0), "compat": 10}
-        assert same_bits(dense_crf(logits, image, gaussian=gaussian, bilateral=bilateral), plain)
