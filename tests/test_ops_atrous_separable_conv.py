@@ -3,143 +3,17 @@
 
 from __future__ import annotations
 
-import sys
-
-import _backends
 import pytest
 import torch
 from _ops import expansions, layouts, random, rms_error, same_bits, threads
 from _ops import one_thread as one_thread
+from _separable import CASES, DTYPES, FORMATS, check, gradients, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
-import pydense
 from pydense import reference
 from pydense.ops import atrous_conv2d, atrous_separable_conv2d
-
-separable = sys.modules[atrous_separable_conv2d.__module__]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-FORMATS = [torch.contiguous_format, torch.channels_last]
-# (batch, channels, height, width), outputs, kernel, options: small, more channels than a slab, the
-# published rates, rates of the map's size and beyond, one pixel, rows of several tiles, many
-# outputs, odd kernels and pairs, without padding, much of it.
-CASES = [
-    ((2, 5, 9, 11), 3, (3, 3), {"dilation": 2}),
-    ((1, 517, 17, 21), 40, (3, 3), {"dilation": 6}),
-    ((1, 37, 33, 41), 13, (3, 3), {"dilation": 12}),
-    ((2, 21, 7, 12), 64, (3, 3), {"dilation": 7}),
-    ((2, 3, 7, 12), 1, (3, 3), {"dilation": 40}),
-    ((3, 4, 1, 1), 33, (3, 3), {"dilation": 1}),
-    ((1, 2, 3, 1030), 5, (3, 3), {"dilation": (1, 600)}),
-    ((1, 1, 40, 19), 2, (5, 2), {"dilation": (3, 4)}),
-    ((1, 18, 20, 21), 7, (1, 7), {"dilation": (5, 2), "padding": "valid"}),
-    ((2, 6, 5, 6), 130, (2, 3), {"dilation": 2, "padding": (7, 0)}),
-    ((1, 70, 6, 5), 6, (1, 1), {"padding": 2}),
-    ((1, 3, 9, 2), 4, (300, 1), {"padding": (400, 0)}),
-]
-# In units in the last place of the largest number; four times as many for gradients of weights,
-# sums over all pixels that may cancel. Of float64, torch itself is the reference.
-FLOOR = {torch.float64: 64, torch.float32: 8, torch.bfloat16: 1, torch.float16: 1}
-
-
-def problem(shape, outputs, kernel, dtype, form=FORMATS[0], seed=0, device="cpu"):
-    x = random(*shape, seed=seed).to(dtype)
-    scale = (kernel[0] * kernel[1]) ** -0.5
-    depthwise = (scale * random(shape[1], 1, *kernel, seed=seed + 1)).to(dtype)
-    pointwise = (shape[1] ** -0.5 * random(outputs, shape[1], 1, 1, seed=seed + 2)).to(dtype)
-    biases = [random(n, seed=seed + i).to(dtype) for i, n in ((3, shape[1]), (4, outputs))]
-    return [
-        x.to(device).contiguous(memory_format=form),
-        *(t.to(device) for t in (depthwise, pointwise, *biases)),
-    ]
-
-
-def gradients(function, arguments, options, dtype=None, seed=9):
-    """Output and gradients of everything, for a gradient of ``dtype`` in the output's format."""
-    leaves = [
-        t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in arguments
-    ]
-    out = function(*leaves, **options)
-    form = FORMATS[0] if out.is_contiguous() else torch.channels_last
-    grad = random(*out.shape, seed=seed).to(dtype or out.dtype).to(out.device, out.dtype)
-    grads = torch.autograd.grad(out, leaves, grad.contiguous(memory_format=form))
-    return [out.detach(), *grads]
-
-
-def check(shape, outputs, kernel, options, dtype, form, seed=0, device="cpu"):
-    """At most twice torch's own error on contiguous tensors, plus the floor."""
-    arguments = problem(shape, outputs, kernel, dtype, form, seed, device)
-    own = gradients(atrous_separable_conv2d, arguments, options)
-    plain = [t.contiguous() for t in arguments]
-    theirs = gradients(reference.atrous_separable_conv2d, plain, options)
-    wide = [t.double() for t in plain]
-    exact = gradients(reference.atrous_separable_conv2d, wide, options, dtype)
-    floor = FLOOR[dtype] * torch.finfo(dtype).eps
-    for i, (a, b, e) in enumerate(zip(own, theirs, exact, strict=True)):
-        assert a.dtype == dtype and a.shape == b.shape
-        error, torchs = (float((t.double() - e).abs().max()) for t in (a, b))
-        assert error <= 2 * torchs + (4 if i > 1 else 1) * floor * float(e.abs().max())
-    if min(shape) > 1 and min(own[0].shape) > 1:
-        assert all(t.is_contiguous(memory_format=form) for t in own[:2])
-
-
-@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
-def gpu(request, monkeypatch):
-    """A kernel and a product of torch's; the device."""
-    if reason := _backends.missing(request.param):
-        pytest.skip(reason)
-    monkeypatch.setattr(separable, "_is_in_two", lambda x: True)
-    with _backends.use(request.param) as chosen:
-        yield chosen.device
-
-
-class TestOnAGpu:
-    @pytest.mark.parametrize("form", FORMATS)
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("case", [CASES[i] for i in (0, 2, 4, 5, 8, 9)])
-    def test_values_and_gradients(self, case, dtype, form, gpu):
-        check(*case, dtype, form, device=gpu)
-
-    @pytest.mark.parametrize("form", FORMATS)
-    def test_activations_and_no_biases(self, form, gpu):
-        parts = problem((2, 7, 8, 9), 5, (3, 3), torch.float64, form, device=gpu)
-        options = {"dilation": 3, "inner_activation": "relu", "activation": "relu"}
-        for arguments in (parts, parts[:3]):
-            own = gradients(atrous_separable_conv2d, arguments, options)
-            exact = gradients(reference.atrous_separable_conv2d, arguments, options)
-            for a, b in zip(own, exact, strict=True):
-                assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
-        empty = problem((0, 7, 8, 9), 5, (3, 3), torch.float32, form, device=gpu)
-        assert atrous_separable_conv2d(*empty).shape == (0, 5, 8, 9)
-
-    @pytest.mark.parametrize("form", FORMATS)
-    def test_gradcheck(self, form, gpu):
-        leaves = [
-            t.requires_grad_()
-            for t in problem((1, 2, 4, 5), 3, (3, 3), torch.float64, form, device=gpu)
-        ]
-
-        def run(*arguments):
-            return atrous_separable_conv2d(*arguments, dilation=2, inner_activation="relu")
-
-        assert gradcheck(run, leaves) and gradgradcheck(run, leaves, fast_mode=True)
-
-    def test_explain(self, gpu):
-        parts = problem((2, 4, 6, 7), 5, (3, 3), torch.float32, device=gpu)
-        said = pydense.explain("atrous_separable_conv2d", *parts, dilation=2)
-        assert said.startswith("pydense's depthwise kernels, then torch's product")
-
-    def test_explain_on_the_cpu(self):
-        parts = problem((2, 4, 6, 7), 5, (3, 3), torch.float32)
-        said = pydense.explain("atrous_separable_conv2d", *parts)
-        assert said.startswith("pydense's kernels: x is on the CPU")
-
-    def test_compiled(self, gpu):
-        torch._dynamo.reset()
-        parts = problem((2, 4, 6, 7), 5, (3, 3), torch.float32, device=gpu)
-        function = torch.compile(atrous_separable_conv2d, fullgraph=True, backend="aot_eager")
-        assert same_bits(function(*parts), atrous_separable_conv2d(*parts))
 
 
 class TestSeparable:
