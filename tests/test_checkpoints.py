@@ -527,6 +527,6 @@ def test_preprocessing():
 
 
 def formats_of(name: str) -> Any:
-    from pydense.checkpoints import _load
+    from pydense.checkpoints import _match
 
-    return _load._formats(name)
+    return _match.formats_of(name)

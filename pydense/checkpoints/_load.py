@@ -5,32 +5,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import _transforms, ademxapp, deeplab_v2, fcn, hrnet, pspnet, refinenet, segnet, unet
-from . import torchvision as torchvision_formats
+from . import _transforms
 from ._errors import CheckpointError
 from ._files import About, read, write
-from ._rules import COUNTER, Extra, Family, Format, Rule, fill, find, fits, match
+from ._leftover import sort_rest
+from ._match import best_match, classifier_of, formats_of, named, printable
+from ._rules import COUNTER, find, fits
 
-_FAMILIES: tuple[Family, ...] = tuple(
-    chain.from_iterable(
-        module.FAMILIES
-        for module in (
-            *(ademxapp, deeplab_v2, fcn, hrnet, pspnet),
-            *(refinenet, segnet, torchvision_formats, unet),
-        )
-    )
-)
-NATIVE = Format("pydense")
-# What training scripts put before every key: DataParallel, a module around the network.
-_PREFIXES = ("module.", "model.")
 _SHOWN = 8
 
 
@@ -87,17 +75,12 @@ class Report:
             if rows:
                 more = f", and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
                 lines.append(f"{what} ({len(rows)}): {', '.join(rows[:_SHOWN])}{more}")
-        return "\n".join(_printable(line) for line in lines)
-
-
-def _printable(text: str) -> str:
-    """Names come from outside: nothing in them may drive a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return "\n".join(printable(line) for line in lines)
 
 
 def formats(model: nn.Module | str) -> list[str]:
     """Names of the key formats that a model (or a class of that name) can be loaded from."""
-    return [format.name for format in _formats(model)]
+    return [format.name for format in formats_of(model)]
 
 
 def load(
@@ -171,12 +154,12 @@ def plan(
     else:
         entries, about = read(source)
     own = model.state_dict()
-    best = _best(model, own, entries, format)
+    best = best_match(model, own, entries, format)
     report = Report(
         best.format.name, best.equivalent, best.prefix, best.format.preprocessing, about
     )
     values: dict[str, Tensor] = {}
-    patterns = _classifier(model)
+    patterns = classifier_of(model)
     for key, like in own.items():
         row = best.found.get(key)
         may_differ = reinit_classifier and fits(patterns, key)
@@ -198,7 +181,7 @@ def plan(
         else:
             values[key] = value
             report.loaded.append(key)
-    _sort_rest(model, best, report)
+    report.unexpected, report.dropped = sort_rest(model, best)
     return report, values
 
 
@@ -219,7 +202,7 @@ def convert(
     Raises:
         CheckpointError: Another format; a key for which it has no place.
     """
-    chosen = _named(model, to_format)
+    chosen = named(model, to_format)
     own = model.state_dict() if state_dict is None else state_dict
     prefix = chosen.prefix
     if chosen.prefix_if and not getattr(model, chosen.prefix_if, None):
@@ -262,192 +245,3 @@ def save(
         about: What ``pydense predict`` is to know of it; only in ``.safetensors``.
     """
     write(path, convert(model, to_format=to_format), about)
-
-
-@dataclass
-class _Match:
-    """How the keys of a file fit a format."""
-
-    format: Format
-    prefix: str
-    tensors: dict[str, Any]
-    names: dict[str, str]
-    found: dict[str, tuple[Rule, str]]
-    unused: list[str]
-    equivalent: tuple[str, ...] = ()
-
-    @property
-    def score(self) -> tuple[int, int]:
-        known = tuple(extra.theirs for extra in self.format.extras)
-        return len(self.found), -sum(not fits(known, name) for name in self.unused)
-
-
-def _formats(model: nn.Module | str) -> list[Format]:
-    classes = [model] if isinstance(model, str) else [c.__name__ for c in type(model).__mro__]
-    for name in classes:
-        for family in _FAMILIES:
-            if name in family.models:
-                return [*family.formats, NATIVE]
-    return [NATIVE]
-
-
-def _classifier(model: nn.Module) -> tuple[str, ...]:
-    for family in _FAMILIES:
-        if any(c.__name__ in family.models for c in type(model).__mro__):
-            return family.classifier
-    return ()
-
-
-def _named(model: nn.Module, name: str) -> Format:
-    rows = {format.name: format for format in _formats(model)}
-    if name not in rows:
-        raise CheckpointError(
-            f"format must be one of {', '.join(rows)} for {type(model).__name__}, got {name!r}"
-        )
-    return rows[name]
-
-
-def _best(
-    model: nn.Module, own: Mapping[str, Tensor], entries: dict[str, Any], name: str | None
-) -> _Match:
-    rows = [_named(model, name)] if name else [f for f in _formats(model) if f.auto]
-    matches = [_match(format, own, entries) for format in rows]
-    best = max(matches, key=lambda row: row.score)
-    if not best.found:
-        raise CheckpointError(
-            f"no key of the checkpoint is one of {type(model).__name__} in the formats "
-            f"{', '.join(f.name for f in rows)}; it begins with "
-            f"{', '.join(_printable(key) for key in [*entries][:3])}"
-        )
-    same = [
-        row.format.name
-        for row in matches
-        if row is not best and row.score == best.score and row.found == best.found
-    ]
-    best.equivalent = tuple(same)
-    return best
-
-
-def _match(format: Format, own: Mapping[str, Tensor], entries: dict[str, Any]) -> _Match:
-    """The best of all ways to take prefixes off."""
-    best: _Match | None = None
-    for prefix in _prefixes(format, entries):
-        row = _match_behind(prefix, format, own, entries)
-        if best is None or row.score > best.score:
-            best = row
-    assert best is not None
-    return best
-
-
-def _prefixes(format: Format, entries: dict[str, Any]) -> list[str]:
-    """Candidates, those first that take nothing off."""
-    candidates, known = [""], tuple(p for p in (*_PREFIXES, format.prefix) if p)
-    for prefix in candidates:
-        for part in known:
-            longer = prefix + part
-            if longer not in candidates and any(key.startswith(longer) for key in entries):
-                candidates.append(longer)
-        if len(candidates) > 16:
-            break
-    return candidates
-
-
-def _match_behind(
-    prefix: str, format: Format, own: Mapping[str, Tensor], entries: dict[str, Any]
-) -> _Match:
-    names = {key.removeprefix(prefix): key for key in entries}
-    if len(names) < len(entries):  # both "module.x" and "x": take nothing off
-        prefix, names = "", {key: key for key in entries}
-    tensors = {short: entries[key] for short, key in names.items()}
-    found: dict[str, tuple[Rule, str]] = {}
-    taken: set[str] = set()
-    for key, like in own.items():
-        row = find(format, key, like.shape[0] if like.dim() else 0)
-        if row is None:
-            continue
-        rule = row[0]
-        for name in (*row[1], *_other_classes(format, key, row[1], tensors)):
-            if isinstance(tensors.get(name), Tensor) and _usable(tensors[name]):
-                found[key] = (rule, name)
-                taken.update(_transforms.used(rule.how, name))
-                break
-    unused = [name for name in tensors if name not in taken]
-    return _Match(format, prefix, tensors, names, found, unused)
-
-
-def _other_classes(
-    format: Format, key: str, names: Sequence[str], tensors: Mapping[str, Any]
-) -> list[str]:
-    """Keys that differ from the expected ones only in the number of classes in them."""
-    row = find(format, key)
-    if row is None or row[1] == tuple(names):
-        return []
-    return [name for name in tensors for template in row[1] if match(template, name) is not None]
-
-
-def _usable(value: Tensor) -> bool:
-    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
-
-
-def _sort_rest(model: nn.Module, best: _Match, report: Report) -> None:
-    """Every key of the file that fills nothing is dropped for a reason, or unexpected."""
-    checks: dict[str, Callable[[Extra, str, _Match], str | None]] = {
-        "bilinear": _is_bilinear,
-        "constant": _is_constant,
-        "copy": _is_copy,
-        "unused": lambda extra, name, best: str(extra.value),
-    }
-    for name in best.unused:
-        why = None
-        for extra in best.format.extras:
-            if match(extra.theirs, name) is None:
-                continue
-            if extra.what in ("bilinear", "constant") and not getattr(model, extra.module, False):
-                continue
-            why = checks[extra.what](extra, name, best)
-            break
-        if why is None:
-            report.unexpected.append(best.names[name])
-        else:
-            report.dropped.append((best.names[name], why))
-
-
-def _tensor(name: str, best: _Match) -> Tensor:
-    value = best.tensors[name]
-    if not isinstance(value, Tensor) or not _usable(value):
-        raise CheckpointError(f"{_printable(name)} must be a tensor, got {type(value).__name__}")
-    return value
-
-
-def _is_bilinear(extra: Extra, name: str, best: _Match) -> str:
-    value = _tensor(name, best)
-    channels = value.shape[0] if value.dim() == 4 else 0
-    if channels and value.shape[1] in (1, channels):
-        groups = channels if value.shape[1] == 1 else 1
-        size = (extra.size, extra.size)
-        if value.shape[2:] == size and torch.allclose(
-            value.float(), _transforms.bilinear(channels, extra.size, groups), atol=1e-6
-        ):
-            return "the fixed bilinear filter"
-    raise CheckpointError(
-        f"{name} {tuple(value.shape)} is not the bilinear filter of size {extra.size}: if it was "
-        "learned, the model needs upsampling='learned'"
-    )
-
-
-def _is_constant(extra: Extra, name: str, best: _Match) -> str:
-    value = _tensor(name, best).float()
-    if value.numel() and torch.allclose(value, torch.full_like(value, float(extra.value))):
-        return f"the fixed factor {extra.value}"
-    raise CheckpointError(f"{name} must be {extra.value} in all channels, as the model has it")
-
-
-def _is_copy(extra: Extra, name: str, best: _Match) -> str | None:
-    places = match(extra.theirs, name)
-    assert places is not None
-    original = fill(str(extra.value), places)
-    if original not in best.tensors:
-        return None
-    if torch.equal(_tensor(name, best), _tensor(original, best)):
-        return f"the same as {original}"
-    raise CheckpointError(f"{name} differs from {original}, of which it must be a copy")
