@@ -17,6 +17,11 @@ from torch.nn import functional
 from pydense.models import SegmentationModel, get_model, reference_twin
 
 
+def on_meta(build: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    with torch.device("meta"):
+        return build(*arguments, **options)
+
+
 def count(build: Callable[..., nn.Module], *arguments: Any, **options: Any) -> int:
     """Parameters, without memory for them."""
     with torch.device("meta"):
