@@ -8,6 +8,7 @@ from _cuda_call import Call, normal
 from torch import Tensor
 
 from pydense.ops import aspp_sum, atrous_conv2d, atrous_separable_conv2d
+from pydense.ops._memory_format import empty_picture
 
 
 def aspp(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -44,6 +45,17 @@ def large_dense_convolution(device: torch.device) -> None:
     bias = torch.zeros(8, dtype=torch.bfloat16, device=device)
     out = dense_convolution(x, weight, bias)
     assert float(out[-1].sum()) == 8 * 9 * 3 == float(out.sum())
+
+
+def dense_branches(x: Tensor, one: Tensor, two: Tensor, three: Tensor, shift: Tensor) -> Tensor:
+    """Into parts of one result: two branches in a launch, and one alone."""
+    out = empty_picture(x, *x.shape[2:], channels=40)
+    ops = torch.ops.pydense
+    ops._dense_atrous_conv2d_branches_into(
+        x, [one, two], [shift, shift], [shift, shift], out[:, :24], [1, 3], True
+    )
+    ops._dense_atrous_conv2d_into(x, three, None, None, None, out[:, 24:], 2, 2, 2, 2, False)
+    return out
 
 
 def dense_tolerance(dtype: torch.dtype) -> float:
@@ -110,6 +122,17 @@ ATROUS_CALLS: dict[str, Call] = {
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         tolerance=dense_tolerance,
         large=large_dense_convolution,
+    ),
+    "dense_atrous_conv2d into a part": Call(
+        run=dense_branches,
+        inputs=lambda: (
+            normal(2, 8, 9, 11),
+            *(normal(n, 8, 3, 3, seed=i) / 8 for i, n in enumerate((12, 12, 16), 3)),
+            normal(12, seed=2),
+        ),
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        tolerance=dense_tolerance,
+        gradient=False,
     ),
     "atrous_separable_conv2d": Call(
         run=separable,
