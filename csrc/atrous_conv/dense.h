@@ -109,7 +109,7 @@ struct DenseConvTable {
   DenseConvFunctions of[4];
 };
 PYDENSE_DECLARE_CPU_TABLES(DenseConvTable, kDenseConvTable)
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 namespace avx512_bf16 {
 extern const DenseConvFunctions kDenseConvBFloat16;
 }

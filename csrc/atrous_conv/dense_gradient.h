@@ -28,7 +28,7 @@ struct DenseConvGradientTable {
   void (*run[4])(const DenseConvGradientArgs&, ParallelFor);
 };
 PYDENSE_DECLARE_CPU_TABLES(DenseConvGradientTable, kDenseConvGradientTable)
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 namespace avx512_bf16 {
 void dense_conv_weight_gradient_bf16(const DenseConvGradientArgs& args, ParallelFor parallel_for);
 }

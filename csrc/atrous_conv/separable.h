@@ -38,7 +38,7 @@ struct SeparableTable {
   void (*run[4])(const SeparableArgs&, const DepthwisePlan&, ParallelFor);
 };
 PYDENSE_DECLARE_CPU_TABLES(SeparableTable, kSeparableTable)
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 namespace avx512_bf16 {
 void separable_bf16(const SeparableArgs& args, const DepthwisePlan& plan, ParallelFor parallel_for);
 }

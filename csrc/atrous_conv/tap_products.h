@@ -75,7 +75,7 @@ struct TapProductsTable {
   TapProductFunctions of[4];
 };
 PYDENSE_DECLARE_CPU_TABLES(TapProductsTable, kTapProductsTable)
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 namespace avx512_bf16 {
 extern const TapProductFunctions kTapProductsBf16;
 }

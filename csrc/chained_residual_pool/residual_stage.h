@@ -62,7 +62,7 @@ struct ResidualStageTable {
   void (*sum[4])(const ResidualSumArgs&, ParallelFor);
 };
 PYDENSE_DECLARE_CPU_TABLES(ResidualStageTable, kResidualStageTable)
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 namespace avx512_bf16 {
 void residual_stage_bf16(const ResidualStageArgs& args, ParallelFor parallel_for);
 }

@@ -28,7 +28,7 @@ struct WeightGradientTable {
   void (*run[4])(const WeightGradientArgs&, ParallelFor);
 };
 PYDENSE_DECLARE_CPU_TABLES(WeightGradientTable, kWeightGradientTable)
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 namespace avx512_bf16 {
 void weight_gradient_bf16(const WeightGradientArgs& args, ParallelFor parallel_for);
 }

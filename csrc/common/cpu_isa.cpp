@@ -7,7 +7,7 @@
 
 #include "common/check.h"
 
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -16,7 +16,7 @@
 namespace pydense {
 namespace {
 
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 // Older clang does not know "f16c" as a name for __builtin_cpu_supports.
 bool has_f16c() {
   unsigned eax = 0;
@@ -50,7 +50,7 @@ bool amx_permitted() {
 #endif
 
 std::vector<CpuIsa> detect() {
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("popcnt")) {
     throw std::runtime_error("pydense: needs an x86-64-v2 CPU (SSE4.2, POPCNT)");

@@ -7,6 +7,11 @@
 #include <string>
 #include <vector>
 
+// PYDENSE_GENERIC: the generic kernels alone, on a CPU that has others (for the ThreadSanitizer).
+#if defined(__x86_64__) && !defined(PYDENSE_GENERIC)
+#define PYDENSE_X86_KERNELS
+#endif
+
 namespace pydense {
 
 // In order: a CPU that has one has all before it. kBaseline is x86-64-v2 (SSE4.2), kAvx2 adds
@@ -51,7 +56,7 @@ const Table& select_cpu_table(std::initializer_list<IsaTable<Table>> tables) {
 // PYDENSE_DECLARE_CPU_TABLES(Table, kName) declares pydense::<isa>::kName for every instruction
 // set, PYDENSE_CPU_TABLES(kName) lists them for select_cpu_table. PYDENSE_OF_PAIRS(dtype, own,
 // usual) is avx512_bf16::own for bfloat16 where the CPU multiplies pairs of it, else `usual`.
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 #define PYDENSE_DECLARE_CPU_TABLES(Table, kName) \
   namespace baseline {                           \
   extern const Table kName;                      \

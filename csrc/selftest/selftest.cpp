@@ -4,7 +4,7 @@
 namespace pydense {
 
 const SelftestTable& selftest_table() {
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
   return select_cpu_table<SelftestTable>({{CpuIsa::kBaseline, &baseline::kSelftestTable},
                                           {CpuIsa::kAvx2, &avx2::kSelftestTable},
                                           {CpuIsa::kAvx512, &avx512::kSelftestTable},

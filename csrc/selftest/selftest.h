@@ -21,7 +21,7 @@ struct SelftestTable {
   const char* isa;  // the instruction set the table was compiled for
 };
 PYDENSE_DECLARE_CPU_TABLES(SelftestTable, kSelftestTable)
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 namespace avx512_bf16 {
 extern const SelftestTable kSelftestTable;
 }

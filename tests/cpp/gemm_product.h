@@ -27,7 +27,7 @@ struct GemmProductTable {
   bool pairs;
 };
 PYDENSE_DECLARE_CPU_TABLES(GemmProductTable, kGemmProductTable)
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
 namespace avx512_bf16 {
 extern const GemmProductTable kGemmProductTable;
 }

@@ -27,7 +27,7 @@ constexpr int kType = std::is_same_v<S, double>     ? 1
                                                     : 3;
 
 const GemmProductTable& table() {
-#if defined(__x86_64__)
+#if defined(PYDENSE_X86_KERNELS)
   return select_cpu_table<GemmProductTable>(
       {{CpuIsa::kBaseline, &baseline::kGemmProductTable},
        {CpuIsa::kAvx2, &avx2::kGemmProductTable},
