@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pydense.densecrf import DEEPLAB_GRID, NORMALIZE_AFTER, DenseCRF2D, fit
+from pydense.densecrf import (
+    DEEPLAB_GRID,
+    NORMALIZE_AFTER,
+    NORMALIZE_BEFORE,
+    NORMALIZE_SYMMETRIC,
+    DenseCRF2D,
+    fit,
+)
 
 SIZE = (24, 32)
 GRID = {"bilateral_sxy": [1, 20], "bilateral_compat": [0.01, 4], "gaussian_compat": [0.01]}
@@ -80,16 +87,20 @@ class TestGrid:
     def test_default_is_deeplabs(self):
         assert np.prod([len(v) for v in DEEPLAB_GRID.values()]) == 128
 
-    def test_result_goes_back_into_the_models(self):
+    @pytest.mark.parametrize(
+        ("normalization", "word"),
+        [(NORMALIZE_SYMMETRIC, "symmetric"), (NORMALIZE_BEFORE, "before")],
+    )
+    def test_result_goes_back_into_the_models(self, normalization, word):
         from pydense.nn import DenseCRF
 
         pictures = problem(1)
-        found = fit(*pictures, method="grid", grid=GRID)
+        found = fit(*pictures, method="grid", grid=GRID, normalization=normalization)
         unary, image = pictures[0][0], pictures[1][0]
         crf = DenseCRF2D(SIZE[1], SIZE[0], 3)
         crf.setUnaryEnergy(unary.reshape(3, -1))
         found.apply(crf, image)
-        layer = DenseCRF(found.gaussian, found.bilateral, iterations=4)
+        layer = DenseCRF(found.gaussian, found.bilateral, iterations=4, normalization=word)
         q = layer(-torch.tensor(unary)[None], torch.tensor(image).permute(2, 0, 1)[None])
         np.testing.assert_array_equal(q[0].reshape(3, -1).numpy(), crf.inference(4))
 

@@ -122,6 +122,20 @@ class TestPromises:
         with torch.no_grad():
             assert saved(x, weights) == set()
 
+    @on_every_device
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_backward_in_autocasts_region(self, batch, device):
+        """Tensors have the dtypes that forward chose."""
+        x, weights, _ = problem((batch, 5, 6, 7), 4, (1, 2), torch.float32, device=device)
+        leaves = [t.requires_grad_() for t in (x, *weights)]
+        grad = random(batch, 4, 6, 7, seed=4).to(device)
+        found = []
+        for enabled in (False, True):
+            out = aspp_sum(x, weights, rates=(1, 2))
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=enabled):
+                found.append(torch.autograd.grad(out, leaves, grad))
+        assert all(map(same_bits, *found))
+
     @pytest.mark.parametrize("form", FORMATS)
     def test_launches_on_a_gpu(self, form):
         """One for the weights and one for the maps; backward as well, and one for each weight."""

@@ -90,6 +90,26 @@ class TestTorch:
         with pytest.raises(NotImplementedError, match="dense_crf_mean_field_backward"):
             grad.sum().backward()
 
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_penalty_on_a_gradient_of_the_filter(self, reverse):
+        """The gradient by the values depends on the features."""
+        values, weights = random(1, 2, 6, 7).double(), random(1, 2, 6, 7, seed=1).double()
+
+        def penalty(features):
+            x = values.clone().requires_grad_()
+            out = permutohedral_filter(x, features, reverse=reverse, feature_gradient="lattice")
+            (grad,) = torch.autograd.grad((out * weights).sum(), x, create_graph=True)
+            return grad.square().sum()
+
+        features = (2 * random(1, 3, 6, 7, seed=2)).double().requires_grad_()
+        (own,) = torch.autograd.grad(penalty(features), features)
+        direction = random(1, 3, 6, 7, seed=3).double()
+        step = 1e-6
+        ends = [penalty((features + sign * step * direction).detach()) for sign in (1, -1)]
+        expected = float(ends[0] - ends[1]) / (2 * step)
+        assert abs(expected) > 1e-3
+        assert float((own * direction).sum()) == pytest.approx(expected, rel=1e-5)
+
     def test_forward_mode_raises(self):
         x = random(1, 3, 5, 6)
         with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="tangent"):

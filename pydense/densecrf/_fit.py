@@ -60,16 +60,18 @@ class FitResult:
     parameters: Mapping[str, float]
     score: float
     trials: Sequence[Trial] = field(repr=False)
+    normalization: NormalizationType = NormalizationType.NORMALIZE_SYMMETRIC
+    """With which the parameters were found, and are best."""
 
     @property
     def gaussian(self) -> dict[str, float]:
-        """For ``pydense.nn.DenseCRF(gaussian=...)``."""
+        """For ``pydense.nn.DenseCRF(gaussian=...)``, with the same normalization."""
         p = self.parameters
         return {"sxy": p["gaussian_sxy"], "compat": p["gaussian_compat"]}
 
     @property
     def bilateral(self) -> dict[str, float]:
-        """For ``pydense.nn.DenseCRF(bilateral=...)``."""
+        """For ``pydense.nn.DenseCRF(bilateral=...)``, with the same normalization."""
         p = self.parameters
         return {
             "sxy": p["bilateral_sxy"], "srgb": p["bilateral_srgb"], "compat": p["bilateral_compat"],
@@ -78,12 +80,15 @@ class FitResult:
     def apply(self, crf: DenseCRF2D, image: ArrayLike) -> None:
         """Add the two kernels to a ``DenseCRF2D`` that has its unary energies."""
         p = self.parameters
-        crf.addPairwiseGaussian(sxy=p["gaussian_sxy"], compat=p["gaussian_compat"])
+        crf.addPairwiseGaussian(
+            sxy=p["gaussian_sxy"], compat=p["gaussian_compat"], normalization=self.normalization
+        )
         crf.addPairwiseBilateral(
             sxy=p["bilateral_sxy"],
             srgb=p["bilateral_srgb"],
             rgbim=np.asarray(image),
             compat=p["bilateral_compat"],
+            normalization=self.normalization,
         )
 
 
@@ -191,7 +196,7 @@ def fit(
         for parameters in steps:
             attempt("lbfgs", parameters)
     found = best()
-    return FitResult(found.parameters, found.score, trials)
+    return FitResult(found.parameters, found.score, trials, normalization)
 
 
 @dataclass(frozen=True)

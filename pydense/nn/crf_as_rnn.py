@@ -128,7 +128,8 @@ class CRFasRNN(UsesOperators, nn.Module):
 
     def forward(self, logits: Tensor, image: Tensor) -> Tensor:
         """The refined logits; see the class for shapes."""
-        check.floating(_OP, "logits", logits, (4, 5))
+        device = check.any_tensor(_OP, "logits", logits).device.type
+        check.floating(_OP, "logits", logits, (4, 5), (device,))
         if logits.shape[1] != self.num_labels:
             raise ValueError(
                 f"{_OP}: logits must have {self.num_labels} labels, got shape {check.shape(logits)}"
@@ -172,7 +173,8 @@ class CRFasRNN(UsesOperators, nn.Module):
         parts: list[Any] = [str(self.num_labels)]
         names = ("iterations", "train_bandwidths", "normalization", "self_term", "backend")
         parts += [f"{name}={getattr(self, name)!r}" for name in (*names, "recompute")]
-        parts += [f"{name}={float(self.bandwidth(name)):g}" for name in self._bandwidths]
+        with torch.no_grad():
+            parts += [f"{name}={float(self.bandwidth(name)):g}" for name in self._bandwidths]
         return ", ".join(parts)
 
 

@@ -57,7 +57,7 @@ class DenseCRF(UsesOperators, nn.Module):
         ValueError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         TypeError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), where
-            ``backend="exact"`` and gradients are for the CPU alone.
+            ``backend="exact"``, energies and gradients are for the CPU alone.
 
     Example:
         >>> import torch
@@ -169,7 +169,9 @@ class DenseCRF(UsesOperators, nn.Module):
         return ", ".join(parts)
 
     def _arguments(self, logits: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
-        check.floating(_OP, "logits", logits)
+        # Which devices the operators serve, they say themselves.
+        device = check.any_tensor(_OP, "logits", logits).device.type
+        check.floating(_OP, "logits", logits, devices=(device,))
         tensors = check.sequence(_OP, "features", features, "tensors")
         if len(tensors) != len(self.features):
             raise ValueError(

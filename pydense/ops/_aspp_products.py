@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _aspp_cuda as cuda
+from ._convolution_arguments import without_autocast
 from ._memory_format import empty_picture, suggested
 
 _OPS = torch.ops.pydense
@@ -115,9 +116,10 @@ def gradients_of_branches(
     batch, outputs, height, width = grad.shape
     taps = taps_of(rates, height, width)
     if _OPS._runs_cuda(grad):
-        return cuda.gradients_of_branches(
-            grad, x, weights, cuda.Places(taps, len(rates)), layout, need_weights, WORKSPACE
-        )
+        with without_autocast(grad.device.type):  # backward may run in its region
+            return cuda.gradients_of_branches(
+                grad, x, weights, cuda.Places(taps, len(rates)), layout, need_weights, WORKSPACE
+            )
     dtype = product_dtype(grad.dtype)
     rows = len(taps.rows) * outputs
     stack = _stacked(weights, taps, dtype) if weights else None

@@ -83,7 +83,7 @@ def dense_crf_free_energy(
         ValueError: See ``dense_crf``; or ``q`` has another shape than ``unary`` or holds numbers
             that are no probabilities (not looked at under ``torch.compile`` and ``torch.export``).
         TypeError: See ``dense_crf``.
-        NotImplementedError: See ``dense_crf``.
+        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``.
 
     Memory: that of one iteration of ``dense_crf``.
 
@@ -159,7 +159,7 @@ def dense_crf_energy(
         ValueError: See ``dense_crf``; or ``labels`` has the wrong shape or is out of range (a
             RuntimeError under ``torch.compile`` and ``torch.export``).
         TypeError: See ``dense_crf``; or ``labels`` is not of an integer dtype.
-        NotImplementedError: See ``dense_crf``.
+        NotImplementedError: Tensors that are not on the CPU; later, in ``backward``.
 
     Memory: that of one iteration of ``dense_crf``, and one number per point and label.
 

@@ -167,9 +167,15 @@ def _lattice(model: Model, kernel: Kernel) -> Tensor:
             model.self_term,
             model.unary.dtype,
             model.unary.device,
+            _stream(model.unary.device),
         )
         return LATTICES.get(key, build)
     return build()
+
+
+def _stream(device: torch.device) -> int:
+    """Of a GPU: another stream could see a lattice before it is built, and after it is freed."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _log(p: Tensor) -> Tensor:
@@ -187,7 +193,7 @@ _Sigmas = tuple[float, ...] | Tensor
 def _sigmas(op: str, name: str, value: Any, count: int, like: Tensor) -> _Sigmas:
     if not isinstance(value, Tensor):
         return check.scales(op, name, value, count)
-    tensor = check.real(op, name, value)
+    tensor = check.real(op, name, value, check.DEVICES)
     if tuple(tensor.shape) not in ((), (count,)):
         raise ValueError(
             f"{op}: {name} must be a number or {count} numbers, got shape {check.shape(tensor)}"

@@ -87,7 +87,8 @@ def clear_lattice_cache() -> None:
     picture of that size: up to 16 lattices and 128 MiB for the whole process (a lattice takes about
     25 bytes per pixel), the least recently used is dropped first. Results do not depend on it: the
     lattice that would be built is the same, bit for bit. Under ``torch.compile`` and
-    ``torch.export`` nothing is kept.
+    ``torch.export`` nothing is kept. Every stream of a GPU has lattices of its own; a CUDA graph
+    needs those it was captured with, so nothing may drop them while it is used.
     """
     LATTICES.clear()
 

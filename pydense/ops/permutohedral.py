@@ -180,7 +180,10 @@ def _backward_of(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     values, lattice, features = ctx.saved_tensors
     grad_values = grad_features = None
     if ctx.needs_input_grad[0]:
-        grad_values = torch.ops.pydense.permutohedral_filter(grad, lattice, not ctx.reverse)
+        # It depends on the features as well.
+        grad_values = torch.ops.pydense.permutohedral_filter_of(
+            grad, lattice, features, not ctx.reverse, ctx.mode
+        )
     if ctx.needs_input_grad[2]:
         a, b = (values, grad) if ctx.reverse else (grad, values)
         grad_features = torch.ops.pydense.dense_crf_feature_gradient(
