@@ -103,12 +103,14 @@ std::vector<Tensor> mean_field_backward_op(const Tensor& grad, const std::option
     const auto like = [&] {
       return new_picture(grad, grad.size(2), grad.size(3), grad.scalar_type(), channels_last);
     };
-    const int64_t no_size[] = {0};
-    const Tensor nothing = new_dense(grad, no_size, grad.scalar_type());
+    const auto nothing = [&] {  // of its own each time: results do not share memory
+      const int64_t no_size[] = {0};
+      return new_dense(grad, no_size, grad.scalar_type());
+    };
     const StepRows<T> steps(grad, keep ? iterations : 0);
     const StepRows<T> again(grad, recompute ? iterations : 0);
-    std::vector<Tensor> out = {like(), from_q ? like() : nothing, keep ? steps.tensor : nothing,
-                               keep && recompute ? again.tensor : nothing};
+    std::vector<Tensor> out = {like(), from_q ? like() : nothing(), keep ? steps.tensor : nothing(),
+                               keep && recompute ? again.tensor : nothing()};
     // Of every image, to be added up in their order.
     std::vector<Tensor> parts;
     for (const Tensor& compat : compats) {
