@@ -65,7 +65,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     net.add_argument("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
     net.add_argument("--threads", metavar="N", type=_options.threads, help="CPU threads")
     net.add_argument(
-        "--crf", action="store_true", help="refine by a dense CRF, as pydense refine has it"
+        "--crf",
+        action="store_true",
+        help="refine by a dense CRF: the network's own if it has one (which is always run), else "
+        "that of pydense refine",
     )
 
     reading = parser.add_argument_group("comparison and reading")

@@ -345,7 +345,8 @@ def _labels(
     x = network.preprocessing(pixels).contiguous().to(arguments.device)
     how: dict[str, Any] = {"scales": arguments.scales, "flip": arguments.flip}
     found: torch.Tensor
-    if not arguments.crf:
+    crf = getattr(network.model, "crf", None)
+    if crf is None and not arguments.crf:
         dtype = torch.uint8 if network.classes <= 256 else torch.int64
         found = predict_labels(network.model, x, dtype=dtype, **how)
     else:
@@ -353,8 +354,9 @@ def _labels(
 
         require_memory(pixels.shape[1] * pixels.shape[2], network.classes)
         logits = average_logits(network.model, x, **how).cpu()
+        crf = DenseCRF(iterations=5) if crf is None else crf.cpu()  # where the logits are
         with torch.no_grad():
-            found = DenseCRF(iterations=5)(logits, pixels.permute(0, 3, 1, 2)).argmax(1)
+            found = crf(logits, pixels.permute(0, 3, 1, 2)).argmax(1)
     labels: NDArray[np.integer] = found.cpu().numpy()
     return labels
 

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pydense predict`: what it makes of the network itself, its CRF, its weights, its options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _cli import run_ok, scene
+from PIL import Image
+from torch import Tensor, nn
+
+from pydense import checkpoints, models
+from pydense.checkpoints import PREPROCESSING, About
+from pydense.models import _registry, average_logits, deeplab_v2
+from pydense.nn import DenseCRF
+
+
+class Small(deeplab_v2._DeepLabV2):
+    """A DeepLab v2 of one convolution."""
+
+    def __init__(
+        self, num_classes: int = 3, *, crf: Any = None, features_only: bool = False
+    ) -> None:
+        super().__init__(num_classes, features_only)
+        self._set_up(False, True, crf)
+        self.score = nn.Conv2d(3, num_classes, 3, 2, 1)
+        self._finish(False)
+
+    def forward_scale(self, x: Tensor) -> Tensor:
+        """Logits of stride 2."""
+        scores: Tensor = self.score(x)
+        return scores
+
+
+def small(num_classes: int = 3, **options: Any) -> Small:
+    return Small(num_classes, **options)
+
+
+def small_crf(num_classes: int = 3, **options: Any) -> Small:
+    return Small(num_classes, crf=deeplab_v2.CRF_VGG, **options)
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
+    """A picture, and the small networks under their names."""
+    for build in (small, small_crf):
+        monkeypatch.setitem(_registry._MODELS, build.__name__, build)
+    path = tmp_path / "photo.png"
+    Image.fromarray(scene()).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["small", "small_crf"])
+@pytest.mark.parametrize("more", [(), ("--crf",)])
+def test_crf_of_the_network(name, more, photo, tmp_path):
+    """A network with a CRF is run with it, and ``--crf`` puts no other one behind it."""
+    torch.manual_seed(0)
+    model = models.get_model(name).eval()
+    checkpoints.save(model, tmp_path / "w.safetensors", about=About(name, {}, "imagenet"))
+    out = tmp_path / "o.png"
+    run_ok("predict", photo, "--checkpoint", tmp_path / "w.safetensors", "-o", out, *more)
+    pixels = torch.from_numpy(np.asarray(Image.open(photo)).copy())[None]
+    logits = average_logits(model, PREPROCESSING["imagenet"](pixels).contiguous())
+    plain = logits.argmax(1)[0].numpy()
+    expected = plain
+    if name == "small_crf" or more:
+        crf = model.crf or DenseCRF(iterations=5)
+        with torch.no_grad():
+            expected = crf(logits, pixels.permute(0, 3, 1, 2)).argmax(1)[0].numpy()
+        assert (expected != plain).any()
+    assert (np.asarray(Image.open(out)) == expected).all()
