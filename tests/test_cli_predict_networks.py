@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _cli import run_ok, scene
+from _cli import run_error, run_ok, scene
 from PIL import Image
 from torch import Tensor, nn
 
@@ -72,3 +72,26 @@ def test_crf_of_the_network(name, more, photo, tmp_path):
             expected = crf(logits, pixels.permute(0, 3, 1, 2)).argmax(1)[0].numpy()
         assert (expected != plain).any()
     assert (np.asarray(Image.open(out)) == expected).all()
+
+
+def test_networks_without_head_are_refused(photo, tmp_path):
+    """Formats that begin a training leave the scores random: such labels would mean nothing."""
+    model = models.fcn_resnet50(3)
+    state = {k[9:]: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
+    path = tmp_path / "backbone.pth"
+    torch.save(state, path)
+    call = ("predict", photo, "--checkpoint", path, "-o", tmp_path / "o.png")
+    call = (*call, "--model", "fcn_resnet50", "--classes", 3, "--format", "torchvision-backbone")
+    assert "they have no weights for classifier.0.weight" in run_error(*call)
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_the_whole_report_is_shown(photo, tmp_path):
+    model = models.UNet(3)
+    state = model.state_dict() | {"mask_values": torch.zeros(3)}
+    torch.save(state, tmp_path / "w.pth")
+    result = run_ok(
+        *("predict", photo, "--checkpoint", tmp_path / "w.pth", "-o", tmp_path / "o.png"),
+        *("--model", "unet", "--classes", 3, "--format", "milesial"),
+    )
+    assert "  dropped (1): mask_values (values of the label pictures)\n" in result.out

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from pydense.checkpoints import Preprocessing
+    from pydense.checkpoints import Preprocessing, Report
     from pydense.models import SegmentationModel
 
 _NUMBER = re.compile(r"%(0?)(\d*)d")
@@ -204,6 +204,7 @@ def build(arguments: argparse.Namespace) -> Network:
         report, _ = checkpoints.plan(draft, tensors, format=arguments.format)
         if not report.complete:
             raise CommandError(f"the checkpoint does not fit {name}: {report}".replace("\n", "; "))
+        _require_all_weights(name, report)
         preprocessing = _preprocessing(arguments.preprocess, about, report, arguments.format)
         model = models.get_model(name, **options)
         checkpoints.load(model, tensors, format=report.format)
@@ -219,8 +220,25 @@ def build(arguments: argparse.Namespace) -> Network:
         model = model.eval().to(arguments.device)
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"--device {arguments.device}: {reason(error)}") from None
-    text = f"{name}: {str(report).splitlines()[0]}; input {preprocessing}"
-    return Network(model, checkpoints.PREPROCESSING[preprocessing], legend, printable(text))
+    first, *rest = str(report).splitlines()
+    lines = [f"{name}: {first}; input {preprocessing}", *(f"  {line}" for line in rest)]
+    text = "\n".join(printable(line) for line in lines)
+    return Network(model, checkpoints.PREPROCESSING[preprocessing], legend, text)
+
+
+def _require_all_weights(name: str, report: Report) -> None:
+    """An error for formats that begin a training: they leave the head as the constructor made it.
+
+    Raises:
+        CommandError: Weights of the network that the checkpoint has not.
+    """
+    left = [key for key in report.kept if not key.endswith("num_batches_tracked")]
+    if left:
+        more = f", and {len(left) - 8} more" if len(left) > 8 else ""
+        raise CommandError(
+            f"checkpoints of {report.format} only begin a training of {name}, they have no weights "
+            f"for {', '.join(left[:8])}{more}"
+        )
 
 
 def _preprocessing(given: str | None, about: Any, report: Any, format: str | None) -> str:
