@@ -95,3 +95,24 @@ def test_the_whole_report_is_shown(photo, tmp_path):
         *("--model", "unet", "--classes", 3, "--format", "milesial"),
     )
     assert "  dropped (1): mask_values (values of the label pictures)\n" in result.out
+
+
+@pytest.mark.parametrize(
+    ("about", "text"),
+    [
+        (About("unet", {"width": float("nan")}), "cannot be built"),
+        (About("small_crf", {"crf": 3}), "cannot be built"),
+        (About("fcn8s_vgg16", {"ceil_mode": "x"}), "cannot be built"),
+        (About("deeplab_v2_vgg16", {"rates": 5}), "cannot be built"),
+        (About("unet", {"features_only": True}), "option features_only"),
+        (About("\x1b[31m", {}), "\\x1b[31m"),
+    ],
+)
+def test_options_that_lie(about, text, photo, tmp_path):
+    path = tmp_path / "x.safetensors"
+    checkpoints.write(path, {"weight": torch.zeros(1)}, about)
+    call = ("predict", photo, "--checkpoint", path, "-o", tmp_path / "o.png")
+    message = run_error(*call, code=2 if "x1b" in text else 1)
+    assert text in message and message.isprintable()
+    if about.model == "unet":
+        assert "is of unet" in run_error(*call, "--model", "segnet", code=2)

@@ -188,9 +188,11 @@ def build(arguments: argparse.Namespace) -> Network:
     if not name:
         raise UsageError("--model must be given: the checkpoint does not say which it is for")
     if name not in models.list_models():
-        raise UsageError(f"--model must be one of {', '.join(models.list_models())}, got {name}")
+        raise UsageError(
+            f"--model must be one of {', '.join(models.list_models())}, got {printable(name)}"
+        )
     if about.model and about.model != name:
-        raise UsageError(f"--model is {name}, but the checkpoint is of {about.model}")
+        raise UsageError(f"--model is {name}, but the checkpoint is of {printable(about.model)}")
     labels = arguments.labels or about.labels
     if labels and labels not in LEGENDS:
         raise CommandError(f"the checkpoint has unknown labels: {printable(labels)}")
@@ -198,9 +200,16 @@ def build(arguments: argparse.Namespace) -> Network:
     options = dict(about.options)
     if arguments.classes or (legend and "num_classes" not in options):
         options["num_classes"] = arguments.classes or len(legend.names)  # type: ignore[union-attr]
+    if "features_only" in options:
+        raise CommandError(
+            "the checkpoint has the option features_only: such networks label nothing"
+        )
     try:
         with torch.device("meta"):
             draft = models.get_model(name, **options)
+    except Exception as error:  # options come from the file: any value may stand there
+        raise CommandError(f"{name} cannot be built: {reason(error)}") from None
+    try:
         report, _ = checkpoints.plan(draft, tensors, format=arguments.format)
         if not report.complete:
             raise CommandError(f"the checkpoint does not fit {name}: {report}".replace("\n", "; "))
