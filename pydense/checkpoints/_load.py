@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _transforms
-from ._errors import CheckpointError
+from ._errors import CheckpointError, printable
 from ._files import About, read, write
-from ._leftover import sort_rest
-from ._match import best_match, classifier_of, formats_of, named, printable
+from ._leftover import missing_constants, sort_rest
+from ._match import best_match, classifier_of, formats_of, named
 from ._rules import COUNTER, find, fits
 
 _SHOWN = 8
@@ -33,7 +33,8 @@ class Report:
         preprocessing: What the format's networks expect; None where the format does not say.
         about: What the file says of itself.
         loaded: Keys of the model that were filled.
-        missing: Keys of the model that the file has not.
+        missing: Keys of the model that the file has not; and fixed factors by which files of such
+            a model are known (Caffe's ``scale_pool4.0`` of FCN-8s-at-once).
         unexpected: Keys of the file that the model has not.
         mis_shaped: (key of the model, shape in the file, shape in the model).
         reinitialized: Keys of the classifier that were left as the constructor made them.
@@ -181,6 +182,7 @@ def plan(
         else:
             values[key] = value
             report.loaded.append(key)
+    report.missing += missing_constants(model, best)
     report.unexpected, report.dropped = sort_rest(model, best)
     return report, values
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import _transforms, ademxapp, deeplab_v2, fcn, hrnet, pspnet, refinenet, segnet, unet
 from . import torchvision as torchvision_formats
-from ._errors import CheckpointError
+from ._errors import CheckpointError, printable
 from ._rules import Family, Format, Rule, find, fits, match
 
 _FAMILIES: tuple[Family, ...] = tuple(
@@ -28,11 +27,6 @@ _FAMILIES: tuple[Family, ...] = tuple(
 NATIVE = Format("pydense")
 # What training scripts put before every key: DataParallel, a module around the network.
 _PREFIXES = ("module.", "model.")
-
-
-def printable(text: str) -> str:
-    """Names come from outside: nothing in them may drive a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @dataclass
@@ -138,7 +132,7 @@ def _match_behind(
             continue
         rule = row[0]
         for name in (*row[1], *_other_classes(format, key, row[1], tensors)):
-            if isinstance(tensors.get(name), Tensor) and usable(tensors[name]):
+            if isinstance(tensors.get(name), Tensor) and _transforms.usable(tensors[name]):
                 found[key] = (rule, name)
                 taken.update(_transforms.used(rule.how, name))
                 break
@@ -154,7 +148,3 @@ def _other_classes(
     if row is None or row[1] == tuple(names):
         return []
     return [name for name in tensors for template in row[1] if match(template, name) is not None]
-
-
-def usable(value: Tensor) -> bool:
-    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
