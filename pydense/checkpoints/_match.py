@@ -57,9 +57,10 @@ def formats_of(model: nn.Module | str) -> list[Format]:
 
 
 def classifier_of(model: nn.Module) -> tuple[str, ...]:
-    for family in _FAMILIES:
-        if any(c.__name__ in family.models for c in type(model).__mro__):
-            return family.classifier
+    for cls in type(model).__mro__:  # the nearest: CRF-as-RNN is an FCN too
+        for family in _FAMILIES:
+            if cls.__name__ in family.models:
+                return family.classifier
     return ()
 
 
