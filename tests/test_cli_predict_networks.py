@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from pydense import checkpoints, models
 from pydense.checkpoints import PREPROCESSING, About
+from pydense.cli._labelmaps import read_truth
+from pydense.cli._legends import LEGENDS
 from pydense.models import _registry, average_logits, deeplab_v2
 from pydense.nn import DenseCRF
 
@@ -116,3 +118,45 @@ def test_options_that_lie(about, text, photo, tmp_path):
     assert text in message and message.isprintable()
     if about.model == "unet":
         assert "is of unet" in run_error(*call, "--model", "segnet", code=2)
+
+
+def test_indices_of_ade20k(photo, tmp_path):
+    """Its maps count from 1, and 0 is no truth: what is written is read as the same labels."""
+    torch.manual_seed(1)
+    model = models.get_model("small", num_classes=150).eval()
+    about = About("small", {"num_classes": 150}, "imagenet", "ade20k")
+    checkpoints.save(model, tmp_path / "w.safetensors", about=about)
+    out = tmp_path / "o.png"
+    call = ("predict", photo, "--checkpoint", tmp_path / "w.safetensors", "-o")
+    run_ok(*call, out, "--legend", tmp_path / "legend.png")
+    pixels = torch.from_numpy(np.asarray(Image.open(photo)).copy())[None]
+    labels = model.predict(PREPROCESSING["imagenet"](pixels).contiguous())[0].numpy()
+    picture = Image.open(out)
+    assert (np.asarray(picture) == labels + 1).all()
+    colors = np.array(LEGENDS["ade20k"].colors)
+    assert (np.asarray(picture.convert("RGB")) == colors[labels]).all()
+    again = run_ok(*call, tmp_path / "again.png", "--truth", out)
+    assert "mIoU 100.00" in again.out and "pixel accuracy 100.00" in again.out
+
+
+def test_void_colours_of_cityscapes(tmp_path):
+    void = (
+        *("000000", "510051", "faaaa0", "e6968c", "b4a5b4"),
+        *("966464", "96785a", "00005a", "00006e", "6f4a00"),
+    )
+    row = np.array([[tuple(bytes.fromhex(c)) for c in [*void, "804080"]]], np.uint8)
+    Image.fromarray(row).save(tmp_path / "x.png")
+    found = read_truth(tmp_path / "x.png", (1, 11), LEGENDS["cityscapes"], 19, 100)
+    assert found.tolist() == [[-1] * 10 + [0]]
+    assert len({*LEGENDS["cityscapes"].void_colors}) == 10
+
+
+@pytest.mark.parametrize("option", ["-o", "--overlay"])
+@pytest.mark.parametrize("name", ["labels.bmp", "labels.npy"])
+def test_a_file_of_another_kind_is_no_folder(option, name, photo, tmp_path):
+    out = ("-o", tmp_path / "o.png") if option != "-o" else ()
+    call = ("predict", photo, "--checkpoint", tmp_path / "none", *out, option, tmp_path / name)
+    assert f"or be a folder, got {name}" in run_error(*call, code=2)
+    assert not (tmp_path / name).exists()
+    call = ("predict", photo, "--checkpoint", tmp_path / "none", "-o", tmp_path / "o.jpg")
+    assert "--output must end in .png or be a folder" in run_error(*call, code=2)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pydense.checkpoints import Preprocessing, Report
     from pydense.models import SegmentationModel
 
+_FILES = frozenset((*SUFFIXES, *_output.OVERLAY_SUFFIXES, *_output.PROBABILITY_SUFFIXES))
 _NUMBER = re.compile(r"%(0?)(\d*)d")
 
 
@@ -74,7 +75,8 @@ def predict(arguments: argparse.Namespace) -> int:
         names = names or tuple(f"class {i}" for i in range(network.classes))
         colors = _labelmaps.colors_of(network.legend, network.classes)
         with _output.Outputs() as outputs:
-            picture = _labelmaps.draw_legend(names, colors)
+            first = network.legend.first if network.legend else 0
+            picture = _labelmaps.draw_legend(names, colors, first)
             outputs.write(arguments.legend, _output.picture_writer(arguments.legend, picture))
     return _work(frames, network, arguments)
 
@@ -146,6 +148,11 @@ def _place(path: Path | None, image: Path, single: bool, option: str) -> Path | 
         if not single:
             raise UsageError(f"{option} must be a folder for more than one picture")
         return path
+    if path.suffix.lower() in _FILES and not path.is_dir():
+        raise UsageError(
+            f"{option} must end in {' or '.join(suffixes)} or be a folder, got "
+            f"{printable(path.name)}"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -404,7 +411,7 @@ def _write(
             frame.truth, size, network.legend, network.classes, arguments.max_pixels
         )
     with _output.Outputs() as outputs:
-        outputs.write(frame.output, _labelmaps.writer(labels, colors))
+        outputs.write(frame.output, _labelmaps.writer(labels, colors, network.legend))
         if frame.overlay:
             mixed = blend(image, colors[labels], arguments.overlay_opacity)
             outputs.write(frame.overlay, _output.picture_writer(frame.overlay, mixed))
