@@ -216,3 +216,24 @@ def test_classifiers_are_the_layers_sized_by_the_classes(name):
     sized = {key for key, value in few.items() if value.shape != many[key].shape}
     patterns = _match.classifier_of(on_meta(SCORED[name], 7))
     assert sized and {key for key in few if _rules.fits(patterns, key)} == sized
+
+
+@pytest.mark.parametrize(
+    ("build", "format", "option"),
+    [
+        (partial(models.DeepLabV2ResNet, 3, 50), "kazuto1011", "align_corners"),
+        (partial(models.DeepLabV2VGG, 3, "large_fov"), "rulixiang", "ceil_mode"),
+        (partial(models.SegNet, 3), "say4n", "ceil_mode"),
+    ],
+)
+def test_options_that_no_key_shows(build, format, option):
+    """Where the published networks have another value than the models, the report says so."""
+    model = build()
+    state = checkpoints.convert(model, to_format=format)
+    report = checkpoints.plan(model, state, format=format)[0]
+    assert report.complete
+    note = f"note: networks of {format} have {option}=False, this model has not"
+    assert note in str(report).splitlines()
+    as_published = build(**{option: False})
+    assert not checkpoints.plan(as_published, state, format=format)[0].notes
+    assert not checkpoints.plan(model, model.state_dict(), format="pydense")[0].notes

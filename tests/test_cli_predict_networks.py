@@ -106,7 +106,7 @@ def test_the_whole_report_is_shown(photo, tmp_path):
         (About("small_crf", {"crf": 3}), "cannot be built"),
         (About("fcn8s_vgg16", {"ceil_mode": "x"}), "cannot be built"),
         (About("deeplab_v2_vgg16", {"rates": 5}), "cannot be built"),
-        (About("unet", {"features_only": True}), "option features_only"),
+        (About("unet", {"features_only": True}), "option features_only label nothing"),
         (About("\x1b[31m", {}), "\\x1b[31m"),
     ],
 )
@@ -160,3 +160,27 @@ def test_a_file_of_another_kind_is_no_folder(option, name, photo, tmp_path):
     assert not (tmp_path / name).exists()
     call = ("predict", photo, "--checkpoint", tmp_path / "none", "-o", tmp_path / "o.jpg")
     assert "--output must end in .png or be a folder" in run_error(*call, code=2)
+
+
+def test_options_of_the_constructor(photo, tmp_path):
+    """Options that no key shows are given by hand, as a file's own are; they win over these."""
+    torch.manual_seed(2)
+    model = models.UNet(3, width=4).eval()
+    about = About("unet", {"width": 8, "num_classes": 3}, "imagenet")
+    checkpoints.save(model, tmp_path / "w.safetensors", about=about)
+    out = tmp_path / "o.png"
+    call = ("predict", photo, "--checkpoint", tmp_path / "w.safetensors", "-o", out)
+    assert "does not fit unet" in run_error(*call)
+    run_ok(*call, "--option", "width=4", "--option", "reference=True")
+    pixels = torch.from_numpy(np.asarray(Image.open(photo)).copy())[None]
+    expected = model.predict(PREPROCESSING["imagenet"](pixels).contiguous())[0].numpy()
+    assert (np.asarray(Image.open(out)) == expected).all()
+    for text, why, code in (
+        ("width", "must be NAME=VALUE", 2),
+        ("=3", "must be NAME=VALUE", 2),
+        ('width={"a":1}', "must be a number, a word", 2),
+        ("width=many", "cannot be built", 1),
+        ("features_only=true", "label nothing", 1),
+        ("no_such=[1,2]", "cannot be built", 1),
+    ):
+        assert why in run_error(*call, "--option", text, code=code)

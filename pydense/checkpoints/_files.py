@@ -183,6 +183,28 @@ def _about(texts: Mapping[str, str]) -> About:
     return About(**words, options=options)
 
 
+def parse_option(text: str) -> tuple[str, Any]:
+    """An option of a model from ``NAME=VALUE``, the value in JSON as in a file's metadata.
+
+    What is no JSON is a word; ``True``, ``False`` and ``None`` are understood too.
+
+    Raises:
+        ValueError: No name, or a value that no option has.
+    """
+    name, equals, word = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"must be NAME=VALUE, got {text!r}")
+    value = {"True": True, "False": False, "None": None}.get(word, word)
+    if value is word:
+        try:
+            value = json.loads(word)
+        except (ValueError, RecursionError):
+            value = word
+    if not _plain(value):
+        raise ValueError(f"must be a number, a word, a flag or a list of these, got {text!r}")
+    return name, value
+
+
 def _plain(value: Any) -> bool:
     if isinstance(value, list):
         return len(value) <= 64 and all(isinstance(n, (int, float, str)) for n in value)

@@ -40,6 +40,7 @@ class Report:
         reinitialized: Keys of the classifier that were left as the constructor made them.
         kept: Keys of the model that files of this format never have; left as they were.
         dropped: (key of the file, why the model needs none).
+        notes: Options in which the model differs from the networks that such files are of.
     """
 
     format: str = ""
@@ -54,6 +55,7 @@ class Report:
     reinitialized: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -76,6 +78,7 @@ class Report:
             if rows:
                 more = f", and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
                 lines.append(f"{what} ({len(rows)}): {', '.join(rows[:_SHOWN])}{more}")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(printable(line) for line in lines)
 
 
@@ -182,6 +185,11 @@ def plan(
         else:
             values[key] = value
             report.loaded.append(key)
+    report.notes = [
+        f"networks of {best.format.name} have {option}={value}, this model has not"
+        for option, value in best.format.options
+        if any(getattr(module, option, value) != value for module in model.modules())
+    ]
     report.missing += missing_constants(model, best)
     report.unexpected, report.dropped = sort_rest(model, best)
     return report, values

@@ -57,6 +57,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     net.add_argument(
         "--classes", metavar="N", type=_classes, help="number of classes (default: of --labels)"
     )
+    net.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="of the network's constructor, such as ceil_mode=false (may be given often)",
+    )
     net.add_argument("--batch", metavar="N", type=_batch, default=1, help="pictures at once (1)")
     net.add_argument(
         "--scales", metavar="X", nargs="+", type=_scale, default=[1.0], help="averaged (1)"

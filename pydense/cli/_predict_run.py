@@ -204,13 +204,11 @@ def build(arguments: argparse.Namespace) -> Network:
     if labels and labels not in LEGENDS:
         raise CommandError(f"the checkpoint has unknown labels: {printable(labels)}")
     legend = LEGENDS[labels] if labels else None
-    options = dict(about.options)
+    options = dict(about.options) | _given_options(arguments.option)
     if arguments.classes or (legend and "num_classes" not in options):
         options["num_classes"] = arguments.classes or len(legend.names)  # type: ignore[union-attr]
     if "features_only" in options:
-        raise CommandError(
-            "the checkpoint has the option features_only: such networks label nothing"
-        )
+        raise CommandError("networks with the option features_only label nothing")
     try:
         with torch.device("meta"):
             draft = models.get_model(name, **options)
@@ -240,6 +238,15 @@ def build(arguments: argparse.Namespace) -> Network:
     lines = [f"{name}: {first}; input {preprocessing}", *(f"  {line}" for line in rest)]
     text = "\n".join(printable(line) for line in lines)
     return Network(model, checkpoints.PREPROCESSING[preprocessing], legend, text)
+
+
+def _given_options(rows: list[str]) -> dict[str, Any]:
+    from pydense.checkpoints._files import parse_option
+
+    try:
+        return dict(parse_option(row) for row in rows)
+    except ValueError as error:
+        raise UsageError(f"--option {printable(str(error))}") from None
 
 
 def _require_all_weights(name: str, report: Report) -> None:
