@@ -104,8 +104,8 @@ def test_the_whole_report_is_shown(photo, tmp_path):
     [
         (About("unet", {"width": float("nan")}), "cannot be built"),
         (About("small_crf", {"crf": 3}), "cannot be built"),
-        (About("fcn8s_vgg16", {"ceil_mode": "x"}), "cannot be built"),
-        (About("deeplab_v2_vgg16", {"rates": 5}), "cannot be built"),
+        (About("fcn8s_vgg16", {"fc_channels": -1}), "cannot be built"),
+        (About("refinenet50", {"channels": []}), "cannot be built"),
         (About("unet", {"features_only": True}), "option features_only label nothing"),
         (About("\x1b[31m", {}), "\\x1b[31m"),
     ],
