@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from _networks import on_meta
+from torch import nn
 
 from benchmarks._torchvision import segmentation_models
 from pydense import checkpoints, models
@@ -181,3 +184,56 @@ def test_models_have_the_names_of_torchvision():
         model = on_meta(models.get_model, name, num_classes=21)
         ours = checkpoints.convert(model, to_format="torchvision")
         assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}
+
+
+SCORED: dict[str, Callable[[int], nn.Module]] = {
+    "fcn": partial(models.FCN, stride=8, fc_channels=8),
+    "learned": partial(models.FCN, stride=8, fc_channels=8, upsampling="learned"),
+    "alexnet": models.FCNAlexNet,
+    "crfrnn": models.crf_as_rnn_vgg16,
+    "deeplab": models.deeplab_v2_resnet101,
+    "aspp": models.deeplab_v2_vgg16,
+    "largefov": models.deeplab_largefov_vgg16,
+    "refinenet": partial(models.RefineNet, depth=50),
+    "mobilenet": models.lw_refinenet_mobilenet_v2,
+    "hrnet": models.hrnet_w18_small_v1,
+    "ocr": models.hrnet_ocr_w18,
+    "psp": partial(models.PSPNet, depth=50),
+    "unet": models.UNet,
+    "segnet": models.SegNet,
+    "wide": models.WiderResNet38,
+    "fcrn": models.FCRN,
+    "deeplab v3": models.deeplab_v3_resnet50,
+}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_classifiers_are_the_layers_sized_by_the_classes(name):
+    """What ``reinit_classifier`` excuses, and nothing else."""
+    from pydense.checkpoints import _match, _rules
+
+    few, many = (on_meta(SCORED[name], n).state_dict() for n in (7, 9))
+    sized = {key for key, value in few.items() if value.shape != many[key].shape}
+    patterns = _match.classifier_of(on_meta(SCORED[name], 7))
+    assert sized and {key for key in few if _rules.fits(patterns, key)} == sized
+
+
+@pytest.mark.parametrize(
+    ("build", "format", "option"),
+    [
+        (partial(models.DeepLabV2ResNet, 3, 50), "kazuto1011", "align_corners"),
+        (partial(models.DeepLabV2VGG, 3, "large_fov"), "rulixiang", "ceil_mode"),
+        (partial(models.SegNet, 3), "say4n", "ceil_mode"),
+    ],
+)
+def test_options_that_no_key_shows(build, format, option):
+    """Where the published networks have another value than the models, the report says so."""
+    model = build()
+    state = checkpoints.convert(model, to_format=format)
+    report = checkpoints.plan(model, state, format=format)[0]
+    assert report.complete
+    note = f"note: networks of {format} have {option}=False, this model has not"
+    assert note in str(report).splitlines()
+    as_published = build(**{option: False})
+    assert not checkpoints.plan(as_published, state, format=format)[0].notes
+    assert not checkpoints.plan(model, model.state_dict(), format="pydense")[0].notes

@@ -321,6 +321,10 @@ class TestInference:
                 models.average_logits(model, x, **options)
         with pytest.raises(TypeError, match="flip must be a bool"):
             models.predict_labels(model, x, flip=1)
+        # Without windows there is no stride, be there sums or not.
+        for more in ({}, {"flip": True}):
+            with pytest.raises(ValueError, match="stride must be None without window"):
+                models.predict_labels(model, x, stride=7, **more)
 
 
 def test_public_names_are_documented():

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import conv2d, conv_transpose2d, local_response_norm, max_pool2d
 
+from pydense import checkpoints
 from pydense.models import FCN, FCNAlexNet, fcn, transplant_fc_weights
 from pydense.models import _vgg as vgg
 from pydense.ops import bilinear_filler
@@ -203,6 +204,38 @@ class TestTransplant:
         x = picture(1, 512, 7, 7)
         linear = nn.functional.linear(x.flatten(1), source["fc6.weight"], source["fc6.bias"])
         assert torch.allclose(model.fc6(x).flatten(), linear.flatten(), atol=1e-4)
+
+    @pytest.mark.parametrize("old", [False, True], ids=["today", "four dimensions"])
+    @pytest.mark.parametrize("net", ["vgg16", "alexnet"])
+    def test_caffe_files(self, net, old, tmp_path):
+        """The classifiers' ``.caffemodel``, as read() gives them."""
+        build = (lambda: FCN(2, 32, fc_channels=6)) if net == "vgg16" else self.alexnet
+        source = {k: v for k, v in build().state_dict().items() if not k.startswith("score")}
+        blobs = {}
+        for key, value in source.items():
+            layer, _, part = key.rpartition(".")
+            value = torch.rand_like(value)
+            source[key] = value
+            if layer.startswith("fc") and part == "weight":
+                value = value.flatten(1)
+            if old:
+                value = value.reshape([1] * (4 - value.dim()) + list(value.shape))
+            blobs[f"{layer}.{int(part == 'bias')}"] = value
+        blobs["fc8.0"] = torch.zeros(10, 6)
+        checkpoints.write(tmp_path / "x.caffemodel", blobs)
+        model = build()
+        keys = transplant_fc_weights(model, checkpoints.read(tmp_path / "x.caffemodel")[0])
+        assert set(keys) == set(source)
+        for key, value in source.items():
+            assert torch.equal(model.state_dict()[key], value), key
+
+    @staticmethod
+    def alexnet():
+        return FCNAlexNet(2, fc_channels=6)
+
+    def test_torchvision_alexnet_is_another_net(self):
+        assert "torchvision-classifier" not in checkpoints.formats("FCNAlexNet")
+        assert "torchvision-classifier" in checkpoints.formats("FCN")
 
     def test_finer_from_coarser(self):
         coarse = filled(FCN(2, 32, fc_channels=6))

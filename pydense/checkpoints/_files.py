@@ -8,16 +8,17 @@ import json
 import os
 import stat
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from . import _caffe, _mxnet, _safetensors
-from ._errors import CheckpointError
+from ._errors import CheckpointError, printable
 
 SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".caffemodel", ".params")
 _MAX_BYTES = 16 * 2**30
@@ -96,7 +97,31 @@ def _parse(suffix: str, data: memoryview) -> tuple[dict[str, Any], About]:
     raise CheckpointError("neither a PyTorch, a safetensors, a Caffe nor an MXNet file")
 
 
-def _read_torch(stream: Any) -> Any:
+def _require_stored(stream: IO[bytes]) -> None:
+    """An error for archives that unpack to more than the file's own size.
+
+    PyTorch stores tensors as they are; its reader would inflate compressed ones without a limit.
+    """
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            rows = archive.infolist()
+    except Exception as error:  # as below
+        text = printable(" ".join(str(error).split()))[:200]
+        raise CheckpointError(f"broken PyTorch file: {type(error).__name__}: {text}") from None
+    for row in rows:
+        if row.compress_type != zipfile.ZIP_STORED or row.file_size != row.compress_size:
+            raise CheckpointError(
+                f"its part {printable(row.filename[:200])} is compressed, which tensors in a "
+                "PyTorch file never are"
+            )
+    if sum(row.file_size for row in rows) > os.fstat(stream.fileno()).st_size:
+        raise CheckpointError("broken PyTorch file: its parts are larger than the file")
+
+
+def _read_torch(stream: IO[bytes]) -> Any:
+    if stream.read(4) == b"PK\x03\x04":
+        _require_stored(stream)
+    stream.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -108,29 +133,36 @@ def _read_torch(stream: Any) -> Any:
             reason = text.rpartition("WeightsUnpickler error: ")[2].split(". ")[0].split("\n")[0]
             raise CheckpointError(
                 "holds more than tensors and plain values, which is never run "
-                f"(weights_only=True): {reason[:200]}"
+                f"(weights_only=True): {printable(reason[:200])}"
             ) from None
         raise CheckpointError(
-            f"broken PyTorch file: {type(error).__name__}: {' '.join(text.split())[:200]}"
+            f"broken PyTorch file: {type(error).__name__}: "
+            f"{printable(' '.join(text.split())[:200])}"
         ) from None
 
 
 def _unwrap(found: Any) -> dict[str, Any]:
     """The mapping that holds the tensors."""
-    for _ in range(4):
-        if not isinstance(found, Mapping):
-            break
-        if any(isinstance(value, Tensor) for value in found.values()):
-            break
-        inner = [found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)]
-        if not inner:
-            break
-        found = inner[0]
-    if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
+    weights = _innermost(found, 4)
+    if weights is None:
         raise CheckpointError(f"holds no weights by name, but {type(found).__name__}")
-    if not all(isinstance(key, str) and len(key) <= _MAX_NAME for key in found):
+    if not all(isinstance(key, str) and len(key) <= _MAX_NAME for key in weights):
         raise CheckpointError(f"holds names that are no texts of up to {_MAX_NAME} characters")
-    return dict(found)
+    return dict(weights)
+
+
+def _innermost(found: Any, depth: int) -> Mapping[Any, Any] | None:
+    """The mapping with tensors in the most wrappers, None without any.
+
+    Beside the weights a wrapper may have tensors of its own, such as the best accuracy.
+    """
+    if not isinstance(found, Mapping):
+        return None
+    for key in _WRAPPERS if depth else ():
+        inner = _innermost(found.get(key), depth - 1)
+        if inner is not None:
+            return inner
+    return found if any(isinstance(value, Tensor) for value in found.values()) else None
 
 
 def _about(texts: Mapping[str, str]) -> About:
@@ -149,6 +181,28 @@ def _about(texts: Mapping[str, str]) -> About:
     if not all(_plain(value) for value in options.values()):
         raise CheckpointError("broken safetensors file: options must be numbers, words and flags")
     return About(**words, options=options)
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """An option of a model from ``NAME=VALUE``, the value in JSON as in a file's metadata.
+
+    What is no JSON is a word; ``True``, ``False`` and ``None`` are understood too.
+
+    Raises:
+        ValueError: No name, or a value that no option has.
+    """
+    name, equals, word = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"must be NAME=VALUE, got {text!r}")
+    value = {"True": True, "False": False, "None": None}.get(word, word)
+    if value is word:
+        try:
+            value = json.loads(word)
+        except (ValueError, RecursionError):
+            value = word
+    if not _plain(value):
+        raise ValueError(f"must be a number, a word, a flag or a list of these, got {text!r}")
+    return name, value
 
 
 def _plain(value: Any) -> bool:

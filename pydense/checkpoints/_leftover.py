@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import _transforms
-from ._errors import CheckpointError
-from ._match import Match, printable, usable
+from ._errors import CheckpointError, printable
+from ._match import Match
 from ._rules import Extra, fill, match
 
 
@@ -40,10 +40,26 @@ def sort_rest(model: nn.Module, best: Match) -> tuple[list[str], list[tuple[str,
     return unexpected, dropped
 
 
+def missing_constants(model: nn.Module, best: Match) -> list[str]:
+    """Fixed factors that files of such a model have, and this one has not.
+
+    Without them it is of a net that multiplies by nothing there, with the same keys otherwise.
+    """
+    return [
+        extra.theirs
+        for extra in best.format.extras
+        if extra.what == "constant"
+        and getattr(model, extra.module, False)
+        and extra.theirs not in best.tensors
+    ]
+
+
 def _tensor(name: str, best: Match) -> Tensor:
     value = best.tensors[name]
-    if not isinstance(value, Tensor) or not usable(value):
-        raise CheckpointError(f"{printable(name)} must be a tensor, got {type(value).__name__}")
+    if not isinstance(value, Tensor) or not _transforms.usable(value):
+        raise CheckpointError(
+            f"{printable(name)} must be a tensor with all its numbers, got {type(value).__name__}"
+        )
     return value
 
 
@@ -53,21 +69,27 @@ def _is_bilinear(extra: Extra, name: str, best: Match) -> str:
     if channels and value.shape[1] in (1, channels):
         groups = channels if value.shape[1] == 1 else 1
         size = (extra.size, extra.size)
-        if value.shape[2:] == size and torch.allclose(
-            value.float(), _transforms.bilinear(channels, extra.size, groups), atol=1e-6
-        ):
-            return "the fixed bilinear filter"
+        if value.shape[2:] == size and value.is_floating_point():
+            # Rounded as the file's: 16 bits hold few of these numbers.
+            expected = _transforms.bilinear(channels, extra.size, groups).to(value.dtype)
+            if torch.allclose(value.float(), expected.float(), atol=1e-6):
+                return "the fixed bilinear filter"
     raise CheckpointError(
-        f"{name} {tuple(value.shape)} is not the bilinear filter of size {extra.size}: if it was "
-        "learned, the model needs upsampling='learned'"
+        f"{printable(name)} {tuple(value.shape)} is not the bilinear filter of size "
+        f"{extra.size}: if it was learned, the model needs upsampling='learned'"
     )
 
 
 def _is_constant(extra: Extra, name: str, best: Match) -> str:
-    value = _tensor(name, best).float()
-    if value.numel() and torch.allclose(value, torch.full_like(value, float(extra.value))):
-        return f"the fixed factor {extra.value}"
-    raise CheckpointError(f"{name} must be {extra.value} in all channels, as the model has it")
+    value = _tensor(name, best)
+    if value.numel() == extra.channels and value.is_floating_point():
+        expected = torch.full_like(value, float(extra.value))
+        if torch.allclose(value.float(), expected.float(), atol=0):
+            return f"the fixed factor {extra.value}"
+    raise CheckpointError(
+        f"{printable(name)} must be {extra.value} in all {extra.channels} channels, as the model "
+        "has it"
+    )
 
 
 def _is_copy(extra: Extra, name: str, best: Match) -> str | None:
@@ -76,6 +98,9 @@ def _is_copy(extra: Extra, name: str, best: Match) -> str | None:
     original = fill(str(extra.value), places)
     if original not in best.tensors:
         return None
-    if torch.equal(_tensor(name, best), _tensor(original, best)):
+    value, like = _tensor(name, best), _tensor(original, best)
+    if value.dtype == like.dtype and torch.equal(value, like):
         return f"the same as {original}"
-    raise CheckpointError(f"{name} differs from {original}, of which it must be a copy")
+    raise CheckpointError(
+        f"{printable(name)} differs from {printable(original)}, of which it must be a copy"
+    )

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _transforms
-from ._errors import CheckpointError
+from ._errors import CheckpointError, printable
 from ._files import About, read, write
-from ._leftover import sort_rest
-from ._match import best_match, classifier_of, formats_of, named, printable
+from ._leftover import missing_constants, sort_rest
+from ._match import best_match, classifier_of, formats_of, named
 from ._rules import COUNTER, find, fits
 
 _SHOWN = 8
@@ -33,12 +33,14 @@ class Report:
         preprocessing: What the format's networks expect; None where the format does not say.
         about: What the file says of itself.
         loaded: Keys of the model that were filled.
-        missing: Keys of the model that the file has not.
+        missing: Keys of the model that the file has not; and fixed factors by which files of such
+            a model are known (Caffe's ``scale_pool4.0`` of FCN-8s-at-once).
         unexpected: Keys of the file that the model has not.
         mis_shaped: (key of the model, shape in the file, shape in the model).
         reinitialized: Keys of the classifier that were left as the constructor made them.
         kept: Keys of the model that files of this format never have; left as they were.
         dropped: (key of the file, why the model needs none).
+        notes: Options in which the model differs from the networks that such files are of.
     """
 
     format: str = ""
@@ -53,6 +55,7 @@ class Report:
     reinitialized: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -75,6 +78,7 @@ class Report:
             if rows:
                 more = f", and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
                 lines.append(f"{what} ({len(rows)}): {', '.join(rows[:_SHOWN])}{more}")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(printable(line) for line in lines)
 
 
@@ -181,6 +185,12 @@ def plan(
         else:
             values[key] = value
             report.loaded.append(key)
+    report.notes = [
+        f"networks of {best.format.name} have {option}={value}, this model has not"
+        for option, value in best.format.options
+        if any(getattr(module, option, value) != value for module in model.modules())
+    ]
+    report.missing += missing_constants(model, best)
     report.unexpected, report.dropped = sort_rest(model, best)
     return report, values
 

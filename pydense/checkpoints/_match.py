@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import _transforms, ademxapp, deeplab_v2, fcn, hrnet, pspnet, refinenet, segnet, unet
 from . import torchvision as torchvision_formats
-from ._errors import CheckpointError
+from ._errors import CheckpointError, printable
 from ._rules import Family, Format, Rule, find, fits, match
 
 _FAMILIES: tuple[Family, ...] = tuple(
@@ -28,11 +27,6 @@ _FAMILIES: tuple[Family, ...] = tuple(
 NATIVE = Format("pydense")
 # What training scripts put before every key: DataParallel, a module around the network.
 _PREFIXES = ("module.", "model.")
-
-
-def printable(text: str) -> str:
-    """Names come from outside: nothing in them may drive a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @dataclass
@@ -63,9 +57,10 @@ def formats_of(model: nn.Module | str) -> list[Format]:
 
 
 def classifier_of(model: nn.Module) -> tuple[str, ...]:
-    for family in _FAMILIES:
-        if any(c.__name__ in family.models for c in type(model).__mro__):
-            return family.classifier
+    for cls in type(model).__mro__:  # the nearest: CRF-as-RNN is an FCN too
+        for family in _FAMILIES:
+            if cls.__name__ in family.models:
+                return family.classifier
     return ()
 
 
@@ -138,7 +133,7 @@ def _match_behind(
             continue
         rule = row[0]
         for name in (*row[1], *_other_classes(format, key, row[1], tensors)):
-            if isinstance(tensors.get(name), Tensor) and usable(tensors[name]):
+            if isinstance(tensors.get(name), Tensor) and _transforms.usable(tensors[name]):
                 found[key] = (rule, name)
                 taken.update(_transforms.used(rule.how, name))
                 break
@@ -154,7 +149,3 @@ def _other_classes(
     if row is None or row[1] == tuple(names):
         return []
     return [name for name in tensors for template in row[1] if match(template, name) is not None]
-
-
-def usable(value: Tensor) -> bool:
-    return value.layout == torch.strided and not value.is_quantized and not value.is_meta

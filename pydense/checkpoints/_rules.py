@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 _PLACE = re.compile(r"\{([a-z]+)([+-]\d+)?\}")
 _NUMBERS = frozenset("ijk")
@@ -75,6 +76,8 @@ class Format:
         auto: Whether the format is found by the keys, or only when asked for by name.
         suffix: Of files of this format.
         counters: Whether files have batch normalisation's ``num_batches_tracked``.
+        options: Options (name and value) of the networks that the files are of, which no key shows
+            and which are not the models' defaults.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Format:
     auto: bool = True
     suffix: str = ".pth"
     counters: bool = True
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

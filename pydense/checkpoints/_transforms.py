@@ -8,12 +8,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ._errors import CheckpointError
+from ._errors import CheckpointError, printable
 
 HOW = ("copy", "flipped", "flat", "scaled")
 """``flipped``: of a transposed convolution of stride 1, a convolution with in- and outputs swapped
 and the kernel turned; ``flat``: of a fully connected layer, a convolution over its whole input;
 ``scaled``: Caffe's batch normalisation holds sums, to be divided by blob 2."""
+
+
+def usable(value: Tensor) -> bool:
+    """Whether a tensor of a file holds its numbers: one expanded from a few could say any size."""
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 def read(how: str, key: str, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
@@ -53,8 +60,14 @@ def _divided(key: str, value: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     factor = tensors.get(_factor(key))
     if factor is None:
         return value
-    if factor.numel() != 1:
-        raise CheckpointError(f"{_factor(key)} must be one number, got {tuple(factor.shape)}")
+    if (
+        not isinstance(factor, Tensor)
+        or not usable(factor)
+        or factor.is_complex()
+        or factor.numel() != 1
+    ):
+        got = tuple(factor.shape) if isinstance(factor, Tensor) else type(factor).__name__
+        raise CheckpointError(f"{printable(_factor(key))} must be one real number, got {got}")
     # 0 before any training step, as Caffe reads it.
     scale = float(factor)
     return value / scale if scale else torch.zeros_like(value)

@@ -102,6 +102,7 @@ FAMILIES = (
                 prefix="base.",
                 prefix_if="msc",
                 preprocessing="caffe-deeplab",
+                options=(("align_corners", False),),
             ),
             Format(
                 "isht7",
@@ -144,6 +145,7 @@ FAMILIES = (
                     Rule("fc{i}.{p}", "conv{i}.{p}"),
                 ),
                 preprocessing=None,
+                options=(("ceil_mode", False),),
             ),
             Format(
                 "hal42",

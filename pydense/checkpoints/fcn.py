@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FCN: wkentaro's PyTorch port, the authors' Caffe nets, DIGITS, torchvision's classifiers."""
+"""FCN: wkentaro's PyTorch port, the authors' Caffe nets, DIGITS, torchvision's VGG16."""
 
 from ._rules import Extra, Family, Format, Rule
 
@@ -13,28 +13,25 @@ _VGG16 = {
     for stage, row in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)))
     for k, at in enumerate(row)
 }
-_ALEXNET = {f"conv{k + 1}": at for k, at in enumerate((0, 3, 6, 8, 10))}
 
 
 def _filters(names: tuple[tuple[str, int], ...], suffix: str) -> tuple[Extra, ...]:
     return tuple(Extra(f"{n}.{suffix}", "bilinear", module=n, size=size) for n, size in names)
 
 
-def _torchvision(convolutions: dict[str, int], linear: tuple[int, int]) -> Format:
-    return Format(
-        "torchvision-classifier",
-        (
-            *(Rule(f"{n}.{{p}}", f"features.{at}.{{p}}") for n, at in convolutions.items()),
-            *(
-                Rule(f"fc{k}.{{p}}", f"classifier.{at}.{{p}}", "flat")
-                for k, at in zip((6, 7), linear, strict=True)
-            ),
-        ),
-        (Extra("classifier.6.{p}", "unused", "scores of ImageNet's classes"),),
-        preprocessing="imagenet",
-        optional=("score_{p}", "upscore{p}"),
-        auto=False,
-    )
+# None for AlexNet: torchvision's is another net, without groups.
+_TORCHVISION = Format(
+    "torchvision-classifier",
+    (
+        *(Rule(f"{n}.{{p}}", f"features.{at}.{{p}}") for n, at in _VGG16.items()),
+        Rule("fc6.{p}", "classifier.0.{p}", "flat"),
+        Rule("fc7.{p}", "classifier.3.{p}", "flat"),
+    ),
+    (Extra("classifier.6.{p}", "unused", "scores of ImageNet's classes"),),
+    preprocessing="imagenet",
+    optional=("score_{p}", "upscore{p}"),
+    auto=False,
+)
 
 
 FAMILIES = (
@@ -59,7 +56,7 @@ FAMILIES = (
                 preprocessing="caffe-fcn",
                 suffix=".caffemodel",
             ),
-            _torchvision(_VGG16, (0, 3)),
+            _TORCHVISION,
         ),
     ),
     Family(
@@ -78,7 +75,6 @@ FAMILIES = (
                 preprocessing=None,  # the authors' net and DIGITS' differ
                 suffix=".caffemodel",
             ),
-            _torchvision(_ALEXNET, (1, 4)),
         ),
     ),
 )

@@ -15,7 +15,7 @@ FAMILIES = (
     Family(("HRNetClassifier",), ("classifier.{p}",), (Format("hrnet", preprocessing="imagenet"),)),
     Family(
         ("HRNet",),
-        ("last_layer.{i}.{p}",),
+        ("last_layer.3.{p}",),
         (
             _RELEASE,
             Format(
@@ -29,7 +29,7 @@ FAMILIES = (
     ),
     Family(
         ("HRNetOCR",),
-        ("cls_head.{p}", "aux_head.{i}.{p}"),
+        ("cls_head.{p}", "aux_head.3.{p}"),
         (
             _RELEASE,
             Format(

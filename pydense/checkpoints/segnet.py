@@ -30,6 +30,7 @@ FAMILIES = (
                 (Rule("encoder.{i}.{j}.{p}", "encoder_conv_{i}{j}.{p}"), *_decoder()),
                 (Extra("vgg16.{p}", "unused", "the classifier that the encoder began from"),),
                 preprocessing=None,  # the code feeds what the data set gives
+                options=(("ceil_mode", False),),
             ),
         ),
     ),

@@ -27,11 +27,20 @@ def colors_of(legend: Legend | None, classes: int) -> NDArray[np.uint8]:
     return np.array(legend.colors, dtype=np.uint8)
 
 
-def writer(labels: NDArray[np.integer], colors: NDArray[np.uint8]) -> Writer:
-    """A palette PNG of indices; 16-bit grey for more than 256 classes."""
+def writer(
+    labels: NDArray[np.integer], colors: NDArray[np.uint8], legend: Legend | None = None
+) -> Writer:
+    """A palette PNG of indices; 16-bit grey for more than 256.
+
+    Indices are those of the legend's own maps, as :func:`read_truth` reads them: ADE20K counts its
+    classes from 1.
+    """
     import numpy as np
     from PIL import Image
 
+    first = legend.first if legend else 0
+    labels = labels.astype(np.int64) + first
+    colors = np.concatenate([np.zeros((first, 3), np.uint8), colors])
     if len(colors) > 256:
         wide = Image.fromarray(labels.astype(np.uint16))
         return lambda stream: wide.save(stream, format="PNG")
@@ -142,8 +151,10 @@ class Scores:
         return lines
 
 
-def draw_legend(names: tuple[str, ...], colors: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture of all names and colours, in columns of 25."""
+def draw_legend(
+    names: tuple[str, ...], colors: NDArray[np.uint8], first: int = 0
+) -> NDArray[np.uint8]:
+    """A picture of all names and colours, in columns of 25; ``first`` is the first one's index."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
@@ -156,5 +167,5 @@ def draw_legend(names: tuple[str, ...], colors: NDArray[np.uint8]) -> NDArray[np
         x, y = 8 + index // rows * column, 6 + index % rows * line
         red, green, blue = (int(c) for c in colors[index])
         pencil.rectangle((x, y, x + 24, y + line - 6), (red, green, blue), (90, 90, 90))
-        pencil.text((x + 32, y), f"{index} {name}", (20, 20, 20), font)
+        pencil.text((x + 32, y), f"{first + index} {name}", (20, 20, 20), font)
     return np.asarray(picture)

@@ -27,13 +27,17 @@ class Legend:
     first: int = 0
 
 
+def _color(digits: str) -> Color:
+    red, green, blue = bytes.fromhex(digits)
+    return red, green, blue
+
+
 def _legend(rows: str, **options: object) -> Legend:
     """From lines of a name and a colour in hexadecimal digits."""
     pairs = [line.rsplit(None, 1) for line in rows.strip().splitlines()]
-    colors = [bytes.fromhex(color) for _, color in pairs]
     return Legend(
         tuple(name.strip() for name, _ in pairs),
-        tuple((c[0], c[1], c[2]) for c in colors),
+        tuple(_color(color) for _, color in pairs),
         **options,  # type: ignore[arg-type]
     )
 
@@ -95,6 +99,12 @@ train 005064
 motorcycle 0000e6
 bicycle 770b20
 """
+# Labels that are no training class: dynamic, ground, parking, rail track, guard rail, bridge,
+# tunnel, caravan, trailer. (Pole groups have the colour of poles, licence plates that of cars.)
+_CITYSCAPES_VOID = """
+6f4a00 510051 faaaa0 e6968c b4a5b4 966464 96785a 00005a 00006e
+"""
+
 _ADE20K = """
 wall 787878
 building b47878
@@ -251,7 +261,9 @@ flag 5c00ff
 LEGENDS = {
     "voc": _legend(_VOC, void_colors=((224, 224, 192),)),
     "camvid": _legend(_CAMVID, void=11, void_colors=((0, 0, 0),)),
-    "cityscapes": _legend(_CITYSCAPES, void_colors=((0, 0, 0),)),
+    "cityscapes": _legend(
+        _CITYSCAPES, void_colors=((0, 0, 0), *(_color(row) for row in _CITYSCAPES_VOID.split()))
+    ),
     "ade20k": _legend(_ADE20K, void=0, void_colors=((0, 0, 0),), first=1),
 }
 """By name. Cityscapes in its 19 training classes ("trainIds")."""

@@ -57,6 +57,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     net.add_argument(
         "--classes", metavar="N", type=_classes, help="number of classes (default: of --labels)"
     )
+    net.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="of the network's constructor, such as ceil_mode=false (may be given often)",
+    )
     net.add_argument("--batch", metavar="N", type=_batch, default=1, help="pictures at once (1)")
     net.add_argument(
         "--scales", metavar="X", nargs="+", type=_scale, default=[1.0], help="averaged (1)"
@@ -65,7 +72,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     net.add_argument("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
     net.add_argument("--threads", metavar="N", type=_options.threads, help="CPU threads")
     net.add_argument(
-        "--crf", action="store_true", help="refine by a dense CRF, as pydense refine has it"
+        "--crf",
+        action="store_true",
+        help="refine by a dense CRF: the network's own if it has one (which is always run), else "
+        "that of pydense refine",
     )
 
     reading = parser.add_argument_group("comparison and reading")

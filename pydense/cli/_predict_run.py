@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _labelmaps, _output
@@ -16,17 +14,16 @@ from ._errors import CommandError, UsageError, printable, reason
 from ._legends import LEGENDS, Legend
 from ._memory import require_memory
 from ._palette import blend
-from ._pictures import SUFFIXES, read_image
+from ._pictures import read_image
+from ._predict_files import Frame, plan
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
-    from pydense.checkpoints import Preprocessing
+    from pydense.checkpoints import Preprocessing, Report
     from pydense.models import SegmentationModel
-
-_NUMBER = re.compile(r"%(0?)(\d*)d")
 
 
 @dataclass(frozen=True)
@@ -44,21 +41,6 @@ class Network:
         return self.model.num_classes
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One picture: what to read and what to write."""
-
-    image: Path
-    output: Path
-    overlay: Path | None
-    truth: Path | None
-
-    @property
-    def outputs(self) -> list[Path]:
-        """All files to write."""
-        return [path for path in (self.output, self.overlay) if path is not None]
-
-
 def predict(arguments: argparse.Namespace) -> int:
     """Label all pictures; one that fails is reported and the others go on.
 
@@ -74,93 +56,10 @@ def predict(arguments: argparse.Namespace) -> int:
         names = names or tuple(f"class {i}" for i in range(network.classes))
         colors = _labelmaps.colors_of(network.legend, network.classes)
         with _output.Outputs() as outputs:
-            picture = _labelmaps.draw_legend(names, colors)
+            first = network.legend.first if network.legend else 0
+            picture = _labelmaps.draw_legend(names, colors, first)
             outputs.write(arguments.legend, _output.picture_writer(arguments.legend, picture))
     return _work(frames, network, arguments)
-
-
-# ---- what to read and where to write ----
-
-
-def plan(arguments: argparse.Namespace) -> list[Frame]:
-    """All pictures with their outputs, checked to be writable.
-
-    Raises:
-        CommandError: No picture, an output that cannot be written, names that meet.
-        UsageError: A file named as the output of several pictures.
-    """
-    images = [path for given in arguments.inputs for path in _pictures(given)]
-    single = len(arguments.inputs) == 1 and images == arguments.inputs
-    legend: list[Path] = []
-    if arguments.legend:
-        _output.check_suffix(arguments.legend, (".png",), "--legend")
-        legend = [arguments.legend]
-    frames = []
-    for image in images:
-        places = [
-            _place(path, image, single, option)
-            for path, option in (
-                (arguments.output, "--output"),
-                (arguments.overlay, "--overlay"),
-            )
-        ]
-        assert places[0] is not None
-        frames.append(Frame(image, places[0], places[1], _truth(arguments.truth, image, single)))
-    truths = [frame.truth for frame in frames if frame.truth]
-    _output.check_outputs(
-        [*legend, *(path for frame in frames for path in frame.outputs)],
-        [*images, *truths, arguments.checkpoint],
-    )
-    return frames
-
-
-def _pictures(given: Path) -> list[Path]:
-    """The pictures that an argument names."""
-    try:
-        if given.is_dir():
-            rows = sorted(given.iterdir())
-            found = [p for p in rows if p.suffix.lower() in SUFFIXES and p.name[:1] != "."]
-            if not found:
-                raise CommandError(f"{printable(given)} holds no picture")
-            return found
-        place = _NUMBER.search(given.name)
-        if place is None or given.exists():
-            return [given]
-        digits = rf"\d{{{place[2]},}}" if place[1] and place[2] else r"\d+"
-        before, after = given.name[: place.start()], given.name[place.end() :]
-        pattern = re.compile(f"{re.escape(before)}({digits}){re.escape(after)}")
-        matches = ((pattern.fullmatch(path.name), path) for path in given.parent.iterdir())
-        numbered = sorted((int(found[1]), path) for found, path in matches if found)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"cannot read {printable(given)}: {reason(error)}") from None
-    if not numbered:
-        raise CommandError(f"no frame is called {printable(given)}")
-    return [path for _, path in numbered]
-
-
-def _place(path: Path | None, image: Path, single: bool, option: str) -> Path | None:
-    if path is None:
-        return None
-    suffixes = (".png",) if option == "--output" else _output.OVERLAY_SUFFIXES
-    if path.suffix.lower() in suffixes and not path.is_dir():
-        if not single:
-            raise UsageError(f"{option} must be a folder for more than one picture")
-        return path
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"cannot write {printable(path)}: {reason(error)}") from None
-    return path / f"{image.stem}.png"
-
-
-def _truth(path: Path | None, image: Path, single: bool) -> Path | None:
-    if path is None:
-        return None
-    if path.is_dir():
-        return path / f"{image.stem}.png"
-    if not single:
-        raise UsageError("--truth must be a folder for more than one picture")
-    return path
 
 
 # ---- the network ----
@@ -188,22 +87,30 @@ def build(arguments: argparse.Namespace) -> Network:
     if not name:
         raise UsageError("--model must be given: the checkpoint does not say which it is for")
     if name not in models.list_models():
-        raise UsageError(f"--model must be one of {', '.join(models.list_models())}, got {name}")
+        raise UsageError(
+            f"--model must be one of {', '.join(models.list_models())}, got {printable(name)}"
+        )
     if about.model and about.model != name:
-        raise UsageError(f"--model is {name}, but the checkpoint is of {about.model}")
+        raise UsageError(f"--model is {name}, but the checkpoint is of {printable(about.model)}")
     labels = arguments.labels or about.labels
     if labels and labels not in LEGENDS:
         raise CommandError(f"the checkpoint has unknown labels: {printable(labels)}")
     legend = LEGENDS[labels] if labels else None
-    options = dict(about.options)
+    options = dict(about.options) | _given_options(arguments.option)
     if arguments.classes or (legend and "num_classes" not in options):
         options["num_classes"] = arguments.classes or len(legend.names)  # type: ignore[union-attr]
+    if "features_only" in options:
+        raise CommandError("networks with the option features_only label nothing")
     try:
         with torch.device("meta"):
             draft = models.get_model(name, **options)
+    except Exception as error:  # options come from the file: any value may stand there
+        raise CommandError(f"{name} cannot be built: {reason(error)}") from None
+    try:
         report, _ = checkpoints.plan(draft, tensors, format=arguments.format)
         if not report.complete:
             raise CommandError(f"the checkpoint does not fit {name}: {report}".replace("\n", "; "))
+        _require_all_weights(name, report)
         preprocessing = _preprocessing(arguments.preprocess, about, report, arguments.format)
         model = models.get_model(name, **options)
         checkpoints.load(model, tensors, format=report.format)
@@ -219,8 +126,34 @@ def build(arguments: argparse.Namespace) -> Network:
         model = model.eval().to(arguments.device)
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"--device {arguments.device}: {reason(error)}") from None
-    text = f"{name}: {str(report).splitlines()[0]}; input {preprocessing}"
-    return Network(model, checkpoints.PREPROCESSING[preprocessing], legend, printable(text))
+    first, *rest = str(report).splitlines()
+    lines = [f"{name}: {first}; input {preprocessing}", *(f"  {line}" for line in rest)]
+    text = "\n".join(printable(line) for line in lines)
+    return Network(model, checkpoints.PREPROCESSING[preprocessing], legend, text)
+
+
+def _given_options(rows: list[str]) -> dict[str, Any]:
+    from pydense.checkpoints._files import parse_option
+
+    try:
+        return dict(parse_option(row) for row in rows)
+    except ValueError as error:
+        raise UsageError(f"--option {printable(str(error))}") from None
+
+
+def _require_all_weights(name: str, report: Report) -> None:
+    """An error for formats that begin a training: they leave the head as the constructor made it.
+
+    Raises:
+        CommandError: Weights of the network that the checkpoint has not.
+    """
+    left = [key for key in report.kept if not key.endswith("num_batches_tracked")]
+    if left:
+        more = f", and {len(left) - 8} more" if len(left) > 8 else ""
+        raise CommandError(
+            f"checkpoints of {report.format} only begin a training of {name}, they have no weights "
+            f"for {', '.join(left[:8])}{more}"
+        )
 
 
 def _preprocessing(given: str | None, about: Any, report: Any, format: str | None) -> str:
@@ -345,7 +278,8 @@ def _labels(
     x = network.preprocessing(pixels).contiguous().to(arguments.device)
     how: dict[str, Any] = {"scales": arguments.scales, "flip": arguments.flip}
     found: torch.Tensor
-    if not arguments.crf:
+    crf = getattr(network.model, "crf", None)
+    if crf is None and not arguments.crf:
         dtype = torch.uint8 if network.classes <= 256 else torch.int64
         found = predict_labels(network.model, x, dtype=dtype, **how)
     else:
@@ -353,8 +287,9 @@ def _labels(
 
         require_memory(pixels.shape[1] * pixels.shape[2], network.classes)
         logits = average_logits(network.model, x, **how).cpu()
+        crf = DenseCRF(iterations=5) if crf is None else crf.cpu()  # where the logits are
         with torch.no_grad():
-            found = DenseCRF(iterations=5)(logits, pixels.permute(0, 3, 1, 2)).argmax(1)
+            found = crf(logits, pixels.permute(0, 3, 1, 2)).argmax(1)
     labels: NDArray[np.integer] = found.cpu().numpy()
     return labels
 
@@ -375,7 +310,7 @@ def _write(
             frame.truth, size, network.legend, network.classes, arguments.max_pixels
         )
     with _output.Outputs() as outputs:
-        outputs.write(frame.output, _labelmaps.writer(labels, colors))
+        outputs.write(frame.output, _labelmaps.writer(labels, colors, network.legend))
         if frame.overlay:
             mixed = blend(image, colors[labels], arguments.overlay_opacity)
             outputs.write(frame.overlay, _output.picture_writer(frame.overlay, mixed))

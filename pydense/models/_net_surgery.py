@@ -18,9 +18,12 @@ def transplant_fc_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     "Net surgery": a fully connected layer (4096, 512 * 7 * 7) over a 7x7 map is a 7x7 convolution
     (4096, 512, 7, 7) with the same numbers in the same order. Every parameter of the model that
     ``state_dict`` has under its name, with the same count of numbers and of outputs, is copied so;
-    what it has not stays. From torchvision's VGG16 and AlexNet too: ``features.N`` are the
-    convolutions in their order, the first two linear layers of ``classifier`` ``fc6`` and ``fc7``
-    (their input is RGB of another scale).
+    what it has not stays. Blobs as :func:`pydense.checkpoints.read` names those of a
+    ``.caffemodel`` (``conv1_1.0``, ``conv1_1.1``) are weights and biases, for :class:`FCN` those of
+    VGG16, for :class:`FCNAlexNet` of ``bvlc_alexnet`` or CaffeNet. From torchvision's VGG16 too:
+    ``features.N`` are the convolutions in their order, the first two linear layers of
+    ``classifier`` ``fc6`` and ``fc7`` (their input is RGB of another scale). Not from its AlexNet,
+    whose convolutions are 64, 192, 384, 256 and 256 wide and without groups.
 
     A 16s net from a 32s net, or an 8s from a 16s, begins as its function, upsampled in more steps.
 
@@ -43,7 +46,7 @@ def transplant_fc_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
         for key, parameter in own.items():
             if key not in source:
                 continue
-            value = source[key]
+            value = _outputs_first(source[key], parameter)
             if value.numel() != parameter.numel() or value.shape[0] != parameter.shape[0]:
                 if key.startswith("score"):
                     continue
@@ -58,10 +61,22 @@ def transplant_fc_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     return filled
 
 
+def _outputs_first(value: Tensor, like: Tensor) -> Tensor:
+    """Without the leading ones of old Caffe, which gives every blob four dimensions."""
+    if value.dim() == 4:
+        while value.dim() > 1 and value.shape[0] == 1 != like.shape[0]:
+            value = value[0]
+    return value
+
+
 def _caffe_names(
     state_dict: Mapping[str, Tensor], convolutions: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Names of torchvision as Caffe's; Caffe's as they are."""
+    """Names of torchvision and of Caffe's blobs as those of Caffe's layers; these as they are."""
+    if all(key.rpartition(".")[2].isdigit() for key in state_dict):
+        ends = {"0": "weight", "1": "bias"}
+        rows = [(key.rpartition("."), value) for key, value in state_dict.items()]
+        return {f"{layer}.{ends[at]}": value for (layer, _, at), value in rows if at in ends}
     features = [key for key in state_dict if key.startswith("features.")]
     if not features:
         return dict(state_dict)

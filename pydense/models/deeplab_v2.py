@@ -28,8 +28,10 @@ _HEADS = ("large_fov", "aspp")
 class _DeepLabV2(SegmentationModel):
     """What both backbones share: scales, the loss on shrunk labels, the CRF.
 
-    Low-resolution logits are those of stride 8, (H - 1) // 8 + 1 rows; sizes 8 k + 1 lie exactly
-    under them.
+    Low-resolution logits are those of stride 8. Of H = 8 k + 1 rows they have k + 1, and lie
+    exactly on every eighth. Other heights have (H - 1) // 8 + 1 rows too, but with ``ceil_mode``
+    one more where a window of the pooling hangs over the end: for VGG16 at all other heights (320
+    become 41), for ResNet where (H - 1) % 8 is 6 or 7.
     """
 
     def _set_up(self, msc: bool, align_corners: bool, crf: Mapping[str, Any] | None) -> None:

@@ -102,11 +102,11 @@ def predict_labels(
     windows, and what the network needs for one window.
     """
     run = _Run(model, scales, flip, average)
+    rows, columns = _windows(x.shape[2], x.shape[3], window, stride)
     if window is None and tuple(run.scales) == (1.0,) and not flip:
         found: Tensor = model.predict(x, dtype=dtype)
         return found
     height, width = x.shape[2], x.shape[3]
-    rows, columns = _windows(height, width, window, stride)
     labels = torch.empty((x.shape[0], height, width), dtype=dtype, device=x.device)
     band: Tensor | None = None
     for index, (top, size) in enumerate(rows):
