@@ -33,6 +33,8 @@ struct Row {
     }
     if constexpr (kHasTail) {
       row.tail = fn([](const Row& r) -> const Tail& { return r.tail; });
+    } else {
+      row.tail = Tail{};
     }
     return row;
   }
@@ -66,6 +68,8 @@ struct Row {
     }
     if constexpr (kHasTail) {
       row.tail = load<Tail>(from + kWide * kWideLanes);
+    } else {
+      row.tail = Tail{};
     }
     return row;
   }
