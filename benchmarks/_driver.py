@@ -142,14 +142,19 @@ class Benchmark:
         for run in runs:
             run["isa"] = capability
             self.complete(run)
-            # Memory hardly depends on the threads, and each figure costs a process.
-            if not options.no_memory and run["threads"] == options.threads[0]:
-                run["memory"] = {
-                    label: peak_memory(self.module, run["case"], label, rival["threads"])
-                    for label, rival in run["rivals"].items()
-                    if label not in self.memoryless
-                }
+            self.add_memory(run, options)
         return runs
+
+    def add_memory(self, run: dict[str, Any], options: argparse.Namespace) -> None:
+        """Measures the rivals' peak memory where the run does not have it yet."""
+        # It hardly depends on the threads, and each figure costs a process.
+        if options.no_memory or run["threads"] != options.threads[0] or "memory" in run:
+            return
+        run["memory"] = {
+            label: peak_memory(self.module, run["case"], label, rival["threads"])
+            for label, rival in run["rivals"].items()
+            if label not in self.memoryless
+        }
 
     def measure_isa(self, arguments: Sequence[str], isa: str, peaks: Peaks) -> list[Any]:
         """The runs of a process with one instruction set forced, on torch's kernels as well."""
@@ -200,7 +205,9 @@ class Benchmark:
             runs += [run for name in options.isa for run in self.measure_isa(shared, name, peaks)]
             return result_so_far()
         latest = time.monotonic() + 60 * (options.minutes or math.inf)
-        result = result_so_far() if not cases else {}
+        for run in runs:
+            self.add_memory(run, options)
+        result = result_so_far() if runs else {}
         for number, case in enumerate(cases, 1):
             runs += self.measure(options, [case], peaks)
             result = result_so_far()  # an interruption loses one case
