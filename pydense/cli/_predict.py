@@ -75,7 +75,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--crf",
         action="store_true",
         help="refine by a dense CRF: the network's own if it has one (which is always run), else "
-        "that of pydense refine",
+        "that of pydense refine (refused for CRF-as-RNN, which ends in one)",
     )
 
     reading = parser.add_argument_group("comparison and reading")
