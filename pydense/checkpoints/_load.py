@@ -34,8 +34,9 @@ class Report:
         source: Where that is read from, or why it is not known.
         about: What the file says of itself.
         loaded: Keys of the model that were filled.
-        missing: Keys of the model that the file has not; and fixed factors by which files of such
-            a model are known (Caffe's ``scale_pool4.0`` of FCN-8s-at-once).
+        missing: Keys of the model that the file has not; and numbers of such files without which
+            the others mean something else (the divisor of Caffe's statistics, ``scale_pool4.0`` of
+            FCN-8s-at-once).
         unexpected: Keys of the file that the model has not.
         mis_shaped: (key of the model, shape in the file, shape in the model).
         reinitialized: Keys of the classifier that were left as the constructor made them.
@@ -181,6 +182,9 @@ def plan(
                 (report.reinitialized if may_differ else report.missing).append(key)
             continue
         rule, name = row
+        for other in _transforms.used(rule.how, name)[1:]:
+            if other not in best.tensors and other not in report.missing:
+                report.missing.append(other)
         value = _transforms.read(rule.how, name, best.tensors, like.shape)
         if value.shape != like.shape:
             if may_differ:
