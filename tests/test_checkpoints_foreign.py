@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +285,46 @@ def test_google_reads_what_is_written():
     assert all((found[key] == value.numpy()).all() for key, value in state.items())
     assert all(found[key].shape == value.shape for key, value in state.items())
     assert net.SerializeToString() == raw  # byte for byte
+
+
+def test_mutated_files(tmp_path):
+    """5,000 broken copies of real files, read as files: weights or a CheckpointError."""
+    rng = random.Random(1)
+    torch.save({"state_dict": {"a.weight": torch.ones(3, 4)}, "epoch": 3}, tmp_path / "whole.pth")
+    sources = [*sorted(FILES.glob("*.caffemodel")), *sorted(FILES.glob("*.params"))]
+    sources = [*sources, *sources, tmp_path / "whole.pth"]
+    whole = [(path.suffix, path.read_bytes()) for path in sources]
+    refused, begin = 0, time.perf_counter()
+    for number in range(5000):
+        suffix, data = whole[number % len(whole)]
+        path = tmp_path / f"x{suffix}"
+        path.write_bytes(mutated(data, rng))
+        try:
+            found = checkpoints.read(path)[0]
+        except CheckpointError as error:
+            refused += 1
+            assert str(error).isprintable() and len(str(error)) < 1000
+        else:
+            tensors = [value for value in found.values() if isinstance(value, torch.Tensor)]
+            assert sum(value.numel() for value in tensors) <= 4 * len(data)
+    assert 2500 < refused < 5000 and time.perf_counter() - begin < 300
+
+
+def mutated(raw: bytes, rng: random.Random) -> bytes:
+    data = bytearray(raw)
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(data))
+        choice = rng.randrange(5)
+        if choice == 0:
+            data[at] ^= 1 << rng.randrange(8)
+        elif choice == 1:
+            data[at : at + 8] = rng.choice([b"\xff" * 8, bytes(8), b"\xff" * 7 + b"\x7f"])
+        elif choice == 2:
+            del data[at : at + rng.randint(1, 40)]
+        elif choice == 3:
+            data[at:at] = rng.randbytes(rng.randint(1, 12))
+        else:
+            data = data[: max(1, at)]
+        if not data:
+            return b"\0"
+    return bytes(data)
