@@ -79,11 +79,14 @@ class PSPNet(SegmentationModel):
         aux: Whether there is the auxiliary output (weight 0.4); inference never computes it.
         dropout: Of channels, before the classifiers.
         align_corners: Of all upsampling.
+        stride_on: ``"3x3"`` of a block, or its first ``"1x1"`` as in the authors' Caffe nets.
+        ceil_mode: Of the max pooling, as in Caffe.
         norm_momentum: Of batch normalisation.
         features_only: ``layer1`` to ``layer4``.
         reference: Plain torch.
 
-    Source: H. Zhao et al., *Pyramid Scene Parsing Network*, CVPR 2017; hszhao/semseg.
+    Source: H. Zhao et al., *Pyramid Scene Parsing Network*, CVPR 2017; hszhao/semseg,
+    and hszhao/PSPNet in Caffe.
     """
 
     _head = ("ppm", "cls", "aux")
@@ -97,6 +100,8 @@ class PSPNet(SegmentationModel):
         dropout: float = 0.1,
         *,
         align_corners: bool = True,
+        stride_on: str = "3x3",
+        ceil_mode: bool = False,
         norm_momentum: float = 0.1,
         features_only: bool = False,
         reference: bool = False,
@@ -111,8 +116,14 @@ class PSPNet(SegmentationModel):
             raise ValueError(f"{op}: bins must be a number that divides {channels}, got {bins!r}")
         self.align_corners = align_corners
         self.output_weights = (0.4, 1.0) if aux else (1.0,)
+        self.stride_on = stride_on
         self.backbone = resnet.ResNet(
-            depth, output_stride=8, stem="deep", norm_momentum=norm_momentum
+            depth,
+            output_stride=8,
+            stem="deep",
+            stride_on=stride_on,
+            ceil_mode=ceil_mode,
+            norm_momentum=norm_momentum,
         )
         self.feature_channels = dict(resnet.CHANNELS)
         self.ppm = PyramidPooling(channels, channels // len(grids), grids, align_corners)
