@@ -88,8 +88,18 @@ PUBLISHED = {
 }
 
 
+# The same layers as the largest of their kind, fewer or narrower: one size is enough.
+SMALLER = {
+    *("hrnet_w18", "hrnet_w18_small_v1", "hrnet_w18_small_v2", "hrnet_w32", "hrnet_w40"),
+    *("hrnet_ocr_w18", "lw_refinenet50", "lw_refinenet101", "refinenet50", "refinenet101"),
+    *("refinenet50_improved", "refinenet101_improved", "pspnet_resnet50", "fcn_resnet50"),
+    *("deeplab_v3_resnet50", "deeplab_v2_resnet101_crf", "deeplab_v2_resnet101_single_scale"),
+}
+
+
 def test_all_are_listed():
     assert sorted(PUBLISHED) == models.list_models()
+    assert set(PUBLISHED) > SMALLER
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -102,6 +112,8 @@ def test_published(name):
         assert count == published.parameters - published.fixed
         assert len(model.state_dict()) == published.entries
         for size, low_size in zip(SIZES, published.low, strict=True):
+            if name in SMALLER and size != SIZES[0]:
+                continue
             low = model(torch.empty(1, 3, *size), low_resolution=True)
             assert low.shape == (1, model.num_classes, *low_size)
             assert model.upsample(low, size).shape == (1, model.num_classes, *size)
@@ -152,6 +164,40 @@ def test_batch_normalisation_errors():
             models.UNet(2, width=2, norm_momentum=value)
     with pytest.raises(TypeError, match="SegNet: frozen_norm must be a bool"):
         models.SegNet(2, "basic", frozen_norm=1)
+
+
+DEFAULTS = {
+    models.FCN: {"ceil_mode": True, "dropout": "element", "upsampling": "bilinear"},
+    models.FCNAlexNet: {"ceil_mode": True, "norm_first": False, "dropout": "element"},
+    models.FCNCRFasRNN: {"iterations": (5, 10), "dropout": "channel", "upsampling": "learned"},
+    models.DeepLabV2VGG: {"pool5a": True, "align_corners": True, "ceil_mode": True, "msc": False},
+    models.DeepLabV2ResNet: {
+        **{"msc": True, "align_corners": True, "ceil_mode": True, "stride_on": "1x1"},
+        "rates": (6, 12, 18, 24),
+    },
+    models.DeepLabV3: {
+        **{"align_corners": False, "ceil_mode": False, "stride_on": "3x3", "rates": None},
+        "first_dilation": "previous",
+    },
+    models.PSPNet: {"align_corners": True, "ceil_mode": False, "stride_on": "3x3", "dropout": 0.1},
+    models.RefineNet: {"variant": "pool_conv", "align_corners": True, "stride_on": "3x3"},
+    models.LightWeightRefineNet: {"variant": "pool_conv", "align_corners": True},
+    models.LightWeightRefineNetMobileNet: {"variant": "pool_conv", "align_corners": True},
+    models.HRNet: {"align_corners": False, "fuse_mode": "bilinear", "final_kernel_size": 1},
+    models.HRNetOCR: {"align_corners": True, "fuse_mode": "bilinear", "dropout": 0.05},
+    models.FCRN: {
+        **{"variant": "A1", "first_dilation": "previous", "norm_eps": 1.001e-5},
+        **{"dropout": (0.3, 0.5), "dropout_kind": "element", "pool_padding": 1},
+    },
+    models.SegNet: {"ceil_mode": True},
+    models.UNet: {"bilinear": False, "align_corners": True},
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_published_defaults(kind):
+    parameters = inspect.signature(kind).parameters
+    assert DEFAULTS[kind] == {name: parameters[name].default for name in DEFAULTS[kind]}
 
 
 def test_arguments_are_documented():
