@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks._harness import Case, run_cases
-from benchmarks._machine import available_cpus, commit, describe, measure_peaks
+from benchmarks._machine import available_cpus, commit, describe, measure_peaks, same_sources
 from benchmarks._memory import peak_memory
 from benchmarks._result import RESULTS, load_result, make_result, write_result
 
@@ -220,12 +220,12 @@ class Benchmark:
         """With ``--resume``, what the result file has of cases measured with all thread counts.
 
         Raises:
-            SystemExit: They are of another commit, so that one table would mix two programs.
+            SystemExit: They are of other sources, so that one table would mix two programs.
         """
         if not options.resume or not options.output or not options.output.exists():
             return []
         result = load_result(options.output)
-        if result["commit"] != commit():
+        if not same_sources(result["commit"]):
             raise SystemExit(f"--resume: {options.output.name} is of {result['commit']}")
         measured = {(run["case"], run["threads"]) for run in result["runs"]}
         return [

@@ -58,12 +58,13 @@ def test_a_long_benchmark_is_measured_in_parts(tmp_path, monkeypatch, capsys):
     run = bench_upsample.BENCHMARK.main
     first = run([*quick, "--minutes", "1e-6"])["runs"]
     assert len(first) == 1 and "1 cases are left" in capsys.readouterr().err
+    monkeypatch.setattr(_driver, "same_sources", lambda commit: True)  # whatever is uncommitted
     both = run([*quick, "--resume"])["runs"]
     assert both[0] == _result.load_result(path)["runs"][0] and len(both) == 2
     assert both[0]["rivals"] == _result._rounded(first[0]["rivals"])
     again = run([*quick, "--resume"])["runs"]  # nothing is left
     assert again == _result.load_result(path)["runs"] and len(again) == 2
-    monkeypatch.setattr(_driver, "commit", lambda: "another")
+    monkeypatch.setattr(_driver, "same_sources", lambda commit: False)
     with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of "):
         run([*quick, "--resume"])
     with pytest.raises(SystemExit):
