@@ -184,6 +184,17 @@ def crf(x: Tensor, image: Tensor) -> Tensor:
     return dense_crf(x, 40 * image, gaussian=gaussian, bilateral=bilateral, iterations=1)
 
 
+def crf_in_training(x: Tensor, matrix: Tensor, diagonal: Tensor) -> Tensor:
+    """Backward through both kinds of compatibility that a layer trains."""
+    gaussian, other = dict(sxy=3, compat=matrix), dict(features=_places(x), compat=diagonal)
+    return dense_crf(x, gaussian=gaussian, features=[other], iterations=1)
+
+
+def _places(x: Tensor) -> Tensor:
+    rows = torch.arange(x.shape[2], device=x.device).view(1, 1, -1, 1) / 5
+    return rows.expand(1, 1, *x.shape[2:])
+
+
 def filter_tolerance(dtype: torch.dtype) -> float:
     return (4 if dtype.itemsize == 2 else 256) * torch.finfo(dtype).eps
 
