@@ -172,6 +172,7 @@ __global__ void __launch_bounds__(kFeatureThreads)
     const T feature =
         f.data[image * f.strides[0] + m * f.strides[1] + point % f.points * f.strides[2]];
     T sum{};
+#pragma unroll 1  // spills otherwise
     for (int at = 0; at < p.channels * (dims + 1); at += dims + 1) {
       sum = fma(a[at], ahead[at + m + 1] - feature * ahead[at], sum);
       sum = fma(b[at], back[at + m + 1] - feature * back[at], sum);
