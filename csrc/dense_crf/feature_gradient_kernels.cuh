@@ -124,23 +124,23 @@ __device__ __forceinline__ void add_to_norms(const FeatureSumParams<T>& p, int64
 
 // sums += a (K (b f) - f K b) + b (K^T (a f) - f K^T a). Rows have at most 32 vectors.
 template <class T>
-__global__ void __launch_bounds__(kFeatureThreads)
+__global__ void __launch_bounds__(kFeatureThreads, 8)
     feature_difference_kernel(const __grid_constant__ FeatureSumParams<T> p) {
   constexpr int kVector = kRowVector<T>;
-  __shared__ __align__(16) T sliced[2][kFeatureThreads * kVector];
+  __shared__ __align__(16) T sliced[2 * kFeatureThreads * kVector];  // of both, [points, width]
   const int thread = static_cast<int>(threadIdx.x);
   const int per_block = kFeatureThreads / p.lanes;
   const int64_t first = int64_t{blockIdx.x} * per_block;
-  const int64_t width = int64_t{p.vectors} * kVector;
+  const int width = p.vectors * kVector;
   const int lane = thread % p.lanes;
   const int row = thread / p.lanes;
   if (lane < p.vectors && first + row < p.points) {
-    const int64_t at = int64_t{lane} * kVector;
-    const int to = static_cast<int>(row * width + at);
+    const int at = lane * kVector;
+    const int to = row * width + at;
     const T* const none = nullptr;
-    store_vector(sliced[0] + to,
+    store_vector(sliced + to,
                  slice_vector(p.ahead, place_in(p.ahead, first + row, width), none, width, at));
-    store_vector(sliced[1] + to,
+    store_vector(sliced + kFeatureThreads * kVector + to,
                  slice_vector(p.back, place_in(p.back, first + row, width), none, width, at));
   }
   __syncthreads();
@@ -152,10 +152,11 @@ __global__ void __launch_bounds__(kFeatureThreads)
     if (point >= p.points) {
       break;
     }
-    const T* const ahead = sliced[0] + i / results * width;
-    const T* const back = sliced[1] + i / results * width;
-    const T* const a = p.a + point * width;
-    const T* const b = p.b + point * width;
+    const T* const ahead = sliced + i / results * width;
+    const T* const back = ahead + kFeatureThreads * kVector;
+    const int64_t row_begin = point * width;
+    const T* const a = p.a + row_begin;
+    const T* const b = p.b + row_begin;
     if (m == dims) {
       const T self = p.self == nullptr ? T{} : p.self[point % p.ahead.all_points];
       T one{};
@@ -172,7 +173,6 @@ __global__ void __launch_bounds__(kFeatureThreads)
     const T feature =
         f.data[image * f.strides[0] + m * f.strides[1] + point % f.points * f.strides[2]];
     T sum{};
-#pragma unroll 1  // spills otherwise
     for (int at = 0; at < p.channels * (dims + 1); at += dims + 1) {
       sum = fma(a[at], ahead[at + m + 1] - feature * ahead[at], sum);
       sum = fma(b[at], back[at + m + 1] - feature * back[at], sum);

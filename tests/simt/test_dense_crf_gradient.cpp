@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradients of the dense CRF on a GPU against those of the CPU.
 #include "crf_counts.h"
-#include "dense_crf/device_gradient.h"
+#include "crf_training.h"
 #include "dense_crf/feature_gradient.h"
 
 namespace {
@@ -22,103 +22,6 @@ void expect_near(int line, const simt::Buffer<T>& found, const std::vector<T>& e
                           static_cast<double>(expected[i]), 0, kTolerance<T> * (1 + largest), i);
   }
 }
-
-// A training step: what is kept, and where the gradients go.
-template <class T>
-struct Training {
-  int64_t batch;
-  int64_t labels;
-  int64_t points;
-  int iterations;
-  bool logits;  // are the result
-  bool start;   // from given marginals
-  simt::Buffer<T> unary;
-  simt::Buffer<T> q;
-  simt::Buffer<T> grad;
-  simt::Buffer<T> result;
-  simt::Buffer<T> kept;
-  simt::Buffer<T> steps;
-  simt::Buffer<T> by_unary;
-  simt::Buffer<T> by_q;
-
-  Training(int64_t images, int64_t count, int64_t of_image, int updates, bool of_logits, bool given)
-      : batch(images),
-        labels(count),
-        points(of_image),
-        iterations(updates),
-        logits(of_logits),
-        start(given),
-        unary(all(), "unary"),
-        q(given ? all() : 0, "q"),
-        grad(all(), "grad"),
-        result(all(), "result"),
-        kept(rows(), "kept"),
-        steps(rows(), "steps"),
-        by_unary(all(), "gradient by the unary"),
-        by_q(given ? all() : 0, "gradient by q") {
-    simt::fill(unary, 4, 2);
-    simt::fill(grad, 7);
-    for (T& x : q) {
-      x = T{1} / static_cast<T>(labels);
-    }
-  }
-
-  size_t all() const { return static_cast<size_t>(batch * labels * points); }
-  size_t rows() const {
-    return static_cast<size_t>(batch * iterations * points * pydense::step_width(labels));
-  }
-  DeviceArray<const T> source(const simt::Buffer<T>& from) const {
-    return {from.size() == 0 ? nullptr : from.data(), {labels * points, points, 1}};
-  }
-  DeviceArray<T> target(simt::Buffer<T>& to) const {
-    return {to.size() == 0 ? nullptr : to.data(), {labels * points, 1, labels}};
-  }
-  pydense::DeviceSteps<T> steps_in(simt::Buffer<T>& rows) const {
-    return {rows.size() == 0 ? nullptr : rows.data(), iterations, pydense::step_width(labels)};
-  }
-
-  void forward(const std::vector<pydense::DeviceTerm<T>>& terms) {
-    pydense::DeviceMeanFieldArgs<T> args{};
-    args.batch = batch;
-    args.labels = labels;
-    args.points = points;
-    args.terms = terms.data();
-    args.num_terms = static_cast<int>(terms.size());
-    args.unary = source(unary);
-    args.energies = true;
-    args.q = source(q);
-    args.iterations = iterations;
-    args.kind = logits ? MeanFieldOutput::kLogits : MeanFieldOutput::kProbabilities;
-    args.out = {result.data(), {labels * points, points, 1}};
-    args.kept = steps_in(kept);
-    const auto workspace = bytes_of(pydense::mean_field_workspace(args), "workspace");
-    pydense::mean_field_cuda(args, workspace->data(), 0, nullptr);
-  }
-
-  void backward(const std::vector<pydense::DeviceTerm<T>>& terms, T* const* compats, bool keep) {
-    pydense::DeviceGradientArgs<T> args{};
-    args.batch = batch;
-    args.labels = labels;
-    args.points = points;
-    args.terms = terms.data();
-    args.num_terms = static_cast<int>(terms.size());
-    args.iterations = iterations;
-    args.energies = true;
-    args.grad = source(grad);
-    if (!logits) {
-      args.result = source(result);
-    }
-    args.kept = steps_in(kept);
-    if (keep) {
-      args.steps = steps_in(steps);
-    }
-    args.unary = target(by_unary);
-    args.q = target(by_q);
-    args.compats = compats;
-    const auto workspace = bytes_of(pydense::mean_field_gradient_workspace(args), "workspace");
-    pydense::mean_field_gradient_cuda(args, workspace->data(), 0, nullptr);
-  }
-};
 
 template <class T>
 void gradient_of(int64_t batch, int64_t labels, int64_t points, int iterations, bool self_term,
@@ -303,7 +206,7 @@ void count_training(const Built<float>& built, Compatibility kind, const char* s
   limits.push_back(limits_of(shape, "mean_field_update_kernel",
                              (matrix ? 2 : 1) * slice + all * (matrix ? 4 : 4 + 52 / row) * row +
                                  (matrix ? 0 : vertices * row)));
-  limits.push_back(limits_of(shape, "mean_field_gradient_kernel", all * 9 * row));
+  limits.push_back(limits_of(shape, "mean_field_gradient_kernel", all * 8 * row));
   limits.push_back(limits_of(shape, "rows_load_kernel", 3 * all * (row + 4 * kLabels)));
   limits.push_back(limits_of(shape, "rows_store_kernel", 2 * all * (row + 4 * kLabels)));
   limits.push_back(limits_of(shape, "label_chunk_sum_kernel", matrix ? 10 * 8.0 * 441 : 10 * 8, 8,
@@ -341,13 +244,14 @@ void count_features(const Points<float>& picture, const Built<float>& built, boo
   args.of_lattice = of_lattice;
   args.out = out.data();
   const auto vertices = static_cast<double>(args.lattice.counts[0]);
-  // Rows of 64 numbers twice and of one channel, or of 24 and one channel; both ways.
-  const double widths = of_lattice ? 24 + 4 : 64 + 64 + 8;
-  const double groups = of_lattice ? 2 : 3;
+  // Rows of 10, 10 and 1 channels and of the norm, each with 5 products; or of 21 and 1.
+  const double widths = of_lattice ? 24 + 4 : 64 + 64 + 8 + 8;
+  const double groups = of_lattice ? 2 : 4;
   std::vector<simt::Limits> limits = filter_limits(shape, 64, vertices);
   for (simt::Limits& limit : limits) {
     const std::string kernel = limit.kernel;
     const double rows = 2 * 4 * widths;
+    limit.moved = kernel == "lattice_splat_long_kernel" ? 25 : limit.moved;
     limit.minimum_bytes = kernel == "lattice_splat_kernel"
                               ? 2 * groups * 48 * all + rows * (all + vertices)
                           : kernel == "lattice_splat_long_kernel"
@@ -358,14 +262,16 @@ void count_features(const Points<float>& picture, const Built<float>& built, boo
                              2 * all * 4 * (kLabels + 1 + (of_lattice ? 0 : 5 * groups) + widths),
                              1.2, 1.3, "wavefronts: rows of a transposed tile", 3));
   const double sums = 4 * (of_lattice ? 6 : 5);
-  const double slices = 2 * groups * 52 * all + 2 * 4 * widths * vertices;
+  const double read = of_lattice ? widths : widths - 16;  // sectors with a or b alone
+  const double slices =
+      all * (groups * (of_lattice ? 52 : 72) + 8 * (2 * groups - 3)) + 2 * 4 * widths * vertices;
   limits.push_back(
       limits_of(shape, of_lattice ? "feature_corner_kernel" : "feature_difference_kernel",
-                slices + all * (2 * 4 * widths + (2 * groups - 1) * sums), 1.2, of_lattice ? 40 : 8,
+                slices + all * (2 * 4 * read + (2 * groups - 1) * sums), 1.2, of_lattice ? 40 : 8,
                 of_lattice ? "a thread has a row of its own: a check, not made to be fast"
                            : "one number of every channel's row is read again, from the L1 cache",
                 of_lattice ? 1.05 : 4));
-  limits.push_back(limits_of(shape, "feature_norm_kernel", all * 24));
+  limits.push_back(limits_of(shape, "feature_norm_kernel", all * 20));
   if (of_lattice) {
     limits.push_back(limits_of(shape, "feature_simplex_kernel", all * (20 + 20 + sums), 1.2, 6,
                                "a thread reads the sums of its corners; and indexes its ranks",
