@@ -267,7 +267,7 @@ void count_features(const Points<float>& picture, const Built<float>& built, boo
       all * (groups * (of_lattice ? 52 : 72) + 8 * (2 * groups - 3)) + 2 * 4 * widths * vertices;
   limits.push_back(
       limits_of(shape, of_lattice ? "feature_corner_kernel" : "feature_difference_kernel",
-                slices + all * (2 * 4 * read + (2 * groups - 1) * sums), 1.2, of_lattice ? 40 : 8,
+                slices + all * (2 * 4 * read + (2 * groups - 1) * sums), 1.2, of_lattice ? 8 : 2,
                 of_lattice ? "a thread has a row of its own: a check, not made to be fast"
                            : "one number of every channel's row is read again, from the L1 cache",
                 of_lattice ? 1.05 : 4));
