@@ -101,6 +101,10 @@ def _accumulate(layout: str = "") -> Calls:
 CRF_BUILD = "1x5x321x481, bilateral 80, 13"
 CRF_KEYS = "1x9x321x481, keys of two words"
 CRF_FIELD = "1x21x321x481, bilateral 80, 13, 1 iteration"
+CRF_POTTS = f"{CRF_FIELD} and back"
+CRF_MATRIX = "1x21x321x481, bilateral 80, 13, matrix, 1 iteration and back"
+CRF_FEATURES = "1x21x321x481, bilateral 80, 13, features of 1 iteration"
+CRF_CHECK = "1x21x321x481, bilateral 80, 13, the lattice's own derivative"
 
 
 def _crf_features() -> Tensor:
@@ -129,6 +133,39 @@ def _crf_field() -> Calls:
     compat = torch.tensor(10.0, device="cuda")
     arguments = (unary, [lattice], [compat], 1, False, None, "probabilities")
     return Calls(lambda: op.dense_crf_mean_field(*arguments))
+
+
+def _crf_training(matrix: bool = False) -> Calls:
+    """Forward for training and backward, of the operators alone."""
+    from pydense.ops import permutohedral_filter  # noqa: F401
+
+    op = torch.ops.pydense
+    lattice = op.dense_crf_lattice(_crf_features(), "symmetric", True)
+    unary = torch.randn(1, 21, 321, 481, device="cuda")
+    compat = torch.rand(21, 21, device="cuda") if matrix else torch.tensor(10.0, device="cuda")
+    none = torch.empty(0, device="cuda")
+
+    def run() -> None:
+        result, kept = op.dense_crf_mean_field_training(
+            unary, [lattice], [compat], [none], 1, False, None, "probabilities", "filter", False
+        )
+        op.dense_crf_mean_field_backward(
+            unary, None, result, kept, [lattice], [compat], 1, False, None, False, False, False
+        )
+
+    return Calls(run)
+
+
+def _crf_feature_gradient(mode: str = "filter") -> Calls:
+    from pydense.ops import permutohedral_filter  # noqa: F401
+
+    op = torch.ops.pydense
+    features = _crf_features()
+    lattice = op.dense_crf_lattice(features, "symmetric", True)
+    rows = torch.randn(2, 1, 321, 481, 21, device="cuda").movedim(4, 2)
+    return Calls(
+        lambda: op.dense_crf_feature_gradient(features, lattice, rows[0], rows[1], None, mode)
+    )
 
 
 def _upsample(
@@ -335,6 +372,59 @@ CASES: dict[str, Callable[[], Calls]] = {
     f"mean_field_update_kernel|{CRF_FIELD}": _crf_field,
     f"rows_load_kernel|{CRF_FIELD}": _crf_field,
     f"rows_store_kernel|{CRF_FIELD}": _crf_field,
+    **{
+        f"{kernel}|{CRF_POTTS}": _crf_training
+        for kernel in (
+            "label_chunk_sum_kernel",
+            "label_scale_kernel",
+            "lattice_blur_kernel",
+            "lattice_splat_kernel",
+            "lattice_splat_long_kernel",
+            "mean_field_gradient_kernel",
+            "mean_field_update_kernel",
+            "rows_load_kernel",
+            "rows_store_kernel",
+        )
+    },
+    **{
+        f"{kernel}|{CRF_MATRIX}": lambda: _crf_training(matrix=True)
+        for kernel in (
+            "label_chunk_sum_kernel",
+            "label_outer_kernel",
+            "label_product_kernel",
+            "lattice_blur_kernel",
+            "lattice_splat_kernel",
+            "lattice_splat_long_kernel",
+            "mean_field_gradient_kernel",
+            "mean_field_update_kernel",
+            "rows_load_kernel",
+            "rows_store_kernel",
+        )
+    },
+    **{
+        f"{kernel}|{CRF_FEATURES}": _crf_feature_gradient
+        for kernel in (
+            "feature_difference_kernel",
+            "feature_load_kernel",
+            "feature_norm_kernel",
+            "feature_store_kernel",
+            "lattice_blur_kernel",
+            "lattice_splat_kernel",
+            "lattice_splat_long_kernel",
+        )
+    },
+    **{
+        f"{kernel}|{CRF_CHECK}": lambda: _crf_feature_gradient("lattice")
+        for kernel in (
+            "feature_corner_kernel",
+            "feature_load_kernel",
+            "feature_norm_kernel",
+            "feature_simplex_kernel",
+            "lattice_blur_kernel",
+            "lattice_splat_kernel",
+            "lattice_splat_long_kernel",
+        )
+    },
     "selftest_kernel|2^26 floats": _selftest,
     "upsample_forward_kernel|16 x 21 x 65 x 65 to 513 x 513, float32": _upsample(
         (16, 21, 65, 65), (513, 513), torch.float32

@@ -64,7 +64,8 @@ def dense_crf_loss(
     Raises:
         ValueError: Shapes that do not fit, no kernel, an unknown word; see ``dense_crf``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are not on the CPU.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), or with
+            ``backend="exact"`` not on the CPU.
 
     Memory: per kernel a lattice (see ``dense_crf``) and the message, like S; both and S are saved
     for backward.
@@ -97,12 +98,13 @@ def dense_crf_loss(
         self_term=self_term,
         backend=backend,
         unary_type="logits",
+        devices=check.DEVICES,
     )
     if not model.kernels:
         raise ValueError(f"{op}: gaussian, bilateral or features must be given, got none")
     s = model.unary.softmax(1) if scores_type == "logits" else model.unary
     if mask is not None:
-        check.real(op, "mask", mask)
+        check.real(op, "mask", mask, (scores.device.type,))
         if mask.shape != (scores.shape[0], *scores.shape[2:]):
             wanted = (scores.shape[0], *scores.shape[2:])
             raise ValueError(f"{op}: mask must have shape {wanted}, got {check.shape(mask)}")

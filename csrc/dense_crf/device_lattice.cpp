@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dense_crf/device_lattice.h"
 
+#include <algorithm>
+
 #include "common/check.h"
 #include "common/parallel.h"
 #include "common/simd.h"
@@ -131,6 +133,10 @@ int64_t device_row_width(int64_t channels, size_t scalar_bytes) {
   const auto scalar = static_cast<int64_t>(scalar_bytes);
   const int64_t bytes = channels * scalar;
   return bytes <= 16 ? 16 / scalar : ceil_div(bytes, int64_t{32}) * 32 / scalar;
+}
+
+int64_t step_width(int64_t labels) {
+  return std::max(2, row_width(static_cast<int>(labels)));  // as that of the CPU
 }
 
 template DeviceLattice<float> device_lattice_at(const DeviceLatticeShape&, int64_t, const void*);

@@ -125,6 +125,15 @@ template <class T>
 void filter_lattice_cuda(const DeviceFilterArgs<T>& args, void* workspace, int device,
                          void* stream);
 
+// Rows of several steps, for training: [batch, steps, points, width].
+template <class T>
+struct DeviceSteps {
+  T* data;  // null: none
+  int64_t steps;
+  int64_t width;
+};
+int64_t step_width(int64_t labels);
+
 // Mean-field inference as in mean_field.h. Nothing is checked that only the numbers show: a point
 // whose energies are no distribution gets NaN, or the label -1, and so does what it reaches.
 template <class T>
@@ -145,8 +154,9 @@ struct DeviceMeanFieldArgs {
   DeviceArray<const T> q;  // data null: starts from the unary
   int iterations;
   MeanFieldOutput kind;
-  DeviceArray<T> out;
-  int64_t* out_labels;  // [batch, points]
+  DeviceArray<T> out;                     // data null: the result is not stored
+  int64_t* out_labels;                    // [batch, points]
+  DeviceSteps<T> kept = {nullptr, 0, 0};  // gets Q_0 to Q_(steps - 1)
 };
 template <class T>
 size_t mean_field_workspace(const DeviceMeanFieldArgs<T>& args);

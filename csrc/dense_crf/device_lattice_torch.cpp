@@ -1,58 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operators of the dense CRF on a GPU. A lattice is a byte tensor there too, of another form
 // (device_lattice.h): one for the whole batch, and nothing of it is read by the host.
-#include <optional>
-#include <string>
-#include <vector>
-
-#include "dense_crf/device_lattice.h"
+#include "dense_crf/device_pictures_torch.h"
 #include "dense_crf/schemas_torch.h"
-#include "torch/memory.h"
-#include "torch/picture.h"
 
 #ifdef PYDENSE_WITH_CUDA
 
 namespace pydense {
 namespace {
-
-using torch::headeronly::ScalarType;
-
-void check_device_picture(const char* op, const char* name, const Tensor& x) {
-  check_picture(op, name, x, true);
-  const ScalarType dtype = x.scalar_type();
-  PYDENSE_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", name,
-                " must be of dtype Float or Double, got ", torch::headeronly::toString(dtype));
-}
-
-// Calls fn(float{}) or fn(double{}).
-template <class Fn>
-auto with_device_type(const Tensor& x, const Fn& fn) {
-  return x.scalar_type() == ScalarType::Float ? fn(float{}) : fn(double{});
-}
-
-// A picture whose points have one stride.
-struct DevicePicture {
-  Tensor tensor;
-  int64_t strides[3];
-
-  explicit DevicePicture(const Tensor& x) : tensor(x) {
-    if (x.size(2) > 1 && x.size(3) > 1 && x.stride(2) != x.stride(3) * x.size(3)) {
-      tensor = as_contiguous(x);
-    }
-    strides[0] = tensor.stride(0);
-    strides[1] = tensor.stride(1);
-    strides[2] = tensor.stride(tensor.size(3) == 1 ? 2 : 3);
-  }
-  template <class T>
-  DeviceArray<const T> source() const {
-    return {tensor.const_data_ptr<T>(), {strides[0], strides[1], strides[2]}};
-  }
-};
-
-Tensor device_bytes(const Tensor& like, size_t size) {
-  const auto count = static_cast<int64_t>(size);
-  return new_dense(like, {&count, 1}, ScalarType::Byte);
-}
 
 Tensor lattice_op(const Tensor& features, const std::string& normalization, bool self_term) {
   constexpr const char* kOp = "dense_crf_lattice";
@@ -100,38 +55,17 @@ Tensor lattice_op(const Tensor& features, const std::string& normalization, bool
   });
 }
 
-template <class T>
-DeviceLattice<T> lattice_of(const char* op, const Tensor& lattice, const Tensor& like) {
-  require_dtype(op, "lattice", lattice, ScalarType::Byte);
-  require_same_device(op, "lattice", lattice, like);
-  PYDENSE_CHECK(
-      lattice.is_contiguous() && reinterpret_cast<uintptr_t>(lattice.const_data_ptr()) % 64 == 0,
-      op, ": lattice must be contiguous, at an address that is a multiple of 64");
-  return read_device_lattice<T>(op, lattice.const_data_ptr(), static_cast<size_t>(lattice.numel()),
-                                like.size(0), like.size(2) * like.size(3));
-}
-
 Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
                      const std::vector<Tensor>& compats, int64_t iterations, bool energies,
                      const std::optional<Tensor>& q, const std::string& output) {
   constexpr const char* kOp = "dense_crf_mean_field";
-  check_device_picture(kOp, "unary", unary);
-  PYDENSE_CHECK(unary.size(1) <= 65536, kOp, ": unary must have at most 65536 labels, got ",
-                unary.size(1));
+  check_device_labels(kOp, "unary", unary);
   PYDENSE_CHECK(output == "probabilities" || output == "logits" || output == "labels", kOp,
                 ": output must be probabilities, logits or labels, got '", output, "'");
   PYDENSE_CHECK(iterations >= 0 && iterations <= INT32_MAX, kOp,
                 ": iterations must be in [0, 2^31), got ", iterations);
-  PYDENSE_CHECK(lattices.size() == compats.size(), kOp, ": compats must be ", lattices.size(),
-                ", one for each lattice, got ", compats.size());
   if (q.has_value()) {
-    check_picture(kOp, "q", *q, true);
-    require_dtype(kOp, "q", *q, unary.scalar_type());
-    require_same_device(kOp, "q", *q, unary);
-    for (int64_t i = 0; i < 4; ++i) {
-      PYDENSE_CHECK(q->size(i) == unary.size(i), kOp, ": q must have the shape of the unary, got ",
-                    q->size(i), " instead of ", unary.size(i), " in dimension ", i);
-    }
+    check_same_device_shape(kOp, "q", *q, unary);
   }
   const MeanFieldOutput kind = output == "probabilities" ? MeanFieldOutput::kProbabilities
                                : output == "logits"      ? MeanFieldOutput::kLogits
@@ -147,31 +81,15 @@ Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
   const int32_t device = unary.get_device_index();
   void* const stream = current_cuda_stream(device);
   return with_device_type(unary, [&]<class T>(T) {
-    std::vector<DeviceTerm<T>> terms;
-    std::vector<Tensor> kept;
-    for (size_t k = 0; k < lattices.size(); ++k) {
-      const Tensor& compat = compats[k];
-      require_dtype(kOp, "compats", compat, unary.scalar_type());
-      require_same_device(kOp, "compats", compat, unary);
-      bool fits = compat.dim() <= 2;
-      for (int64_t i = 0; i < compat.dim(); ++i) {
-        fits = fits && compat.size(i) == unary.size(1);
-      }
-      PYDENSE_CHECK(fits, kOp, ": compats must have shape (), (", unary.size(1), ",) or (",
-                    unary.size(1), ", ", unary.size(1), ")");
-      kept.push_back(as_contiguous(compat));
-      terms.push_back({lattice_of<T>(kOp, lattices[k], unary),
-                       static_cast<Compatibility>(compat.dim()),
-                       kept.back().template const_data_ptr<T>()});
-    }
+    const DeviceTerms<T> terms(kOp, unary, lattices, compats);
     const DevicePicture energy(unary);
     const DevicePicture start(q.has_value() ? *q : unary);
     DeviceMeanFieldArgs<T> args{};
     args.batch = unary.size(0);
     args.labels = unary.size(1);
     args.points = unary.size(2) * unary.size(3);
-    args.terms = terms.data();
-    args.num_terms = static_cast<int>(terms.size());
+    args.terms = terms.terms.data();
+    args.num_terms = static_cast<int>(terms.terms.size());
     args.unary = energy.source<T>();
     args.energies = energies;
     if (q.has_value()) {
@@ -182,9 +100,7 @@ Tensor mean_field_op(const Tensor& unary, const std::vector<Tensor>& lattices,
     if (labels) {
       args.out_labels = out.mutable_data_ptr<int64_t>();
     } else {
-      const DevicePicture result(out);  // dense, so never a copy
-      args.out = {out.mutable_data_ptr<T>(),
-                  {result.strides[0], result.strides[1], result.strides[2]}};
+      args.out = device_target<T>(out);
     }
     const Tensor workspace = device_bytes(unary, mean_field_workspace(args));
     mean_field_cuda<T>(args, workspace.mutable_data_ptr(), device, stream);

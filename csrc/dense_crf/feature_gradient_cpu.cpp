@@ -7,6 +7,7 @@
 
 #include "common/simd.h"
 #include "dense_crf/feature_gradient.h"
+#include "dense_crf/feature_gradient_math.h"
 #include "dense_crf/lattice_rows.h"
 #include "dense_crf/permutohedral_math.h"
 
@@ -291,8 +292,7 @@ class FeatureGradient {
                    });
   }
 
-  // From the weights of a point's corners to its features: the weights are differences of the
-  // sorted coordinates, the coordinates are linear in the features.
+  // From the weights of a point's corners to its features.
   PYDENSE_HD void through_simplex(const Run& run, const T* scale, T* gradient) const {
     T f[kMaxLatticeDims];
     T e[kMaxCorners];
@@ -303,17 +303,8 @@ class FeatureGradient {
     load_features(run.pixel, f);
     elevate(f, scale, dims_, e);
     enclosing_simplex<T>(e, dims_, base, rank, weight, work);
-    const int n = dims_ + 1;
-    const T* sum = sums_.template as<T>() + run.point * n;
-    for (int i = 0; i < n; ++i) {
-      const auto j = static_cast<int>(rank[i]);
-      e[i] = (sum[dims_ - j] - sum[(n - j) % n]) / static_cast<T>(n);
-    }
-    T before = e[0];
-    for (int m = 1; m <= dims_; ++m) {
-      gradient[m - 1] = scale[m - 1] * (before - static_cast<T>(m) * e[m]);
-      before += e[m];
-    }
+    weights_to_features(sums_.template as<T>() + run.point * (dims_ + 1), rank, scale, dims_, e,
+                        gradient);
   }
 
   static constexpr int kMaxRow = 48;

@@ -123,8 +123,9 @@ VertexCount count_vertices_cuda(const DeviceFeatures<T>& features, int words, vo
   embed.entries = space.order[0];
   embed.weights = space.weights;
 
-  LaunchConfig points = over(embed.all_points, device, stream);
-  points.shared_bytes = static_cast<size_t>(embed_numbers(shape.dims)) * kBuildThreads * sizeof(T);
+  const LaunchConfig points = {
+      dim3(static_cast<unsigned>(ceil_div(embed.all_points, kEmbedThreads<T>))),
+      dim3(kEmbedThreads<T>), embed_bytes<T>(shape.dims), device, stream};
   LaunchConfig bounds = points;
   bounds.grid.x = static_cast<unsigned>(std::min<int64_t>(points.grid.x, kMostBoundsBlocks));
   PYDENSE_LAUNCH(lattice_bounds_kernel<T>, bounds, embed);

@@ -4,84 +4,17 @@
 // and weights have the bits of the CPU.
 #pragma once
 
-#include "common/cuda.cuh"
-#include "dense_crf/device_lattice.h"
-#include "dense_crf/lattice_keys.h"
+#include "dense_crf/lattice_embed.cuh"
 #include "dense_crf/lattice_keys_math.h"
 
 namespace pydense {
 
-// The same bits as another type: what permutohedral_math.h calls has to be known before it.
-template <class To, class From>
-PYDENSE_HD To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  memcpy(&to, &from, sizeof(To));
-  return to;
-}
-
-}  // namespace pydense
-
-#include "dense_crf/permutohedral_math.h"
-
-namespace pydense {
-
 constexpr int kBuildThreads = 128;
-constexpr int kCoordinates = kMaxLatticeDims + 1;
 constexpr int kMaxKeyWords = kMaxLatticeDims / 2 + 1;  // two coordinates at least, and the image
-
-// What packing decides, once for all points.
-struct DeviceKeys {
-  KeyLayout layout;  // words: with the image's
-  int image_word;
-  int image_shift;
-  int status;         // 0, or 1 where a coordinate does not fit
-  double coordinate;  // that one
-};
-
-// The integer of T's size.
-template <class T>
-struct IntegerOf {
-  using Type = int32_t;
-};
-template <>
-struct IntegerOf<double> {
-  using Type = int64_t;
-};
-
-template <class T>
-struct EmbedParams {
-  const T* data;
-  int64_t strides[3];
-  int64_t points;  // of an image
-  int64_t all_points;
-  int dims;
-  int words;
-  T scale[kMaxLatticeDims];
-  double* bounds;  // [blocks, 2, d + 1]
-  const DeviceKeys* keys_layout;
-  uint64_t* keys;    // [words, entries]
-  int32_t* entries;  // [entries] 0, 1, 2, ...
-  T* weights;        // [d + 1, all points]
-};
-
-// A thread's numbers in shared memory: runtime sizes would put them into local memory. An odd
-// number of them, so that threads side by side meet no bank conflicts.
-PYDENSE_HD int64_t embed_numbers(int dims) { return int64_t{5} * (dims + 1) | 1; }
-
-template <class T>
-__device__ __forceinline__ void load_elevated(const EmbedParams<T>& p, int64_t point, T* feature,
-                                              T* e) {
-  const T* from = p.data + point / p.points * p.strides[0] + point % p.points * p.strides[2];
-  for (int i = 0; i < p.dims; ++i) {
-    feature[i] = from[i * p.strides[1]];
-  }
-  portable::elevate(feature, p.scale, p.dims, e);
-}
 
 // Smallest and largest coordinates of a block's points; NaN in low where one is not finite.
 template <class T>
-__global__ void __launch_bounds__(kBuildThreads)
+__global__ void __launch_bounds__(kEmbedThreads<T>)
     lattice_bounds_kernel(const __grid_constant__ EmbedParams<T> p) {
   PYDENSE_DYNAMIC_SHARED(T, shared);
   const int n = p.dims + 1;
@@ -96,8 +29,8 @@ __global__ void __launch_bounds__(kBuildThreads)
     high[i] = static_cast<T>(-3e38);
   }
   T poison{};
-  const int64_t step = int64_t{gridDim.x} * kBuildThreads;
-  for (int64_t point = int64_t{blockIdx.x} * kBuildThreads + threadIdx.x; point < p.all_points;
+  const int64_t step = int64_t{gridDim.x} * kEmbedThreads<T>;
+  for (int64_t point = int64_t{blockIdx.x} * kEmbedThreads<T> + threadIdx.x; point < p.all_points;
        point += step) {
     load_elevated(p, point, feature, e);
     for (int i = 0; i < n; ++i) {
@@ -113,7 +46,7 @@ __global__ void __launch_bounds__(kBuildThreads)
     T least = shared[2 * n + i];
     T most = shared[3 * n + i];
     T rest{};
-    for (int t = 0; t < kBuildThreads; ++t) {
+    for (int t = 0; t < kEmbedThreads<T>; ++t) {
       const T* const theirs = shared + t * stride;
       least = theirs[2 * n + i] < least ? theirs[2 * n + i] : least;
       most = theirs[3 * n + i] > most ? theirs[3 * n + i] : most;
@@ -145,7 +78,7 @@ struct GatherKeysParams {
 
 // Unpacks the corners of a point into keys and weights. Where the keys do not fit, all are 0.
 template <class T>
-__global__ void __launch_bounds__(kBuildThreads)
+__global__ void __launch_bounds__(kEmbedThreads<T>)
     lattice_embed_kernel(const __grid_constant__ EmbedParams<T> p) {
   using I = typename IntegerOf<T>::Type;
   PYDENSE_DYNAMIC_SHARED(T, shared);
@@ -156,7 +89,7 @@ __global__ void __launch_bounds__(kBuildThreads)
   T* const weight = mine + 2 * n;
   I* const base = reinterpret_cast<I*>(mine + 3 * n);
   I* const rank = reinterpret_cast<I*>(mine + 4 * n);
-  const int64_t point = int64_t{blockIdx.x} * kBuildThreads + threadIdx.x;
+  const int64_t point = int64_t{blockIdx.x} * kEmbedThreads<T> + threadIdx.x;
   if (point >= p.all_points) {
     return;
   }

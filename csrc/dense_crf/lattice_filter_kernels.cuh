@@ -196,8 +196,8 @@ struct RowsParams {
   int64_t point_tiles;
   int64_t channels;
   int64_t width;
-  T factor;   // for what is loaded
-  T padding;  // behind the channels
+  T factor;   // for what is loaded or stored
+  T padding;  // behind the channels, of what is loaded
 };
 
 constexpr int kRowsTile = 32;
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kRowsTile* kRowsThreads)
     const int c = along ? x : y;
     if (first + point < p.points && channel + c < p.channels) {
       p.array[image * p.strides[0] + (channel + c) * p.strides[1] +
-              (first + point) * p.strides[2]] = tile[point][c];
+              (first + point) * p.strides[2]] = p.factor * tile[point][c];
     }
   }
 }

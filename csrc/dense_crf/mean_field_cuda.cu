@@ -1,98 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "common/carver.h"
-#include "dense_crf/lattice_filter_launch.cuh"
-#include "dense_crf/mean_field_kernels.cuh"
+#include "dense_crf/mean_field_launch.cuh"
 
 namespace pydense {
 namespace {
 
 constexpr int64_t kFilterChannels = 64;  // at a time
-
-template <class T>
-int64_t copies_of(const DeviceLattice<T>& lattice, int64_t batch) {
-  return batch / lattice.shape.images;
-}
-
-template <class T>
-RowsParams<T> rows_of(T* array, const int64_t* strides, int64_t channels, int64_t points, T* rows,
-                      int64_t width) {
-  RowsParams<T> p{};
-  p.array = array;
-  std::copy_n(strides, 3, p.strides);
-  p.rows = rows;
-  p.points = points;
-  p.point_tiles = ceil_div(points, int64_t{kRowsTile});
-  p.channels = channels;
-  p.width = width;
-  p.factor = 1;
-  return p;
-}
-
-LaunchConfig tiles_config(int64_t images, int64_t point_tiles, int64_t width, int device,
-                          void* stream) {
-  PYDENSE_CHECK(images <= std::numeric_limits<int32_t>::max() / point_tiles,
-                "mean_field: a batch must have fewer than 2^36 points");
-  return {dim3(static_cast<unsigned>(images * point_tiles),
-               static_cast<unsigned>(ceil_div(width, int64_t{kRowsTile}))),
-          dim3(kRowsTile, kRowsThreads), 0, device, stream};
-}
-
-template <class T>
-void load_rows(const DeviceArray<const T>& from, int64_t batch, int64_t channels, int64_t points,
-               T factor, T padding, T* rows, int64_t width, int device, void* stream) {
-  RowsParams<T> p = rows_of(const_cast<T*>(from.data), from.strides, channels, points, rows, width);
-  p.factor = factor;
-  p.padding = padding;
-  PYDENSE_LAUNCH(rows_load_kernel<T>, tiles_config(batch, p.point_tiles, width, device, stream), p);
-}
-
-template <class T>
-void store_rows(const DeviceArray<T>& to, int64_t batch, int64_t channels, int64_t points, T* rows,
-                int64_t width, int device, void* stream) {
-  const RowsParams<T> p = rows_of(to.data, to.strides, channels, points, rows, width);
-  PYDENSE_LAUNCH(rows_store_kernel<T>, tiles_config(batch, p.point_tiles, width, device, stream),
-                 p);
-}
-
-// The term that slices `rows`; the norm is that of the side, before or after the filter.
-template <class T>
-FieldTerm<T> term_of(const DeviceLattice<T>& lattice, const T* rows, const T* norm) {
-  FieldTerm<T> term{};
-  term.rows = rows;
-  term.ids = lattice.ids;
-  term.weights = lattice.weights;
-  term.norm = norm;
-  term.self = lattice.self;
-  term.scale = lattice.scale;
-  term.corners = lattice.shape.dims + 1;
-  term.all_points = lattice.shape.all_points();
-  term.capacity = lattice.capacity;
-  return term;
-}
-
-template <class T>
-void launch_update(FieldParams<T> p, int device, void* stream) {
-  const bool few = p.vectors <= 32;
-  p.lanes = 1;
-  while (p.lanes < std::min(p.vectors, 32)) {
-    p.lanes *= 2;
-  }
-  const int64_t blocks = ceil_div(p.points * p.lanes, int64_t{kFieldThreads});
-  PYDENSE_CHECK(blocks <= std::numeric_limits<int32_t>::max(),
-                "mean_field: a batch must have fewer than 2^33 points");
-  const LaunchConfig config = {dim3(static_cast<unsigned>(blocks)), dim3(kFieldThreads), 0, device,
-                               stream};
-  if (few) {
-    PYDENSE_LAUNCH((mean_field_update_kernel<T, true>), config, p);
-  } else {
-    PYDENSE_LAUNCH((mean_field_update_kernel<T, false>), config, p);
-  }
-}
 
 template <class T>
 struct FieldSpace {
@@ -107,7 +24,8 @@ struct FieldSpace {
   size_t bytes;
 
   FieldSpace(const DeviceMeanFieldArgs<T>& args, void* memory) {
-    width = device_row_width(args.labels, sizeof(T));
+    width = args.kept.data == nullptr ? device_row_width(args.labels, sizeof(T))
+                                      : training_row_width<T>(args.labels);
     const int64_t points = args.batch * args.points * width;
     bool matrix = false;
     int64_t vertices = 0;
@@ -127,7 +45,7 @@ struct FieldSpace {
     parts = carver.take<T>(chunks * width);
     message = matrix ? carver.take<T>(points) : nullptr;
     const bool long_rows = width / kRowVector<T> > 32;
-    z = long_rows || args.num_terms > kFieldTerms ? carver.take<T>(points) : nullptr;
+    z = long_rows || matrix || args.num_terms > kFieldTerms ? carver.take<T>(points) : nullptr;
     bytes = carver.used();
   }
 };
@@ -139,59 +57,115 @@ size_t mean_field_workspace(const DeviceMeanFieldArgs<T>& args) {
   return FieldSpace<T>(args, nullptr).bytes;
 }
 
+namespace {
+
+template <class T>
+class Field {
+ public:
+  Field(const DeviceMeanFieldArgs<T>& args, void* workspace, int device, void* stream)
+      : args_(args), space_(args, workspace), device_(device), stream_(stream) {}
+
+  void run() {
+    const int least = args_.q.data == nullptr ? 0 : 1;
+    PYDENSE_CHECK(args_.iterations >= least || args_.kept.steps > 0,
+                  "mean_field: iterations must be at least ", least, ", got ", args_.iterations);
+    load_rows(args_.unary, args_.batch, args_.labels, args_.points, args_.energies ? T{-1} : T{1},
+              -std::numeric_limits<T>::infinity(), space_.logits, space_.width, device_, stream_);
+    T* q = target(0);
+    if (args_.q.data != nullptr) {
+      load_rows(args_.q, args_.batch, args_.labels, args_.points, T{1}, T{0}, q, space_.width,
+                device_, stream_);
+      keep(0, q);
+    }
+    for (int i = least; i <= args_.iterations; ++i) {
+      T* const to = target(i);
+      iterate(i, q, to);
+      keep(i, to);
+      q = to;
+    }
+    if (args_.kind != MeanFieldOutput::kLabels && args_.out.data != nullptr) {
+      store_rows(args_.out, args_.batch, args_.labels, args_.points, T{1}, q, space_.width, device_,
+                 stream_);
+    }
+  }
+
+ private:
+  StepRows<T> kept() const { return {args_.kept, args_.batch, args_.points, space_.width}; }
+  // Where Q_i goes.
+  T* target(int i) const {
+    T* const rows = i < args_.kept.steps ? kept().in_place(i) : nullptr;
+    return rows == nullptr ? space_.q : rows;
+  }
+  void keep(int i, T* q) const {
+    if (i < args_.kept.steps && q == space_.q) {
+      kept().store(i, q, device_, stream_);
+    }
+  }
+
+  FieldTerm<T> term_at(int k) const {
+    const DeviceLattice<T>& lattice = args_.terms[k].lattice;
+    return term_of(lattice, space_.rows[static_cast<size_t>(k)], lattice.slice_norm);
+  }
+
+  // `to` may be q.
+  void iterate(int i, const T* q, T* to) {
+    const int terms = i > 0 ? args_.num_terms : 0;
+    const T* base = space_.logits;
+    std::vector<FieldTerm<T>> simple;
+    for (int k = 0; k < terms; ++k) {
+      const DeviceTerm<T>& from = args_.terms[k];
+      const DeviceLattice<T>& lattice = from.lattice;
+      splat_and_blur<T>(
+          {lattice, q, lattice.splat_norm, copies_of(lattice, args_.batch), space_.width, false},
+          {space_.rows[static_cast<size_t>(k)], space_.other, space_.parts}, device_, stream_);
+      FieldTerm<T> term = term_at(k);
+      if (from.kind != Compatibility::kMatrix) {
+        term.kind = from.kind;
+        term.compat = from.compat;
+        simple.push_back(term);
+        continue;
+      }
+      const int64_t points = args_.batch * args_.points;
+      slice_rows(term, q, points, args_.labels, space_.width, space_.message, device_, stream_);
+      launch_product<T>({space_.message, from.compat, false, base, space_.z, points, args_.labels,
+                         static_cast<int>(space_.width / kRowVector<T>)},
+                        device_, stream_);
+      base = space_.z;
+    }
+    const auto count = static_cast<int>(simple.size());
+    FieldParams<T> update{};
+    update.vectors = static_cast<int>(space_.width / kRowVector<T>);
+    update.labels = args_.labels;
+    update.points = args_.batch * args_.points;
+    update.q = q;
+    update.z = space_.z;
+    update.labels_out = args_.out_labels;
+    update.base = base;
+    for (int first = 0; first == 0 || first < count; first += kFieldTerms) {
+      update.num_terms = std::min(count - first, kFieldTerms);
+      std::copy_n(simple.begin() + first, update.num_terms, update.terms);
+      const bool through = first + kFieldTerms >= count;
+      update.kind = !through               ? MeanFieldOutput::kLogits
+                    : i < args_.iterations ? MeanFieldOutput::kProbabilities
+                                           : args_.kind;
+      update.out = through ? to : space_.z;
+      launch_update(update, device_, stream_);
+      update.base = space_.z;
+    }
+  }
+
+  const DeviceMeanFieldArgs<T>& args_;
+  const FieldSpace<T> space_;
+  const int device_;
+  void* const stream_;
+};
+
+}  // namespace
+
 template <class T>
 void mean_field_cuda(const DeviceMeanFieldArgs<T>& args, void* workspace, int device,
                      void* stream) {
-  const int least = args.q.data == nullptr ? 0 : 1;
-  PYDENSE_CHECK(args.iterations >= least, "mean_field: iterations must be at least ", least,
-                ", got ", args.iterations);
-  const FieldSpace<T> space(args, workspace);
-  load_rows(args.unary, args.batch, args.labels, args.points, args.energies ? T{-1} : T{1},
-            -std::numeric_limits<T>::infinity(), space.logits, space.width, device, stream);
-  if (args.q.data != nullptr) {
-    load_rows(args.q, args.batch, args.labels, args.points, T{1}, T{0}, space.q, space.width,
-              device, stream);
-  }
-  FieldParams<T> update{};
-  update.vectors = static_cast<int>(space.width / kRowVector<T>);
-  update.labels = args.labels;
-  update.points = args.batch * args.points;
-  update.q = space.q;
-  update.message = space.message;
-  update.z = space.z;
-  update.labels_out = args.out_labels;
-  for (int i = least; i <= args.iterations; ++i) {
-    const int terms = i > 0 ? args.num_terms : 0;
-    for (int k = 0; k < terms; ++k) {
-      const DeviceLattice<T>& lattice = args.terms[k].lattice;
-      splat_and_blur<T>({lattice, space.q, lattice.splat_norm, copies_of(lattice, args.batch),
-                         space.width, false},
-                        {space.rows[static_cast<size_t>(k)], space.other, space.parts}, device,
-                        stream);
-    }
-    update.base = space.logits;
-    for (int first = 0; first == 0 || first < terms; first += kFieldTerms) {
-      update.num_terms = std::min(terms - first, kFieldTerms);
-      for (int k = 0; k < update.num_terms; ++k) {
-        const DeviceTerm<T>& term = args.terms[first + k];
-        update.terms[k] = term_of(term.lattice, space.rows[static_cast<size_t>(first + k)],
-                                  term.lattice.slice_norm);
-        update.terms[k].kind = term.kind;
-        update.terms[k].compat = term.compat;
-      }
-      const bool through = first + kFieldTerms >= terms;
-      update.kind = !through              ? MeanFieldOutput::kLogits
-                    : i < args.iterations ? MeanFieldOutput::kProbabilities
-                                          : args.kind;
-      update.out = through ? space.q : space.z;
-      launch_update(update, device, stream);
-      update.base = space.z;
-    }
-  }
-  if (args.kind != MeanFieldOutput::kLabels) {
-    store_rows(args.out, args.batch, args.labels, args.points, space.q, space.width, device,
-               stream);
-  }
+  Field<T>(args, workspace, device, stream).run();
 }
 
 namespace {
@@ -246,17 +220,9 @@ void filter_lattice_cuda(const DeviceFilterArgs<T>& args, void* workspace, int d
     splat_and_blur<T>(
         {lattice, space.values, before, copies_of(lattice, args.batch), width, args.reverse},
         space.vertices, device, stream);
-    FieldParams<T> slice{};
-    slice.terms[0] = term_of(lattice, space.vertices.rows, after);
-    slice.num_terms = 1;
-    slice.kind = MeanFieldOutput::kLogits;
-    slice.vectors = static_cast<int>(width / kRowVector<T>);
-    slice.labels = channels;
-    slice.points = args.batch * points;
-    slice.q = space.values;
-    slice.out = space.filtered;
-    launch_update(slice, device, stream);
-    store_rows(out, args.batch, channels, points, space.filtered, width, device, stream);
+    slice_rows(term_of(lattice, space.vertices.rows, after), static_cast<const T*>(space.values),
+               args.batch * points, channels, width, space.filtered, device, stream);
+    store_rows(out, args.batch, channels, points, T{1}, space.filtered, width, device, stream);
   }
 }
 

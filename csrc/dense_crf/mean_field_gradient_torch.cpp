@@ -5,6 +5,7 @@
 
 #include "dense_crf/feature_gradient.h"
 #include "dense_crf/pictures_torch.h"
+#include "dense_crf/schemas_torch.h"
 
 namespace pydense {
 namespace {
@@ -255,17 +256,9 @@ Tensor feature_gradient_op(const Tensor& features, const Tensor& lattice, const 
 }  // namespace pydense
 
 PYDENSE_TORCH_SCHEMAS(m) {
-  m.def(
-      "dense_crf_mean_field_training(Tensor unary, Tensor[] lattices, Tensor[] compats, "
-      "Tensor[] features, int iterations, bool energies, Tensor? q, str output, "
-      "str feature_gradient, bool recompute) -> (Tensor, Tensor)");
-  m.def(
-      "dense_crf_mean_field_backward(Tensor grad, Tensor? unary, Tensor? result, Tensor kept, "
-      "Tensor[] lattices, Tensor[] compats, int iterations, bool energies, Tensor? q, bool from_q, "
-      "bool channels_last, bool keep) -> Tensor[]");
-  m.def(
-      "dense_crf_feature_gradient(Tensor features, Tensor lattice, Tensor a, Tensor b, "
-      "Tensor? compat, str mode) -> Tensor");
+  m.def(pydense::kTrainingSchema);
+  m.def(pydense::kBackwardSchema);
+  m.def(pydense::kFeatureGradientSchema);
 }
 PYDENSE_TORCH_CPU(m) {
   m.impl("dense_crf_mean_field_training", TORCH_BOX(&pydense::mean_field_training_op));

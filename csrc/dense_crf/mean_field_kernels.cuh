@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// One update of all points: slice every kernel, apply the compatibility, add the unary, softmax. A
-// power of 2 of lanes has a point, and each lane 16 bytes of its row, in registers up to 32 lanes;
-// longer rows go through memory.
+// One update of all points: slice every kernel, apply the compatibility, add the unary, softmax;
+// and a step back through the softmax. A power of 2 of lanes has a point, and each lane 16 bytes of
+// its row, in registers up to 32 lanes; longer rows go through memory. Messages through matrices
+// are sliced alone, and products of their own (label_kernels.cuh).
 #pragma once
 
 #include "common/cuda.cuh"
@@ -39,7 +40,6 @@ struct FieldParams {
   int64_t points;  // of all images of the batch
   const T* base;   // [points, width] what messages are added to, or null for 0
   const T* q;      // [points, width], where a term takes out a point's own share
-  T* message;      // [points, width], for matrices
   T* z;            // [points, width], for rows of more than 32 vectors
   T* out;          // [points, width], may be q
   int64_t* labels_out;
@@ -71,7 +71,7 @@ __device__ __forceinline__ FieldPlace<T> place_in(const FieldTerm<T>& term, int6
   return place;
 }
 
-// A vector of a point's message, before a diagonal or matrix is applied.
+// A vector of a point's message, before a diagonal is applied.
 template <class T>
 __device__ __forceinline__ RowVector<T> slice_vector(const FieldTerm<T>& term,
                                                      const FieldPlace<T>& place, const T* q,
@@ -90,7 +90,7 @@ __device__ __forceinline__ RowVector<T> slice_vector(const FieldTerm<T>& term,
   return message;
 }
 
-// z += C message at `at`, for all kinds but the matrix.
+// z += C message at `at`, for one value or a diagonal.
 template <class T>
 __device__ __forceinline__ void add_message(const FieldTerm<T>& term, const RowVector<T>& message,
                                             int64_t labels, int64_t at, RowVector<T>& z) {
@@ -100,21 +100,6 @@ __device__ __forceinline__ void add_message(const FieldTerm<T>& term, const RowV
       z[k] += message[k];
     } else if (at + k < labels) {
       z[k] = fma(message[k], term.compat[at + k], z[k]);
-    }
-  }
-}
-
-// z += C message for a matrix C, row after row of it.
-template <class T>
-__device__ __forceinline__ void multiply_message(const FieldTerm<T>& term, const T* message,
-                                                 int64_t labels, int64_t at, RowVector<T>& z) {
-  for (int64_t m = 0; m < labels; ++m) {
-    const T theirs = message[m];
-#pragma unroll
-    for (int k = 0; k < kRowVector<T>; ++k) {
-      if (at + k < labels) {
-        z[k] = fma(term.compat[(at + k) * labels + m], theirs, z[k]);
-      }
     }
   }
 }
@@ -208,23 +193,11 @@ __global__ void __launch_bounds__(kFieldThreads)
   for (int k = 0; k < p.num_terms; ++k) {
     const FieldTerm<T>& term = p.terms[k];
     const FieldPlace<T> place = place_in(term, inside ? point : 0, width);
-    const bool matrix = term.kind == Compatibility::kMatrix;
     for_each_vector([&](int64_t at, RowVector<T>& z) {
       const RowVector<T> message =
           slice_vector(term, place, p.q == nullptr ? nullptr : p.q + row, width, at);
-      if (matrix) {
-        store_vector(p.message + row + at, message);
-      } else {
-        add_message(term, message, p.labels, at, z);
-      }
+      add_message(term, message, p.labels, at, z);
     });
-    if (matrix) {
-      __syncwarp();
-      for_each_vector([&](int64_t at, RowVector<T>& z) {
-        multiply_message(term, p.message + row, p.labels, at, z);
-      });
-      __syncwarp();
-    }
   }
   if (p.kind == MeanFieldOutput::kLogits) {
     for_each_vector([&](int64_t at, RowVector<T>& z) { store_vector(p.out + row + at, z); });
@@ -253,6 +226,61 @@ __global__ void __launch_bounds__(kFieldThreads)
     }
     store_vector(p.out + row + at, q);
   });
+}
+
+template <class T>
+struct FieldGradientParams {
+  int lanes;  // of a point
+  int vectors;
+  int64_t points;
+  const T* grad;  // [points, width] G = dL/dQ or, without q, dL/dZ
+  const T* q;     // [points, width], or null
+  bool first;     // nothing is in the total yet
+  T* total;       // [points, width] gets dL/dZ added
+  T* step;        // [points, width] gets dL/dZ, or null
+};
+
+// dL/dZ = Q (G - <G, Q>).
+template <class T>
+__global__ void __launch_bounds__(kFieldThreads)
+    mean_field_gradient_kernel(const FieldGradientParams<T> p) {
+  constexpr int kVector = kRowVector<T>;
+  const int64_t thread = int64_t{blockIdx.x} * kFieldThreads + threadIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % p.lanes;
+  const int64_t point = thread / p.lanes;
+  const bool inside = point < p.points;
+  const int64_t row = (inside ? point : 0) * p.vectors * kVector;
+  const int last = inside ? p.vectors : 0;
+  T mean{};
+  for (int v = lane; p.q != nullptr && v < last; v += p.lanes) {
+    const int64_t at = row + int64_t{v} * kVector;
+    const RowVector<T> grad = load_vector<kVector>(p.grad + at);
+    const RowVector<T> q = load_vector<kVector>(p.q + at);
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) {
+      mean = fma(grad[k], q[k], mean);
+    }
+  }
+  mean = sum_of_lanes(mean, p.lanes);
+  for (int v = lane; v < last; v += p.lanes) {
+    const int64_t at = row + int64_t{v} * kVector;
+    RowVector<T> step = load_vector<kVector>(p.grad + at);
+    if (p.q != nullptr) {
+      const RowVector<T> q = load_vector<kVector>(p.q + at);
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        step[k] = (step[k] - mean) * q[k];
+      }
+    }
+    RowVector<T> total = step;
+    if (!p.first) {
+      add_scaled(total, T{1}, load_vector<kVector>(p.total + at));
+    }
+    store_vector(p.total + at, total);
+    if (p.step != nullptr) {
+      store_vector(p.step + at, step);
+    }
+  }
 }
 
 }  // namespace pydense

@@ -17,7 +17,7 @@ from torch import Tensor
 from pydense import _library
 
 from ._forward_ad import refuse_tangent
-from ._gradient import missing_gradient, register_missing_gradient
+from ._gradient import register_missing_gradient
 from ._memory_format import suggested
 
 _library.load()
@@ -48,7 +48,7 @@ def run_mean_field(
     """
     result: Tensor
     followed = output != "labels" and needs_gradient([unary, q, *compats, *tracked])
-    if followed and unary.device.type == "cpu":
+    if followed:
         features = [unary.new_empty(0) if x is None else x for x in tracked]
         # An exported program is for inference, most often: it should not keep what it never uses.
         recompute = recompute or torch.compiler.is_exporting()
@@ -58,8 +58,6 @@ def run_mean_field(
         )  # fmt: skip
         return result
     result = _OPS.dense_crf_mean_field(unary, lattices, compats, iterations, energies, q, output)
-    if followed:  # on a GPU; the operator itself refuses for the others
-        return missing_gradient("dense_crf", result, [x for x in tracked if x is not None])
     return result
 
 

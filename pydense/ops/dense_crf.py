@@ -117,14 +117,13 @@ def dense_crf(
             coordinates, sigmas that are not positive and finite, an unknown word.
         TypeError: An argument of the wrong type or dtype.
         NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), or with
-            ``backend="exact"`` not on the CPU; in ``backward`` of ``backward``, and in ``backward``
-            of tensors on a GPU.
+            ``backend="exact"`` not on the CPU; in ``backward`` of ``backward``.
 
-    On a GPU, the lattice has the simplices and weights of the CPU's, bit for bit, and results agree
-    to rounding. Building a lattice waits for the GPU once (twice where coordinates do not fit 64
-    bits); iterating never does and can be captured in a CUDA graph. So numbers are not looked at
-    there: a point with NaN, +inf or nothing but -inf is not an error but gets NaN, or the label -1,
-    and so do points that it reaches.
+    On a GPU, the lattice has the simplices and weights of the CPU's, bit for bit, and results and
+    gradients agree to rounding. Building a lattice waits for the GPU once (twice where coordinates
+    do not fit 64 bits); iterating and its backward never do and can be captured in a CUDA graph. So
+    numbers are not looked at there: a point with NaN, +inf or nothing but -inf is not an error but
+    gets NaN, or the label -1, and so do points that it reaches.
 
     Memory: a lattice of 6 to 8 (d + 1) bytes per point and up to 4 (d + 1) per vertex for every
     kernel and image (while it is built, as much again and features of 4 d bytes per point), for
@@ -140,8 +139,9 @@ def dense_crf(
     Saved for backward: the lattices, the result, and T marginals with rows of L rounded up as above
     (4 T L bytes per point: 74 MB for 321 x 481, 21 labels, T = 5); with ``recompute`` the unary
     instead of the marginals, which backward then makes again. Backward itself takes one more
-    marginal, T more where features need a gradient. ``backend="exact"`` saves what torch's autograd
-    keeps of every step, some six marginals, and does not heed ``recompute``.
+    marginal (on a GPU five, and two rows per vertex), T more where features need a gradient.
+    ``backend="exact"`` saves what torch's autograd keeps of every step, some six marginals, and
+    does not heed ``recompute``.
 
     Source: P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian
     Edge Potentials*, NeurIPS 2011; A. Adams, J. Baek, M. A. Davis, *Fast High-Dimensional Filtering

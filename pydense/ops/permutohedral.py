@@ -14,7 +14,6 @@ from . import _crf_arguments as check
 from ._crf_autograd import needs_gradient
 from ._crf_features import as_picture, check_features
 from ._forward_ad import refuse_tangent
-from ._gradient import missing_gradient
 
 _library.load()
 
@@ -66,8 +65,7 @@ def permutohedral_filter(
             finite or beyond the range of the lattice's integer coordinates.
         TypeError: An argument of the wrong type or dtype.
         NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda); in
-            ``backward`` of the gradient of the features, and in ``backward`` by features that are
-            on a GPU.
+            ``backward`` of the gradient of the features.
 
     Memory: the lattice with 6 to 8 (d + 1) bytes per point (float64: 10 to 12) and as much per
     vertex, rows of 4 bytes per vertex and channel (float64: 8; at most 32 channels at a time), and
@@ -104,11 +102,9 @@ def permutohedral_filter(
         as_picture(features.detach().to(wide.dtype)), normalization or "none", self_term
     )
     values_picture, tracked = as_picture(wide), None
-    if needs_gradient([features]) and features.device.type == "cpu":
+    if needs_gradient([features]):
         tracked = as_picture(features.to(wide.dtype))
     out = filter_with_gradient(values_picture, lattice, tracked, reverse, feature_gradient)
-    if tracked is None:
-        out = missing_gradient(op, out, [features])
     return out.view(values.shape).to(values.dtype)
 
 

@@ -3,7 +3,7 @@
 // and mean-field updates to rounding.
 #include <map>
 
-#include "crf_lattices.h"
+#include "crf_counts.h"
 
 namespace {
 
@@ -200,48 +200,11 @@ void fields() {
 }
 
 // ---- what is asked of memory -------------------------------------------------------------------
-// A part of a picture whose colours are smooth but for noise stands for all of it.
 
-constexpr int64_t kHeight = 40;
-constexpr int64_t kWidth = 64;
-constexpr int64_t kLabels = 21;
 constexpr const char* kBuildShape = "1x5x321x481, bilateral 80, 13";
 constexpr const char* kKeysShape = "1x9x321x481, keys of two words";
 constexpr const char* kFieldShape = "1x21x321x481, bilateral 80, 13, 1 iteration";
-constexpr const char* kGather = "corners are read or written where their points are";
 constexpr const char* kShared = "wavefronts: a thread indexes its ranks and coordinates";
-constexpr double kScale = 321.0 * 481 / (kHeight * kWidth);
-
-void fill_picture(Points<float>& to) {
-  const std::vector<double> noise =
-      simt::random_values(static_cast<size_t>(3 * kHeight * kWidth), 8);
-  for (int64_t y = 0; y < kHeight; ++y) {
-    for (int64_t x = 0; x < kWidth; ++x) {
-      float* const at = to.features.data() + y * kWidth + x;
-      at[0] = static_cast<float>(x) / 80;
-      at[to.points] = static_cast<float>(y) / 80;
-      for (int64_t c = 0; c < 3; ++c) {
-        const double pixel = 100 + 40 * std::sin(0.05 * static_cast<double>(x + c * y)) +
-                             6 * noise[static_cast<size_t>((c * kHeight + y) * kWidth + x)];
-        at[(2 + c) * to.points] = static_cast<float>(pixel / 13);
-      }
-    }
-  }
-}
-
-// Bytes of inputs and results; what of a lattice goes elsewhere than to the next place has a
-// reason.
-simt::Limits limits_of(const char* shape, const char* kernel, double bytes, double moved = 1.2,
-                       double sectors = 1.3, const char* reason = "", double wavefronts = 1.05) {
-  simt::Limits limits{.kernel = kernel, .minimum_bytes = bytes};
-  limits.moved = moved;
-  limits.sectors = sectors;
-  limits.wavefronts = wavefronts;
-  limits.reason = reason;
-  limits.shape = shape;
-  limits.scale = kScale;
-  return limits;
-}
 
 // Counting the vertices with keys of two words.
 void count_keys(const Points<float>& picture) {
@@ -314,19 +277,7 @@ void counters() {
   const double corners = 6 * points;
   Built<float> built = build(picture, Normalization::kSymmetric, true);
   const auto vertices = static_cast<double>(built.view(1, kHeight * kWidth).counts[0]);
-  const auto rows = [&](const char* shape, double width) {
-    const double row = 4 * width;
-    const bool values = width > 4;  // else all are 1
-    return std::vector<simt::Limits>{
-        limits_of(shape, "lattice_splat_kernel",
-                  (values ? 8 : 4) * corners + row * ((values ? points : 0) + vertices), 1.4, 6,
-                  kGather),
-        limits_of(shape, "lattice_splat_long_kernel", 4 * vertices, 12, 1.3,
-                  "parts of the vertices with several chunks, of which there are few"),
-        limits_of(shape, "lattice_blur_kernel", 6 * (8 * vertices + 2 * row * vertices)),
-    };
-  };
-  std::vector<simt::Limits> building = rows(kBuildShape, 4);
+  std::vector<simt::Limits> building = filter_limits(kBuildShape, 4, vertices);
   for (const simt::Limits& limits : {
            limits_of(kBuildShape, "lattice_bounds_kernel", 20 * points),
            limits_of(kBuildShape, "lattice_plan_kernel", 20 * 96),
@@ -345,7 +296,7 @@ void counters() {
   }
   simt::counted(building, [&] { built = build(picture, Normalization::kSymmetric, true); });
   count_keys(picture);
-  count_field(built, rows(kFieldShape, 24));
+  count_field(built, filter_limits(kFieldShape, 24, vertices));
 }
 
 }  // namespace
