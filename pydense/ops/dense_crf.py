@@ -138,10 +138,10 @@ def dense_crf(
 
     Saved for backward: the lattices, the result, and T marginals with rows of L rounded up as above
     (4 T L bytes per point: 74 MB for 321 x 481, 21 labels, T = 5); with ``recompute`` the unary
-    instead of the marginals, which backward then makes again. Backward itself takes one more
-    marginal (on a GPU five, and two rows per vertex), T more where features need a gradient.
-    ``backend="exact"`` saves what torch's autograd keeps of every step, some six marginals, and
-    does not heed ``recompute``.
+    instead of the marginals, which backward then makes again, on the CPU for one image after the
+    other. Backward itself takes one more marginal (on a GPU five, and two rows per vertex), T more
+    where features need a gradient. ``backend="exact"`` saves what torch's autograd keeps of every
+    step, some six marginals, and does not heed ``recompute``.
 
     Source: P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian
     Edge Potentials*, NeurIPS 2011; A. Adams, J. Baek, M. A. Davis, *Fast High-Dimensional Filtering
