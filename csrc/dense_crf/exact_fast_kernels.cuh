@@ -24,7 +24,6 @@ class ExactFast {
   static constexpr int kValues = Shared::kValues;
   static constexpr int kStage = Shared::kStage;
   static constexpr int kFeatures = kDims * kFastKeys;
-  static constexpr int kList = Shared::kList;
   static constexpr int kWarps = Shared::kWarps;
 
   // The parts that meet in a slot; their order is at most that of the last part.
@@ -81,7 +80,7 @@ class ExactFast {
     while (next < blocks_) {
       __syncthreads();
       int count = 0;
-      while (next < blocks_ && count <= kList - kFastThreads) {
+      while (next < blocks_ && count <= Shared::kList - kFastThreads) {
         count = list_near(next + static_cast<int64_t>(threadIdx.x) * p_.segments, count);
         next += int64_t{kFastThreads} * p_.segments;
       }
@@ -206,15 +205,15 @@ class ExactFast {
         bring(i + 1, (i + 1) % 2);
       }
       copy_async_commit();
-      if (warp() < kWarps / 2) {
-        make_keys<0>(shared_.features[i % 2]);
-      } else {
-        make_keys<1>(shared_.features[i % 2]);
-      }
+      const float* const features = shared_.features[i % 2];
+      warp() < kWarps / 2 ? make_keys<0>(features) : make_keys<1>(features);
       __syncthreads();
       const uint32_t entry = shared_.list[i];
       if ((entry >> (28 + warp()) & 1U) != 0) {
-        multiply(shared_.values + i % 2 * kStage, entry & 0x0FFFFFFFU);
+        const float* const values = shared_.values + i % 2 * kStage;
+        const uint32_t block = entry & 0x0FFFFFFFU;
+        const bool own = !p_.self_term && block / 2 == tile_;
+        own ? multiply<true>(values, block) : multiply<false>(values, block);
       }
     }
   }
@@ -223,13 +222,18 @@ class ExactFast {
     const int64_t block = shared_.list[i] & 0x0FFFFFFFU;
     const float* const values =
         p_.packed + ((image_ * p_.row_chunks + chunk_) * blocks_ + block) * kValues;
+    copy_run<kValues / 4>(shared_.values + stage * kStage, values);
+    copy_run<kFeatures / 4>(shared_.features[stage],
+                            p_.order.features + (image_ * blocks_ + block) * kFeatures);
+  }
+  template <int kVectors>
+  __device__ __forceinline__ static void copy_run(float* to, const float* from) {
 #pragma unroll
-    for (int v = thread(); v < kValues / 4; v += kFastThreads) {
-      copy_async_16(shared_.values + stage * kStage + v * 4, values + v * 4, true);
-    }
-    const float* const features = p_.order.features + (image_ * blocks_ + block) * kFeatures;
-    for (int v = thread(); v < kFeatures / 4; v += kFastThreads) {
-      copy_async_16(shared_.features[stage] + v * 4, features + v * 4, true);
+    for (int first = 0; first < kVectors; first += kFastThreads) {
+      const int v = first + thread();
+      if (first + kFastThreads <= kVectors || v < kVectors) {
+        copy_async_16(to + v * 4, from + v * 4, true);
+      }
     }
   }
 
@@ -265,9 +269,11 @@ class ExactFast {
     }
   }
 
+  // kOwn: without the points themselves.
+  template <bool kOwn>
   __device__ __forceinline__ void multiply(const float* values, uint32_t block) {
-    const bool own = !p_.self_term && block / 2 == tile_;
-    const int self = static_cast<int>(block % 2) * kFastKeys - warp() * 32;  // key 0's own query
+    [[maybe_unused]] const int self =
+        static_cast<int>(block % 2) * kFastKeys - warp() * 32;  // key 0's own query
 #pragma unroll
     for (int first = 0; first < kFastKeys; first += 16) {
       uint32_t keys[kSteps][4];
@@ -297,7 +303,7 @@ class ExactFast {
           for (int e = 0; e < 4; ++e) {
             d[e] = fast_exp2(d[e]);
           }
-          if (own) {
+          if constexpr (kOwn) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
               const int key = self + first + lane() % 4 * 4 + 2 * j + e % 2;

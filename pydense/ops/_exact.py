@@ -42,7 +42,7 @@ def exact_gaussian_filter(
               K_{ij} = \exp\bigl(-|f_i - f_j|^2 / 2\bigr)
 
     by brute force: time is quadratic in the number of points P, about P^2 / 10^9 seconds per image
-    on one AVX-512 core for 21 channels and 5 dimensions (predicted for a GPU: P^2 / (7 * 10^11) on
+    on one AVX-512 core for 21 channels and 5 dimensions (predicted for a GPU: P^2 / (5 * 10^11) on
     an H200). ``permutohedral_filter`` approximates this in linear time.
 
     Args:
