@@ -74,6 +74,14 @@ class TestAgainstTheCpu:
         inputs = [random(2, labels, 5, 7), one, two]
         assert_near(on_both(gpu, run, inputs))
 
+    @pytest.mark.parametrize("kind", ["potts", "diagonal"])
+    def test_rows_longer_than_a_block(self, gpu, kind):
+        def run(unary, compat):
+            return dense_crf(unary, gaussian={"sxy": 2, "compat": compat}, iterations=2)
+
+        inputs = [random(1, 530, 1, 3), compats(kind, 530, 0.02)]
+        assert_near(on_both(gpu, run, inputs))
+
     @pytest.mark.parametrize("normalization", NORMALIZATIONS)
     @pytest.mark.parametrize(
         ("self_term", "mode"), [(True, "filter"), (False, "filter"), (True, "lattice")]
