@@ -168,6 +168,26 @@ def _crf_feature_gradient(mode: str = "filter") -> Calls:
     )
 
 
+def _exact(height: int, width: int, dims: int, fast: bool = False) -> Callable[[], Calls]:
+    def make() -> Calls:
+        from pydense.ops import exact_gaussian_filter  # noqa: F401
+
+        op = torch.ops.pydense
+        features = _crf_features()[:, -dims:, :height, :width].flatten(2).contiguous()
+        values = torch.rand(1, 21, height * width, device="cuda")
+        if not fast:
+            return Calls(lambda: op.exact_gaussian_filter(values, features, True))
+
+        def both() -> Tensor:
+            order = op.exact_gaussian_order(features)
+            result: Tensor = op.exact_gaussian_filter_fast(values, features, order, True, 1e-4)
+            return result
+
+        return Calls(both)
+
+    return make
+
+
 def _upsample(
     shape: tuple[int, int, int, int], size: tuple[int, int], dtype: torch.dtype, last: bool = False
 ) -> Callable[[], Calls]:
@@ -293,6 +313,7 @@ def _residual_pool(
     return make
 
 
+EXACT_FAST = "1x21x321x481, bilateral 80, 13, 29 % of pairs"
 POOL = (8, 256, 128, 128)
 POOL_NAME = "8 x 256 x 128 x 128"
 
@@ -423,6 +444,22 @@ CASES: dict[str, Callable[[], Calls]] = {
             "lattice_blur_kernel",
             "lattice_splat_kernel",
             "lattice_splat_long_kernel",
+        )
+    },
+    "exact_filter_kernel|1x21x321x481, 5 features": _exact(321, 481, 5),
+    "exact_filter_kernel|1x21x321x481, 2 features": _exact(321, 481, 2),
+    "exact_sum_kernel|1x21x64x64, 5 features, 32 parts": _exact(64, 64, 5),
+    "exact_sum_kernel|1x21x64x64, 2 features, 32 parts": _exact(64, 64, 2),
+    "exact_sum_kernel|1x21x64x64, 8 parts": _exact(64, 64, 5, fast=True),
+    **{
+        f"{kernel}|{EXACT_FAST}": _exact(321, 481, 5, fast=True)
+        for kernel in (
+            "exact_fast_kernel",
+            "fast_pack_kernel",
+            "order_begin_kernel",
+            "order_finish_kernel",
+            "order_keys_kernel",
+            "order_sides_kernel",
         )
     },
     "selftest_kernel|2^26 floats": _selftest,

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,9 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks._harness import Case, run_cases
-from benchmarks._machine import available_cpus, commit, describe, measure_peaks
+from benchmarks._machine import available_cpus, commit, describe, measure_peaks, same_sources
 from benchmarks._memory import peak_memory
-from benchmarks._result import load_result, make_result, write_result
+from benchmarks._result import RESULTS, load_result, make_result, write_result
 
 ATEN_NAMES = {
     "baseline": "default",
@@ -109,20 +111,26 @@ class Benchmark:
         add("--case", default="", help="only cases with this text in their name")
         add("--quick", action="store_true", help="small cases, to see that it works")
         add("--no-memory", action="store_true", help="skip the peak-memory processes")
+        add("--resume", action="store_true", help="keep what the result has; measure the rest")
+        add("--minutes", type=float, help="start no case after these; --resume goes on")
         add("--peaks", type=Path, help=argparse.SUPPRESS)
         written = f"default results/{self.name}.json, none with --quick or --case"
         add("--output", type=Path, help=written)
         options = parser.parse_args(arguments)
+        if options.isa and (options.resume or options.minutes):
+            parser.error("--isa measures everything in one go: not with --resume or --minutes")
         options.rounds = options.rounds or (2 if options.quick else self.rounds)
+        if not options.output and not (options.quick or options.case):
+            options.output = RESULTS / f"{self.name}.json"
         return options
 
-    def measure(self, options: argparse.Namespace, peaks: Peaks) -> list[Any]:
-        """All runs of this process: its CPU capability, the chosen cases and thread counts."""
+    def measure(
+        self, options: argparse.Namespace, cases: Sequence[Case], peaks: Peaks
+    ) -> list[Any]:
+        """All runs of these cases in this process, with its CPU capability."""
         from pydense import _core
 
-        cases = self.chosen(options)
         capability = _core.cpu_capability()
-        print(f"instruction set: {capability}", file=sys.stderr)
         runs = run_cases(
             cases,
             rounds=options.rounds,
@@ -134,14 +142,19 @@ class Benchmark:
         for run in runs:
             run["isa"] = capability
             self.complete(run)
-            # Memory hardly depends on the threads, and each figure costs a process.
-            if not options.no_memory and run["threads"] == options.threads[0]:
-                run["memory"] = {
-                    label: peak_memory(self.module, run["case"], label, rival["threads"])
-                    for label, rival in run["rivals"].items()
-                    if label not in self.memoryless
-                }
+            self.add_memory(run, options)
         return runs
+
+    def add_memory(self, run: dict[str, Any], options: argparse.Namespace) -> None:
+        """Measures the rivals' peak memory where the run does not have it yet."""
+        # It hardly depends on the threads, and each figure costs a process.
+        if options.no_memory or run["threads"] != options.threads[0] or "memory" in run:
+            return
+        run["memory"] = {
+            label: peak_memory(self.module, run["case"], label, rival["threads"])
+            for label, rival in run["rivals"].items()
+            if label not in self.memoryless
+        }
 
     def measure_isa(self, arguments: Sequence[str], isa: str, peaks: Peaks) -> list[Any]:
         """The runs of a process with one instruction set forced, on torch's kernels as well."""
@@ -168,24 +181,58 @@ class Benchmark:
         """Runs the benchmark and returns its result; writes it unless only a part was run."""
         options = self.parse(sys.argv[1:] if arguments is None else arguments)
         shared = _shared_arguments(options)
-        peaks = _peaks(options)
-        if options.isa:
-            runs = [run for isa in options.isa for run in self.measure_isa(shared, isa, peaks)]
-        else:
-            runs = self.measure(options, peaks)
         isa = ["--isa", *options.isa] if options.isa else []
-        result = make_result(
-            self.name,
-            self.title,
-            runs=runs,
-            machine=_machine(self.packages),
-            peaks=peaks,
-            command=shlex.join(["python", "-m", self.module, *shared, *isa]),
-            commit=commit(),
-        )
-        if options.output or not (options.quick or options.case):
-            print(f"wrote {write_result(result, options.output).name}", file=sys.stderr)
+        runs = self.kept(options)
+        done = {run["case"] for run in runs}
+        cases = [case for case in self.chosen(options) if case.name not in done]
+        peaks = _peaks(options)
+
+        def result_so_far() -> dict[str, Any]:
+            result = make_result(
+                self.name,
+                self.title,
+                runs=runs,
+                machine=_machine(self.packages),
+                peaks=peaks,
+                command=shlex.join(["python", "-m", self.module, *shared, *isa]),
+                commit=commit(),
+            )
+            if options.output:
+                write_result(result, options.output)
+            return result
+
+        if options.isa:
+            runs += [run for name in options.isa for run in self.measure_isa(shared, name, peaks)]
+            return result_so_far()
+        latest = time.monotonic() + 60 * (options.minutes or math.inf)
+        for run in runs:
+            self.add_memory(run, options)
+        result = result_so_far() if runs else {}
+        for number, case in enumerate(cases, 1):
+            runs += self.measure(options, [case], peaks)
+            result = result_so_far()  # an interruption loses one case
+            if time.monotonic() > latest:
+                print(f"{len(cases) - number} cases are left", file=sys.stderr)
+                break
         return result
+
+    def kept(self, options: argparse.Namespace) -> list[Any]:
+        """With ``--resume``, what the result file has of cases measured with all thread counts.
+
+        Raises:
+            SystemExit: They are of other sources, so that one table would mix two programs.
+        """
+        if not options.resume or not options.output or not options.output.exists():
+            return []
+        result = load_result(options.output)
+        if not same_sources(result["commit"]):
+            raise SystemExit(f"--resume: {options.output.name} is of {result['commit']}")
+        measured = {(run["case"], run["threads"]) for run in result["runs"]}
+        return [
+            run
+            for run in result["runs"]
+            if all((run["case"], count) in measured for count in options.threads)
+        ]
 
 
 def _shared_arguments(options: argparse.Namespace) -> list[str]:

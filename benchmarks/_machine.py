@@ -93,22 +93,32 @@ def describe(packages: Sequence[str] = ("numpy",)) -> dict[str, Any]:
     }
 
 
-def commit(paths: Sequence[str] = ("csrc", "pydense", "CMakeLists.txt", "setup.py")) -> str:
+MEASURED = ("csrc", "pydense", "CMakeLists.txt", "setup.py")  # what a result depends on
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def commit(paths: Sequence[str] = MEASURED) -> str:
     """Commit of the source tree, ``-dirty`` where ``paths`` differ from it; empty outside git."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
-            )
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "--short=12", "HEAD")
+    head = _git("rev-parse", "--short=12", "HEAD")
     if not head:
         return ""
-    return head + ("-dirty" if git("status", "--porcelain", "--", *paths) else "")
+    return head + ("-dirty" if _git("status", "--porcelain", "--", *paths) else "")
+
+
+def same_sources(measured: str) -> bool:
+    """Whether what a result of the commit ``measured`` depends on is what is there now."""
+    if measured.endswith("-dirty") or commit().endswith("-dirty"):
+        return False
+    return _git("diff", "--quiet", measured, "HEAD", "--", *MEASURED) is not None
 
 
 def bandwidth(threads: int, mib: int = 128, repeats: int = 5) -> dict[str, float]:

@@ -369,11 +369,11 @@ def problems() -> list[Problem]:
     """What the benchmark measures."""
     found = []
     for dtype in DTYPES:
+        for model, size, head in HEADS:
+            found += [Problem(model, size, dtype, training, head) for training in (False, True)]
         for model, size, trains, loss in WHOLE:
             for training in (False, True)[: 2 if trains else 1]:
                 found.append(Problem(model, size, dtype, training, None, None, loss))
-        for model, size, head in HEADS:
-            found += [Problem(model, size, dtype, training, head) for training in (False, True)]
     return found
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+import pydense
 from pydense.cli import main
 
 
@@ -44,6 +48,32 @@ def run_error(*arguments: Any, code: int = 1) -> str:
     assert "internal error" not in message
     assert "Traceback" not in result.err
     return message.removeprefix("pydense: error: ")
+
+
+def run_on_terminal(*arguments: Any) -> tuple[str, str]:
+    """Run the command with a terminal as its stderr: what is shown there, and its output."""
+    leader, follower = os.openpty()
+    program = (sys.executable, "-m", "pydense.cli", *(str(part) for part in arguments))
+    package = Path(pydense.__file__).resolve().parent.parent
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": str(package)}
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=follower, env=environment
+    ) as process:
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                data = os.read(leader, 4096)
+            except OSError:  # the other side is closed
+                break
+            if not data:
+                break
+            shown += data
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        assert process.wait() == 0, shown
+    os.close(leader)
+    return shown.decode(), printed.decode()
 
 
 def scene(height: int = 24, width: int = 32) -> np.ndarray:

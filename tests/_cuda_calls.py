@@ -19,6 +19,7 @@ from torch import Tensor
 from pydense.ops import (
     chained_residual_pool,
     dense_crf,
+    exact_gaussian_filter,
     fuse_sum_upsample,
     max_pool2d_same,
     permutohedral_filter,
@@ -195,6 +196,18 @@ def _places(x: Tensor) -> Tensor:
     return rows.expand(1, 1, *x.shape[2:])
 
 
+def exact_crf(x: Tensor, image: Tensor) -> Tensor:
+    gaussian, bilateral = dict(sxy=3, compat=1), dict(sxy=8, srgb=30, compat=2)
+    return dense_crf(
+        x, 40 * image, gaussian=gaussian, bilateral=bilateral, iterations=1, backend="exact"
+    )
+
+
+def fast_filter(x: Tensor, f: Tensor) -> Tensor:
+    """Of values of one sign: relative errors of sums are those of what is summed."""
+    return exact_gaussian_filter(x.abs(), f.detach(), normalization="after", precision="fast")
+
+
 def filter_tolerance(dtype: torch.dtype) -> float:
     return (4 if dtype.itemsize == 2 else 256) * torch.finfo(dtype).eps
 
@@ -224,6 +237,24 @@ CALLS: dict[str, Call] = {
         inputs=lambda: (normal(2, 5, 7, 16), normal(2, 3, 7, 16, seed=1)),
         tolerance=filter_tolerance,
         graph=False,
+    ),
+    "dense_crf in exact mode": Call(
+        run=exact_crf,
+        inputs=lambda: (normal(2, 5, 7, 8), normal(2, 3, 7, 8, seed=1)),
+        tolerance=lambda dtype: 4 * filter_tolerance(dtype),
+        gradient=False,  # of normalisers, torch sums channels in the order they lie
+    ),
+    "exact_gaussian_filter": Call(
+        run=lambda x, f: exact_gaussian_filter(x, f, normalization="symmetric"),
+        inputs=lambda: (normal(2, 5, 7, 16), normal(2, 3, 7, 16, seed=1)),
+        tolerance=lambda dtype: 4 * filter_tolerance(dtype),
+    ),
+    "exact_gaussian_filter in fast mode": Call(
+        run=fast_filter,
+        inputs=lambda: (normal(2, 5, 7, 24), normal(2, 3, 7, 24, seed=1)),
+        dtypes=(torch.float32,),
+        tolerance=lambda dtype: 2e-3,
+        gradient=False,
     ),
     "chained_residual_pool": Call(
         run=residual_pool,

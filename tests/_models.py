@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 from _deeplab import fill_norms
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
@@ -70,6 +72,17 @@ def check_size(model: SegmentationModel, height: int, width: int) -> None:
     assert labels.shape == (1, height, width)
     assert torch.equal(labels[sure], logits.argmax(1)[sure])
     assert sure.float().mean() > 0.5
+
+
+def check_any_size(model: SegmentationModel, examples: int) -> None:
+    """:func:`check_size` of pictures of 33 to 200 rows and columns."""
+
+    @settings(max_examples=examples)
+    @given(st.integers(33, 200), st.integers(33, 200))
+    def check(height: int, width: int) -> None:
+        check_size(model, height, width)
+
+    check()
 
 
 def check_twin(build: Build, size: Sequence[int] = (33, 42)) -> None:

@@ -98,6 +98,24 @@ def check_twins(
         assert (own - plain).abs().max() <= 1e-8 * max(float(plain.abs().max()), floor)
 
 
+def check_classifiers(model: nn.Module, twin: nn.Module) -> None:
+    """As :func:`check_twins`, of networks with one vector of logits for a picture."""
+    twin.eval().load_state_dict(model.state_dict())
+    x = random(2, 3, 45, 50, seed=3)
+    with torch.no_grad():
+        own, plain = model(x), twin(x)
+    assert (own - plain).abs().max() <= 1e-4 * plain.std()
+    found = []
+    for net in (copy.deepcopy(model).double(), twin.double()):
+        picture = x.double().requires_grad_()
+        logits = net(picture)
+        gradients = torch.autograd.grad(logits.square().sum(), [picture, *net.parameters()])
+        found.append([logits.detach(), *gradients])
+    largest = max(float(g.abs().max()) for g in found[1])
+    for own, plain in zip(*found, strict=True):
+        assert (own - plain).abs().max() <= 1e-8 * largest
+
+
 def check_size(model: SegmentationModel, size: tuple[int, int], stride: int) -> None:
     """Sizes of logits, and labels that are those of the logits."""
     x = random(1, 3, *size, seed=sum(size))

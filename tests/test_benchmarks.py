@@ -295,6 +295,29 @@ def make_case(name):
 """
 
 
+def test_results_of_the_same_sources(tmp_path, monkeypatch):
+    def git(*arguments):
+        mail = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *mail, *arguments], check=True)
+
+    monkeypatch.setattr(_machine, "ROOT", tmp_path)
+    (tmp_path / "setup.py").write_text("1")
+    git("init", "-q")
+    git("add", "setup.py")
+    git("commit", "-qm", "first")
+    first = _machine.commit()
+    assert first and not first.endswith("-dirty") and _machine.same_sources(first)
+    (tmp_path / "README.md").write_text("other")
+    git("add", ".")
+    git("commit", "-qm", "documents alone")
+    assert _machine.commit() != first and _machine.same_sources(first)
+    (tmp_path / "setup.py").write_text("2")
+    assert _machine.commit().endswith("-dirty") and not _machine.same_sources(first)
+    git("commit", "-qam", "sources")
+    assert not _machine.same_sources(first) and _machine.same_sources(_machine.commit())
+    assert not _machine.same_sources("no-such-commit")
+
+
 def test_peak_memory_sees_native_and_reused_allocations(tmp_path):
     (tmp_path / "memory_probe.py").write_text(PROBE)
     environment = {"PYTHONPATH": str(tmp_path)}

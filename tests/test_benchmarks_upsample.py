@@ -7,7 +7,7 @@ import pytest
 import torch
 from _benchmarks import _result
 
-from benchmarks import _upsample_cases, bench_upsample
+from benchmarks import _driver, _upsample_cases, bench_upsample
 from benchmarks._harness import stages_of, time_call
 
 PROBLEMS = {problem.name: problem for problem in _upsample_cases.problems()}
@@ -50,3 +50,23 @@ def test_quick_run_writes_a_valid_result(tmp_path):
         assert set(run["variants"]) == {"pydense channels_last"}
         assert set(run["ratios"]["torch NCHW"]) == {"forward", "backward", "total"}
         assert run["limit"]["total"]["times_limit"] > 0
+
+
+def test_a_long_benchmark_is_measured_in_parts(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "upsample.json"
+    quick = ["--quick", "--no-memory", "--threads", "1", "--output", str(path)]
+    run = bench_upsample.BENCHMARK.main
+    first = run([*quick, "--minutes", "1e-6"])["runs"]
+    assert len(first) == 1 and "1 cases are left" in capsys.readouterr().err
+    monkeypatch.setattr(_driver, "same_sources", lambda commit: True)  # whatever is uncommitted
+    both = run([*quick, "--resume"])["runs"]
+    assert both[0] == _result.load_result(path)["runs"][0] and len(both) == 2
+    assert both[0]["rivals"] == _result._rounded(first[0]["rivals"])
+    again = run([*quick, "--resume"])["runs"]  # nothing is left
+    assert again == _result.load_result(path)["runs"] and len(again) == 2
+    monkeypatch.setattr(_driver, "same_sources", lambda commit: False)
+    with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of "):
+        run([*quick, "--resume"])
+    with pytest.raises(SystemExit):
+        run(["--isa", "avx2", "--resume"])
+    assert "not with --resume or --minutes" in capsys.readouterr().err

@@ -32,6 +32,10 @@ BUILDS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet": partial(models.lw_refinenet_mobilenet_v2, 3),
     "hrnet": partial(models.hrnet_w18_small_v1, 3),
     "psp": partial(models.PSPNet, 3, 50),
+    "psp-caffe": partial(models.PSPNet, 3, 50, aux=False, stride_on="1x1", ceil_mode=True),
+    "alexnet": partial(models.FCNAlexNet, 3, fc_channels=8),
+    "ocr": partial(models.hrnet_ocr_w18, 3),
+    "refinenet": partial(models.LightWeightRefineNet, 3, 50),
     "unet": partial(models.UNet, 3, width=4),
     "segnet": partial(models.SegNet, 3),
     "wide": partial(models.WiderResNet38, 7, width=0.05),
@@ -56,6 +60,10 @@ PAIRS = [
     ("mobilenet", "drsleep", ".tar"),
     ("hrnet", "hrnet", ".pth"),
     ("psp", "semseg", ""),
+    ("psp-caffe", "caffe", ""),
+    ("alexnet", "caffe", ""),
+    ("ocr", "hrnet", ""),
+    ("refinenet", "drsleep", ""),
     ("unet", "milesial", ".pt"),
     ("segnet", "say4n", ""),
     ("wide", "mapillary", ".pth"),
@@ -338,17 +346,22 @@ def test_preprocessing():
         / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
         "unit": x / 255,
         "caffe-deeplab": x.flip(0) - torch.tensor([104.008, 116.669, 122.675]).view(3, 1, 1),
+        "caffe-vgg": x.flip(0) - torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1),
         "digits": x - 116,
     }
     for name, expected in rows.items():
         found = checkpoints.PREPROCESSING[name](picture)
         assert found.shape == (3, 4, 5) and found.dtype == torch.float32
         assert (found - expected).abs().max() < 1e-4
-    names = {f.preprocessing for m in ("FCN", "DeepLabV2VGG", "UNet") for f in formats_of(m)}
-    assert names - {None} <= set(checkpoints.PREPROCESSING)
 
 
-def formats_of(name: str) -> Any:
+def test_preprocessing_of_every_format():
+    """All are known but two, which say why not."""
     from pydense.checkpoints import _match
 
-    return _match.formats_of(name)
+    rows = [(family.models[0], f) for family in _match._FAMILIES for f in family.formats]
+    unknown = {(model, f.name) for model, f in rows if f.preprocessing is None}
+    assert unknown == {("DeepLabV2VGG", "hal42"), ("FCNAlexNet", "caffe")}
+    for _, format in rows:
+        assert format.preprocessing is None or format.preprocessing in checkpoints.PREPROCESSING
+        assert format.preprocessing or format.source

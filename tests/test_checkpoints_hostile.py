@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import zipfile
 from functools import partial
 from typing import Any
@@ -124,3 +126,58 @@ def test_filters_of_16_bits(dtype):
     rounded["upscore.weight"][0, 0, 3, 3] += 0.01
     with pytest.raises(CheckpointError, match="not the bilinear filter"):
         checkpoints.load(model, rounded)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "null byte"])
+@pytest.mark.parametrize("suffix", [".pth", ".caffemodel"])
+def test_no_regular_file(kind, suffix, tmp_path):
+    """A pipe that nobody writes to would keep a plain open() waiting for ever."""
+    path = tmp_path / f"x{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path = tmp_path / f"a\0b{suffix}"
+    caught: list[Exception] = []
+
+    def read() -> None:
+        try:
+            checkpoints.read(path)
+        except Exception as error:
+            caught.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(60)
+    assert not reader.is_alive() and isinstance(caught[0], CheckpointError), caught
+    assert ("not a regular file" in str(caught[0])) == (kind != "null byte")
+    assert str(caught[0]).isprintable()
+
+
+def test_what_stands_beside_the_weights_is_named(tmp_path):
+    model = models.UNet(3, width=2)
+    inner = {f"module.{k}": v for k, v in model.state_dict().items()}
+    whole = {"epoch": 3, "ema": dict(inner), "model": {"state_dict": inner, "\x1b[31m": 1}}
+    torch.save(whole, tmp_path / "x.pth")
+    for source in (whole, tmp_path / "x.pth"):
+        report = checkpoints.load(model, source)
+        assert report.complete and report.about.beside == ("epoch", "ema", "\x1b[31m")
+        line = "beside the weights (3): epoch, ema, \\x1b[31m"
+        assert line in str(report).splitlines()
+    plain = checkpoints.load(model, inner)
+    assert plain.about.beside == () and "beside" not in str(plain)
+    checkpoints.save(
+        model, tmp_path / "x.safetensors", about=checkpoints.About("unet", beside=("a",))
+    )
+    assert checkpoints.read(tmp_path / "x.safetensors")[1] == checkpoints.About("unet")
+
+
+def test_the_divisor_of_statistics_is_missed():
+    model = models.DeepLabV2ResNet(3, 50, msc=False)
+    state = caffe(model)
+    del state["bn_conv1.2"]
+    with pytest.raises(CheckpointError, match=r"missing \(1\): bn_conv1.2"):
+        checkpoints.load(model, state)

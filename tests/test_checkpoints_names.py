@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -159,6 +160,14 @@ def test_names_of_ademxapp():
     assert set(checkpoints.convert(wide, to_format="ademxapp")) == set(names)
     found = set(keys("fcrn_a1", "ademxapp", num_classes=19))
     assert {"arg:conv6a_bias", "arg:linear19_weight"} <= found
+
+
+def test_names_are_those_of_timm():
+    """Names and shapes of hrnet_w18 of timm 1.0.31, for where it is not installed."""
+    ours = checkpoints.convert(on_meta(models.HRNetClassifier), to_format="hrnet")
+    lines = [f"{name} {tuple(value.shape)}\n" for name, value in sorted(ours.items())]
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert digest == "574cf3f9ad19066c67a4a155107ce07ed8111141de2a5769a8e14007c4bcc3ba"
 
 
 def test_names_of_timm():

@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from _cli import load, rough_labels, run, run_error, run_ok, save, save_palette, scene
+from _cli import (
+    load,
+    rough_labels,
+    run,
+    run_error,
+    run_ok,
+    run_on_terminal,
+    save,
+    save_palette,
+    scene,
+)
 
 from pydense.cli import _refine
 from pydense.cli._palette import voc_colors
@@ -168,24 +176,5 @@ def test_an_unpaired_input_is_safe_too(folders: tuple[Path, Path, Path]) -> None
 
 def test_progress_on_a_terminal(folders: tuple[Path, Path, Path]) -> None:
     """On a terminal there is a bar with the count and the pictures per second."""
-    leader, follower = os.openpty()
-    program = (sys.executable, "-m", "pydense.cli", *(str(part) for part in command(folders)))
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=follower, env=environment
-    ) as process:
-        os.close(follower)
-        shown = b""
-        while True:
-            try:
-                data = os.read(leader, 4096)
-            except OSError:  # the other side is closed
-                break
-            if not data:
-                break
-            shown += data
-        assert process.wait() == 0
-    os.close(leader)
-    assert b"3/3" in shown
-    assert b"pictures/s" in shown
-    assert b"\x1b[" in shown
+    shown, _ = run_on_terminal(*command(folders))
+    assert "3/3" in shown and "pictures/s" in shown and "\x1b[" in shown

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _cli import run, run_error, run_ok, scene
+from _cli import run, run_error, run_ok, run_on_terminal, scene
 from PIL import Image
 
 from pydense import checkpoints, models
@@ -171,6 +171,13 @@ def test_crf_scales_and_flip(net, folder, tmp_path):
     call = ("predict", folder / "f00.png", "--checkpoint", net[1], "-o", tmp_path / "o.png")
     run_ok(*call, "--crf", "--flip", "--scales", 1, 1.5)
     assert np.asarray(Image.open(tmp_path / "o.png")).shape == (24, 32)
+
+
+def test_progress_on_a_terminal(net, folder, tmp_path):
+    call = ("predict", folder / "f%02d.png", "--checkpoint", net[1], "-o", tmp_path / "o")
+    shown, printed = run_on_terminal(*call, "--threads", 1)
+    assert "3/3" in shown and "frames/s" in shown and "\x1b[" in shown
+    assert "labelled 3 of 3 pictures" in printed and "\x1b" not in printed
 
 
 def test_failures_are_aside(net, folder, tmp_path):

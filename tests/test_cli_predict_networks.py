@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from _cli import run_error, run_ok, scene
+from _networks import on_meta
 from PIL import Image
 from torch import Tensor, nn
 
 from pydense import checkpoints, models
 from pydense.checkpoints import PREPROCESSING, About
+from pydense.cli._errors import CommandError
 from pydense.cli._labelmaps import read_truth
 from pydense.cli._legends import LEGENDS
+from pydense.cli._predict_run import _preprocessing
 from pydense.models import _registry, average_logits, deeplab_v2
 from pydense.nn import DenseCRF
 
@@ -74,6 +78,52 @@ def test_crf_of_the_network(name, more, photo, tmp_path):
             expected = crf(logits, pixels.permute(0, 3, 1, 2)).argmax(1)[0].numpy()
         assert (expected != plain).any()
     assert (np.asarray(Image.open(out)) == expected).all()
+
+
+def test_no_second_crf_behind_crf_as_rnn(photo, tmp_path):
+    """It is refused before the weights are compared: a file of one tensor does."""
+    torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
+    call = ("predict", photo, "--checkpoint", tmp_path / "w.pth", "-o", tmp_path / "o.png")
+    call = (*call, "--model", "crf_as_rnn_vgg16")
+    message = run_error(*call, "--crf", code=2)
+    assert message == "--crf: crf_as_rnn_vgg16 ends in a CRF of its own, which is always run"
+    assert "no key of the checkpoint" in run_error(*call)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_checkpoints_that_are_no_files(kind, photo, tmp_path):
+    path = tmp_path / "w.pth"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    call = ("predict", photo, "--checkpoint", path, "-o", tmp_path / "o.png", "--model", "unet")
+    assert run_error(*call).endswith("w.pth: not a regular file")
+
+
+def test_where_preprocessing_comes_from(photo, tmp_path):
+    """The source of a format's preprocessing is printed; without one the command asks, and why."""
+    torch.manual_seed(0)
+    model = models.SegNet(3, ceil_mode=False).eval()
+    state = checkpoints.convert(model, to_format="say4n")
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "w.pth")
+    Image.fromarray(scene(40, 70)).save(photo)
+    out = tmp_path / "o.png"
+    call = ("predict", photo, "--checkpoint", tmp_path / "w.pth", "-o", out, "--model", "segnet")
+    result = run_ok(*call, "--classes", 3, "--option", "ceil_mode=false")
+    assert "keys of say4n; input unit\n" in result.out
+    assert "  input as in say4n/pytorch-segnet: src/dataset.py, which scales" in result.out
+    assert "  beside the weights (1): epoch\n" in result.out
+    pixels = torch.from_numpy(np.asarray(Image.open(photo)).copy())[None]
+    expected = model.predict(PREPROCESSING["unit"](pixels).contiguous())[0].numpy()
+    assert (np.asarray(Image.open(out)) == expected).all()
+    hal42 = checkpoints.plan(on_meta(models.deeplab_v2_vgg16, 3), hal42_keys())[0]
+    assert hal42.preprocessing is None
+    with pytest.raises(CommandError, match=r"give --preprocess, .* \(HAL-42/AlchemyCat: its VOC"):
+        _preprocessing(None, About(), hal42, None)
+
+
+def hal42_keys() -> dict[str, Tensor]:
+    model = on_meta(models.deeplab_v2_vgg16, 3)
+    state = checkpoints.convert(model, to_format="hal42")
+    return {key: torch.zeros(1).new_empty(value.shape) for key, value in state.items()}
 
 
 def test_networks_without_head_are_refused(photo, tmp_path):

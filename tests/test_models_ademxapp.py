@@ -6,7 +6,16 @@ from __future__ import annotations
 import pytest
 import torch
 from _models import check_graph
-from _networks import check_dtypes, check_errors, check_size, check_twins, count, fill, summary
+from _networks import (
+    check_classifiers,
+    check_dtypes,
+    check_errors,
+    check_size,
+    check_twins,
+    count,
+    fill,
+    summary,
+)
 from _ops import one_thread as one_thread
 from _ops import random
 from hypothesis import given, settings
@@ -182,13 +191,12 @@ def test_classifier():
     }
     for variant, table in tables.items():
         model = fill(WiderResNet38(7, variant, **SMALL))
-        twin = WiderResNet38(7, variant, **SMALL, reference=True).eval()
-        twin.load_state_dict(model.state_dict())
         with torch.no_grad():
             y = trunk(model.state_dict(), x, table).mean((2, 3))
             expected = model.classifier(y)
             assert torch.allclose(model(x), expected, rtol=1e-4, atol=1e-4)
-            assert torch.allclose(twin(x), expected, rtol=1e-4, atol=1e-4)
+        check_classifiers(model, WiderResNet38(7, variant, **SMALL, reference=True))
+    check_graph(model)
 
 
 def test_first_dilation_and_dropout(small):
@@ -202,6 +210,8 @@ def test_first_dilation_and_dropout(small):
     assert [small.get_submodule(f"mod{i}.block1.convs.dropout").p for i in (6, 7)] == [0.3, 0.5]
     names = [type(m).__name__ for m in small.mod7.block1.convs]
     assert names[-2:] == ["Dropout", "Conv2d"] and "Dropout" not in str(small.mod5)
+    channel = FCRN(5, dropout_kind="channel", **SMALL, **HEAD).mod6.block1.convs.dropout
+    assert type(channel).__name__ == "Dropout2d" and channel.p == 0.3
 
 
 def test_dtypes_and_layouts(small):
@@ -254,11 +264,13 @@ def test_published_options():
     assert (first.num_classes, second.num_classes) == (21, 19)
     assert second.mod5.block1.convs.conv1.dilation == (2, 2)
     assert classifier.mod5.block1.convs.conv1.stride == (2, 2)
+    kinds = [type(m.mod7.block1.convs.dropout).__name__ for m in (first, second, classifier)]
+    assert kinds == ["Dropout", "Dropout2d", "Dropout2d"]
 
 
 def test_errors():
     wrong = {"variant": "B", "output_stride": 4, "first_dilation": "none", "pool_padding": 2}
-    wrong |= {"ceil_mode": 1, "blocks": (1, 2)}
+    wrong |= {"ceil_mode": 1, "blocks": (1, 2), "dropout_kind": "none", "norm_momentum": -1}
     check_errors(FCRN, wrong, num_classes=2)
     check_errors(FCRN, {"align_corners": 1, "frozen_norm": 1}, num_classes=2)
     check_errors(WiderResNet38, {**wrong, "num_classes": 0, "reference": 1})

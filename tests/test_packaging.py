@@ -205,11 +205,29 @@ except ImportError as error:
         printed = run([python, "-c", code], workshop).stdout
         assert "pip install torch" in printed
 
-    def test_selftest_passes_with_torch_in_a_fresh_environment(self, workshop, built):
+    @pytest.fixture(scope="class")
+    def program(self, workshop, built):
+        """The command, with torch in a fresh environment."""
         python = packaging.new_venv(workshop / "venv-torch")
         release = version("torch").partition("+")[0]
         pip(python, "install", f"torch=={release}", built.wheel)
-        program = python.parent / "pydense"
+        return python.parent / "pydense"
+
+    def test_predict_on_a_real_picture_in_a_fresh_environment(self, workshop, program, pictures):
+        name, camvid = "0001TP_008550", pictures.resolve() / "camvid"
+        out = workshop / "predicted.png"
+        truth = camvid / "testannot" / f"{name}.png"
+        weights = ROOT / "checkpoints" / "camvid_unet8.safetensors"
+        call = [program, "predict", camvid / "test" / f"{name}.jpg"]
+        call += ["--checkpoint", weights, "-o", out, "--truth", truth, "--threads", "1"]
+        printed = run(call, workshop).stdout
+        assert "labelled 1 of 1 pictures" in printed and "frames/s" in printed
+        accuracy = re.search(r"pixel accuracy ([0-9.]+)", printed)
+        assert accuracy and float(accuracy[1]) > 60, printed
+        assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+    def test_selftest_passes_with_torch_in_a_fresh_environment(self, workshop, program):
+        release = version("torch").partition("+")[0]
         printed = run([program, "info", "--selftest", "--json"], workshop).stdout
         report = json.loads(printed[printed.index("{") :])
         assert [check for check in report["selftest"] if not check["ok"]] == []

@@ -21,6 +21,7 @@ struct SortPairs {
   const int32_t* values;
   int32_t* sorted_values;
   int64_t n;
+  int bits = 64;  // of a key that may be other than 0, the lowest ones
 };
 void sort_pairs_cuda(const SortPairs& args, void* workspace, size_t bytes, int device,
                      void* stream);

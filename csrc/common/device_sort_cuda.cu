@@ -46,12 +46,10 @@ void read_back_cuda(std::initializer_list<ReadBack> ranges, int /*device*/, void
 namespace pydense {
 namespace {
 
-constexpr int kKeyBits = 64;
-
 cudaError_t sort_pairs(void* workspace, size_t* bytes, const SortPairs& args, void* stream) {
   return cub::DeviceRadixSort::SortPairs(
       workspace, *bytes, args.keys, args.sorted_keys, args.values, args.sorted_values,
-      static_cast<int32_t>(args.n), 0, kKeyBits, static_cast<cudaStream_t>(stream));
+      static_cast<int32_t>(args.n), 0, args.bits, static_cast<cudaStream_t>(stream));
 }
 
 cudaError_t inclusive_sum(void* workspace, size_t* bytes, const InclusiveSum& args, void* stream) {

@@ -36,7 +36,24 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
 #endif
 }
 
-// The same with depth 8, of float: TF32, to which operands are rounded before.
+// D = A B + C, of __nv_bfloat16.
+__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2], const float (&c)[4]) {
+#ifdef PYDENSE_SIMT
+  const float sums[4] = {c[0], c[1], c[2], c[3]};
+  std::memcpy(d, sums, sizeof(sums));
+  ::simt::mma_m16n8k16<__nv_bfloat16>(d, a, b);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+        "f"(c[2]), "f"(c[3]));
+#endif
+}
+
+// D += A B with depth 8, of float: TF32, to which operands are rounded before.
 __device__ __forceinline__ void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[4],
                                             const uint32_t (&b)[2]) {
 #ifdef PYDENSE_SIMT
@@ -58,6 +75,26 @@ __device__ __forceinline__ uint32_t round_to_tf32(uint32_t bits) {
   asm("cvt.rna.tf32.f32 %0,%1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
   return rounded;
 #endif
+}
+
+// Two numbers as a pair of bfloat16, the first in the lower half.
+__device__ __forceinline__ uint32_t bfloat16_pair(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  uint32_t bits;
+  std::memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
+__device__ __forceinline__ float bfloat16_value(uint16_t bits) {
+  return __uint_as_float(uint32_t{bits} << 16);
+}
+// x as a sum of numbers of bfloat16, each of which takes 8 bits more of it.
+template <int kParts>
+__device__ __forceinline__ void split_bfloat16(float x, uint16_t (&parts)[kParts]) {
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) {
+    parts[i] = static_cast<uint16_t>(bfloat16_pair(x, 0));
+    x -= bfloat16_value(parts[i]);
+  }
 }
 
 // Four 8 x 8 tiles of 16-bit elements from shared memory; each lane brings the address of a row,

@@ -9,7 +9,7 @@
 namespace pydense {
 
 template <class T>
-void exact_filter(const ExactFilterArgs<T>& args, ParallelFor parallel_for) {
+void check_exact_filter(const ExactFilterArgs<T>& args) {
   constexpr const char* kOp = "exact_gaussian_filter";
   PYDENSE_CHECK(args.dims >= 1 && args.dims <= kMaxExactDims, kOp, ": features must have 1 to ",
                 kMaxExactDims, " dimensions, got ", args.dims);
@@ -18,6 +18,11 @@ void exact_filter(const ExactFilterArgs<T>& args, ParallelFor parallel_for) {
                 args.points);
   PYDENSE_CHECK(args.feature_batches == args.batches || args.feature_batches == 1, kOp,
                 ": features must have 1 or ", args.batches, " images, got ", args.feature_batches);
+}
+
+template <class T>
+void exact_filter(const ExactFilterArgs<T>& args, ParallelFor parallel_for) {
+  check_exact_filter(args);
   if (args.batches == 0 || args.channels == 0 || args.points == 0) {
     return;
   }
@@ -43,6 +48,8 @@ void exact_filter(const ExactFilterArgs<T>& args, ParallelFor parallel_for) {
   });
 }
 
+template void check_exact_filter(const ExactFilterArgs<float>&);
+template void check_exact_filter(const ExactFilterArgs<double>&);
 template void exact_filter(const ExactFilterArgs<float>&, ParallelFor);
 template void exact_filter(const ExactFilterArgs<double>&, ParallelFor);
 

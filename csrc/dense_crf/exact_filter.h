@@ -38,7 +38,16 @@ struct ExactFilterArgs {
 };
 
 template <class T>
+void check_exact_filter(const ExactFilterArgs<T>& args);  // throws
+template <class T>
 void exact_filter(const ExactFilterArgs<T>& args, ParallelFor parallel_for);
+
+// The same by CUDA kernels, of checked arguments with nothing empty. Where a GPU rounds otherwise
+// than the CPU, results differ in the last bits.
+template <class T>
+size_t exact_filter_workspace(const ExactFilterArgs<T>& args);
+template <class T>
+void exact_filter_cuda(const ExactFilterArgs<T>& args, void* workspace, int device, void* stream);
 
 // The work of one task. Rows are the channels, or batches times channels where those share their
 // features.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dense_crf/exact_filter.h"
-#include "torch/tensor.h"
+#include "torch/memory.h"
+#include "torch/picture.h"
 
 namespace pydense {
 namespace {
@@ -9,7 +10,8 @@ constexpr const char* kOp = "exact_gaussian_filter";
 
 void check_array(const char* name, const Tensor& x) {
   PYDENSE_CHECK(x.dim() == 3, kOp, ": ", name, " must have 3 dimensions, got ", x.dim());
-  PYDENSE_CHECK(x.is_cpu(), kOp, ": ", name, " must be on the CPU, got another device");
+  PYDENSE_CHECK(x.is_cpu() || x.is_cuda(), kOp, ": ", name,
+                " must be on the CPU or a GPU (cuda), got another device");
 }
 
 template <class T>
@@ -29,13 +31,26 @@ void run(const Tensor& values, const Tensor& features, bool self_term, Tensor& o
     args.feature_strides[axis] = features.stride(axis);
     args.value_strides[axis] = values.stride(axis);
   }
-  exact_filter(args, torch_parallel_for);
+  check_exact_filter(args);
+  if (out.numel() == 0) {
+    return;
+  }
+  run_where(
+      values,
+      [&](auto device, void* stream) {
+        const auto bytes = static_cast<int64_t>(exact_filter_workspace(args));
+        const Tensor workspace =
+            new_dense(values, {&bytes, 1}, torch::headeronly::ScalarType::Byte);
+        exact_filter_cuda(args, workspace.mutable_data_ptr(), device, stream);
+      },
+      [&] { exact_filter(args, torch_parallel_for); });
 }
 
 Tensor exact_gaussian_filter_op(const Tensor& values, const Tensor& features, bool self_term) {
   using torch::headeronly::ScalarType;
   check_array("values", values);
   check_array("features", features);
+  require_same_device(kOp, "features", features, values);
   const ScalarType dtype = values.scalar_type();
   PYDENSE_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, kOp,
                 ": values must be of dtype Float or Double, got ",
@@ -61,3 +76,8 @@ PYDENSE_TORCH_SCHEMAS(m) {
 PYDENSE_TORCH_CPU(m) {
   m.impl("exact_gaussian_filter", TORCH_BOX(&pydense::exact_gaussian_filter_op));
 }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) {
+  m.impl("exact_gaussian_filter", TORCH_BOX(&pydense::exact_gaussian_filter_op));
+}
+#endif

@@ -109,7 +109,7 @@ std::vector<Tensor> mean_field_backward_op(const Tensor& grad, const std::option
       return new_dense(grad, no_size, grad.scalar_type());
     };
     const StepRows<T> steps(grad, keep ? iterations : 0);
-    const StepRows<T> again(grad, recompute ? iterations : 0);
+    const StepRows<T> again(grad, recompute && keep ? iterations : 0);
     std::vector<Tensor> out = {like(), from_q ? like() : nothing(), keep ? steps.tensor : nothing(),
                                keep && recompute ? again.tensor : nothing()};
     // Of every image, to be added up in their order.
@@ -136,13 +136,18 @@ std::vector<Tensor> mean_field_backward_op(const Tensor& grad, const std::option
     const Pictures to(out[0]);
     const Pictures to_q(from_q ? out[1] : out[0]);
     const PointGrid grid = from.grid();
+    const int64_t row_values = grid.points() * again.tensor.size(3);
     for_each_image(images, grid, [&](int64_t i, ParallelFor parallel_for) {
       MeanField<T> field(grid, static_cast<int>(grad.size(1)), parallel_for);
       field.set_unary(logits.at<T>(i), energies);
       terms.add_to(field, i);
+      // Marginals that nobody asks for live as long as their image's turn.
+      const Buffer own =
+          buffer_of<T>(recompute && !keep ? static_cast<size_t>(iterations * row_values) : 0);
+      T* const made = keep ? again.at(i) : static_cast<T*>(own.data());
       if (recompute) {
         field.keep_distributions(static_cast<int>(iterations),
-                                 from_q ? start.at<T>(i) : LabelArray<const T>{}, again.at(i));
+                                 from_q ? start.at<T>(i) : LabelArray<const T>{}, made);
       }
       std::vector<T*> compat_parts;
       for (const Tensor& part : parts) {
@@ -156,7 +161,7 @@ std::vector<Tensor> mean_field_backward_op(const Tensor& grad, const std::option
         gradient.result = end.at<T>(i);
       }
       gradient.kept =
-          recompute ? again.at(i)
+          recompute ? made
                     : (iterations == 0 ? nullptr
                                        : kept.const_data_ptr<T>() + i * (kept.numel() / images));
       gradient.unary = writable<T>(to, i);

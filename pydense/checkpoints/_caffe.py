@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,17 @@ _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 _LAYERS = {100: (1, 7), 2: (4, 6)}
 _DATA, _SHAPE, _DOUBLE_DATA = 5, 7, 8
 _LEGACY = (1, 2, 3, 4)  # num, channels, height, width
+# Of NVIDIA's Caffe and OpenCV's shrinkCaffeModel: the numbers as bytes, and their type.
+_RAW_TYPE, _RAW = 10, 12
+_RAW_TYPES = ("<f8", "<f4", "<f2")
 _MAX_LAYERS, _MAX_BLOBS, _MAX_DIMENSIONS = 20_000, 64, 32
-_MAX_SINGLE = 100_000  # numbers of a blob that stand alone, one field each
+# Float32 and float64 numbers: of a packed field, and of fields of one number each.
+_NUMBERS: dict[int, np.dtype[Any]] = {_DATA: np.dtype("<f4"), _DOUBLE_DATA: np.dtype("<f8")}
+_BLOCK = 4096
 
 
 def parse(data: memoryview) -> dict[str, Tensor]:
-    """The blobs of all layers that have any, float32 or float64."""
+    """The blobs of all layers that have any, float32 or float64 (float16 of NVIDIA's Caffe)."""
     found: dict[str, Tensor] = {}
     layers = 0
     for field, kind, value in _fields(Bytes(data, 0, len(data), "Caffe model")):
@@ -97,36 +103,63 @@ def _layer(part: Bytes, name_field: int, blob_field: int) -> tuple[str, list[Ten
 def _blob(part: Bytes) -> Tensor:
     legacy: dict[int, int] = {}
     shape: list[int] | None = None
-    chunks: list[np.ndarray] = []
-    single: list[float] = []
+    chunks: dict[int, list[np.ndarray]] = {_DATA: [], _DOUBLE_DATA: []}
+    raw: Bytes | None = None
+    raw_type = 1
     for field, kind, value in _fields(part):
-        if field in _LEGACY and kind == _VARINT:
+        if field in (*_LEGACY, _RAW_TYPE) and kind == _VARINT:
             assert isinstance(value, int)
-            legacy[field] = value
+            if field == _RAW_TYPE:
+                raw_type = value
+            else:
+                legacy[field] = value
         elif field == _SHAPE and kind == _BYTES:
             shape = _shape(_part(value))
-        elif field in (_DATA, _DOUBLE_DATA) and kind in (_BYTES, _FOUR, _EIGHT):
-            inner = _part(value)
-            width = 4 if field == _DATA else 8
-            if inner.left % width or (kind != _BYTES and inner.left != width):
-                raise part.error(f"{inner.left} bytes of numbers of {width} bytes")
+        elif field == _RAW and kind == _BYTES:
+            raw = _part(value)
+        elif field in _NUMBERS and kind in (_BYTES, _FOUR, _EIGHT):
+            inner, dtype = _part(value), _NUMBERS[field]
+            if inner.left % dtype.itemsize or (kind != _BYTES and inner.left != dtype.itemsize):
+                raise part.error(f"{inner.left} bytes of numbers of {dtype.itemsize} bytes")
+            chunks[field].append(np.frombuffer(inner.take(inner.left), dtype))
             if kind != _BYTES:
-                if len(single) == _MAX_SINGLE:
-                    raise part.error("numbers that are not packed")
-                single.append(inner.number("f" if width == 4 else "d"))
-                continue
-            dtype = np.dtype("<f4" if width == 4 else "<f8")
-            chunks.append(np.frombuffer(inner.take(inner.left), dtype))
-    if single:
-        chunks.append(np.array(single, np.float32))
+                chunks[field] += _run(part, field << 3 | kind, dtype)
+    if raw is not None and raw.left:
+        chunks[_DATA].append(_raw(raw, raw_type))
+    # As Caffe: float64 if there are any.
+    found = chunks[_DOUBLE_DATA] or chunks[_DATA]
+    values = np.concatenate(found) if found else np.empty(0, np.float32)
     if shape is None:
-        shape = [legacy.get(field, 1) for field in _LEGACY] if legacy else None
-    values = np.concatenate(chunks) if chunks else np.empty(0, np.float32)
-    if shape is None:
-        shape = [len(values)]
+        shape = [legacy.get(field, 1) for field in _LEGACY] if legacy else [len(values)]
     if size(shape, part.what) != len(values):
         raise part.error(f"a blob of shape {tuple(shape)} with {len(values)} numbers")
     return torch.from_numpy(values.reshape(shape))
+
+
+def _run(part: Bytes, tag: int, dtype: np.dtype[Any]) -> list[np.ndarray]:
+    """The numbers of the fields that follow, as long as each is one number with the same tag."""
+    width = 1 + dtype.itemsize
+    found: list[np.ndarray] = []
+    while count := min(part.left // width, _BLOCK):
+        end = part.at + count * width
+        rows = np.frombuffer(part.data[part.at : end], np.uint8).reshape(count, width)
+        others = np.flatnonzero(rows[:, 0] != tag)
+        same = int(others[0]) if len(others) else count
+        if same:
+            found.append(np.ascontiguousarray(rows[:same, 1:]).view(dtype)[:, 0])
+            part.skip(same * width)
+        if same < count:
+            break
+    return found
+
+
+def _raw(part: Bytes, kind: int) -> np.ndarray:
+    if kind >= len(_RAW_TYPES):
+        raise part.error(f"raw numbers of type {kind}")
+    dtype = np.dtype(_RAW_TYPES[kind])
+    if part.left % dtype.itemsize:
+        raise part.error(f"{part.left} bytes of numbers of {dtype.itemsize} bytes")
+    return np.frombuffer(part.take(part.left), dtype)
 
 
 def _shape(part: Bytes) -> list[int]:
@@ -165,7 +198,8 @@ def serialize(tensors: Mapping[str, Tensor]) -> bytes:
             blob = rows[index]
             shape = b"".join(_number(n) for n in blob.shape)
             data = blob.detach().cpu().contiguous().float().numpy().astype("<f4").tobytes()
-            body.append(_field(7, _field(7, _field(1, shape)) + _field(5, data)))
+            numbers = _field(5, data) if data else b""
+            body.append(_field(7, numbers + _field(7, _field(1, shape))))
         out.append(_field(100, b"".join(body)))
     return b"".join(out)
 

@@ -37,12 +37,15 @@ class About:
         options: Of its constructor: numbers, words, flags, and lists of these.
         preprocessing: A name of ``pydense.checkpoints.PREPROCESSING``.
         labels: Name of the label set, as ``pydense predict --labels`` takes it.
+        beside: Entries of the file beside the weights (epoch, optimizer), which are not read. Never
+            written.
     """
 
     model: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: str = ""
     labels: str = ""
+    beside: tuple[str, ...] = ()
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], About]:
@@ -50,34 +53,41 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], About]:
 
     PyTorch files (``weights_only=True``), safetensors, Caffe's ``.caffemodel`` (keys
     ``layer.blob``) and MXNet's ``.params``. What training scripts wrap around the weights
-    (``{"state_dict": ...}``) is taken off; of a wrapper the other entries (optimizer, epoch) are no
-    weights.
+    (``{"state_dict": ...}``) is taken off; the wrapper's other entries (optimizer, epoch) are no
+    weights, and ``beside`` names them.
 
     Raises:
         CheckpointError: A file that is missing, broken, of another kind, or that wants to run code.
     """
-    name = os.fspath(path)
+    name = printable(os.fspath(path))
+    suffix = Path(path).suffix.lower()
     try:
-        with open(path, "rb") as stream:
-            info = os.fstat(stream.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise CheckpointError(f"{name}: not a regular file")
-            if info.st_size > _MAX_BYTES:
-                raise CheckpointError(f"{name}: larger than {_MAX_BYTES >> 30} GiB")
+        with _open(path) as stream:
             start = stream.read(16)
-            if _is_torch(Path(name).suffix.lower(), start):
+            if _is_torch(suffix, start):
                 stream.seek(0)
-                return _unwrap(_read_torch(stream)), About()
-            data = memoryview(start + stream.read())
+                weights, beside = unwrap(_read_torch(stream))
+                return weights, About(beside=beside)
+            return _parse(suffix, memoryview(start + stream.read()))
     except OSError as error:
         raise CheckpointError(f"{name}: {error.strerror or error}") from None
-    except CheckpointError as error:
-        text = str(error)
-        raise CheckpointError(text if text.startswith(name) else f"{name}: {text}") from None
-    try:
-        return _parse(Path(name).suffix.lower(), data)
-    except CheckpointError as error:
+    except ValueError as error:  # ours, or a name with a null byte
         raise CheckpointError(f"{name}: {error}") from None
+
+
+def _open(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A regular file; a pipe without a writer would keep a plain ``open`` waiting for ever."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        info = os.fstat(number)
+        if not stat.S_ISREG(info.st_mode):
+            raise CheckpointError("not a regular file")
+        if info.st_size > _MAX_BYTES:
+            raise CheckpointError(f"larger than {_MAX_BYTES >> 30} GiB")
+    except BaseException:
+        os.close(number)
+        raise
+    return os.fdopen(number, "rb")
 
 
 def _is_torch(suffix: str, start: bytes) -> bool:
@@ -141,28 +151,37 @@ def _read_torch(stream: IO[bytes]) -> Any:
         ) from None
 
 
-def _unwrap(found: Any) -> dict[str, Any]:
-    """The mapping that holds the tensors."""
-    weights = _innermost(found, 4)
+def unwrap(found: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The mapping that holds the tensors, and the names of what stands beside it."""
+    weights, beside = _innermost(found, 4, ())
     if weights is None:
         raise CheckpointError(f"holds no weights by name, but {type(found).__name__}")
     if not all(isinstance(key, str) and len(key) <= _MAX_NAME for key in weights):
         raise CheckpointError(f"holds names that are no texts of up to {_MAX_NAME} characters")
-    return dict(weights)
+    return dict(weights), beside
 
 
-def _innermost(found: Any, depth: int) -> Mapping[Any, Any] | None:
+def _innermost(
+    found: Any, depth: int, beside: tuple[str, ...]
+) -> tuple[Mapping[Any, Any] | None, tuple[str, ...]]:
     """The mapping with tensors in the most wrappers, None without any.
 
     Beside the weights a wrapper may have tensors of its own, such as the best accuracy.
     """
     if not isinstance(found, Mapping):
-        return None
+        return None, ()
     for key in _WRAPPERS if depth else ():
-        inner = _innermost(found.get(key), depth - 1)
+        others = (*beside, *(str(name)[:_MAX_NAME] for name in found if name != key))
+        inner, names = _innermost(found.get(key), depth - 1, others)
         if inner is not None:
-            return inner
-    return found if any(isinstance(value, Tensor) for value in found.values()) else None
+            return inner, names
+    if any(isinstance(value, Tensor) for value in found.values()):
+        return found, beside
+    return None, ()
+
+
+def _written(about: About) -> dict[str, Any]:
+    return {key: value for key, value in asdict(about).items() if key != "beside"}
 
 
 def _about(texts: Mapping[str, str]) -> About:
@@ -222,7 +241,7 @@ def write(
     if about is not None and suffix != ".safetensors":
         raise CheckpointError(f"about: only .safetensors files can hold it, got {suffix!r}")
     if suffix == ".safetensors":
-        texts = {_ABOUT: json.dumps(asdict(about), sort_keys=True)} if about else None
+        texts = {_ABOUT: json.dumps(_written(about), sort_keys=True)} if about else None
         raw = _safetensors.serialize(tensors, texts)
     elif suffix == ".caffemodel":
         raw = _caffe.serialize(tensors)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import _transforms
 from ._errors import CheckpointError, printable
-from ._files import About, read, write
+from ._files import About, read, unwrap, write
 from ._leftover import missing_constants, sort_rest
 from ._match import best_match, classifier_of, formats_of, named
 from ._rules import COUNTER, find, fits
@@ -31,10 +31,12 @@ class Report:
         equivalent: Other formats in which the keys mean the same.
         prefix: What was taken off the keys.
         preprocessing: What the format's networks expect; None where the format does not say.
+        source: Where that is read from, or why it is not known.
         about: What the file says of itself.
         loaded: Keys of the model that were filled.
-        missing: Keys of the model that the file has not; and fixed factors by which files of such
-            a model are known (Caffe's ``scale_pool4.0`` of FCN-8s-at-once).
+        missing: Keys of the model that the file has not; and numbers of such files without which
+            the others mean something else (the divisor of Caffe's statistics, ``scale_pool4.0`` of
+            FCN-8s-at-once).
         unexpected: Keys of the file that the model has not.
         mis_shaped: (key of the model, shape in the file, shape in the model).
         reinitialized: Keys of the classifier that were left as the constructor made them.
@@ -47,6 +49,7 @@ class Report:
     equivalent: tuple[str, ...] = ()
     prefix: str = ""
     preprocessing: str | None = None
+    source: str = ""
     about: About = field(default_factory=About)
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -74,6 +77,7 @@ class Report:
             ("classifier left as it was", self.reinitialized),
             ("not in this format", self.kept),
             ("dropped", [f"{key} ({why})" for key, why in self.dropped]),
+            ("beside the weights", list(self.about.beside)),
         ):
             if rows:
                 more = f", and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
@@ -152,15 +156,19 @@ def plan(
 ) -> tuple[Report, dict[str, Tensor]]:
     """What :func:`load` would do, and the tensors by the model's keys; the model may be on meta."""
     if isinstance(source, Mapping):
-        from ._files import _unwrap
-
-        entries, about = _unwrap(source), About()
+        entries, beside = unwrap(source)
+        about = About(beside=beside)
     else:
         entries, about = read(source)
     own = model.state_dict()
     best = best_match(model, own, entries, format)
     report = Report(
-        best.format.name, best.equivalent, best.prefix, best.format.preprocessing, about
+        best.format.name,
+        best.equivalent,
+        best.prefix,
+        best.format.preprocessing,
+        best.format.source,
+        about,
     )
     values: dict[str, Tensor] = {}
     patterns = classifier_of(model)
@@ -174,6 +182,9 @@ def plan(
                 (report.reinitialized if may_differ else report.missing).append(key)
             continue
         rule, name = row
+        for other in _transforms.used(rule.how, name)[1:]:
+            if other not in best.tensors and other not in report.missing:
+                report.missing.append(other)
         value = _transforms.read(rule.how, name, best.tensors, like.shape)
         if value.shape != like.shape:
             if may_differ:
@@ -225,7 +236,8 @@ def convert(
                 raise CheckpointError(f"convert: {to_format} has no place for {key}")
             continue
         rule, names = row
-        for name, written in _transforms.write(rule.how, names[0], value.detach()).items():
+        entries = _transforms.write(rule.how, names[0], value.detach(), own, key)
+        for name, written in entries.items():
             out[prefix + name] = written
     classes = int(getattr(model, "num_classes", 0))
     for extra in chosen.extras:

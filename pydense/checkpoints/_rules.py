@@ -71,7 +71,10 @@ class Format:
         extras: What else is in files.
         prefix: Written before each key, and stripped when read.
         prefix_if: The model's attribute without which none is written.
-        preprocessing: What networks of these files expect, a name of ``PREPROCESSING``.
+        preprocessing: What networks of these files expect, a name of ``PREPROCESSING``; None where
+            the format does not say.
+        source: Where that is read from, and what else is done to pictures there; or why it is not
+            known.
         optional: Templates of the model's keys that files of this format do not have.
         auto: Whether the format is found by the keys, or only when asked for by name.
         suffix: Of files of this format.
@@ -86,6 +89,7 @@ class Format:
     prefix: str = ""
     prefix_if: str = ""
     preprocessing: str | None = None
+    source: str = ""
     optional: tuple[str, ...] = ()
     auto: bool = True
     suffix: str = ".pth"

@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ._errors import CheckpointError, printable
 
-HOW = ("copy", "flipped", "flat", "scaled")
+_FOLDED = tuple(f"folded {name}" for name in ("weight", "bias", "mean", "var"))
+HOW = ("copy", "flipped", "flat", "scaled", "channels", "pyramid", *_FOLDED)
 """``flipped``: of a transposed convolution of stride 1, a convolution with in- and outputs swapped
 and the kernel turned; ``flat``: of a fully connected layer, a convolution over its whole input;
-``scaled``: Caffe's batch normalisation holds sums, to be divided by blob 2."""
+``scaled``: Caffe's batch normalisation holds sums, to be divided by blob 2; ``channels``: written
+as (1, C, 1, 1); ``pyramid``: the second half of the input channels, in four parts, backwards;
+``folded ...``: of a layer that scales and shifts alone, which is a batch normalisation with mean 0
+and variance 1."""
+
+_EPS = 1e-5  # of nn.BatchNorm2d
 
 
 def usable(value: Tensor) -> bool:
@@ -32,19 +38,51 @@ def read(how: str, key: str, tensors: Mapping[str, Tensor], shape: torch.Size) -
         return value.reshape(shape)
     if how == "scaled":
         value = _divided(key, value, tensors)
-    # Old Caffe gives every blob four dimensions.
-    if value.dim() == 4 and len(shape) < 4 and set(value.shape[: 4 - len(shape)]) == {1}:
-        return value.reshape(value.shape[4 - len(shape) :])
+    if how == "pyramid":
+        value = _turned(value)
+    # Old Caffe gives every blob four dimensions, as (1, 1, 1, C) or (1, C, 1, 1).
+    if value.dim() == 4 and len(shape) < 4 and _longer(value.shape) == _longer(shape):
+        value = value.reshape(shape)
+    if how == "folded mean":
+        return torch.zeros(value.shape)
+    if how == "folded var":
+        return torch.full(value.shape, 1 - _EPS)
     return value
 
 
-def write(how: str, key: str, value: Tensor) -> dict[str, Tensor]:
-    """Entries of a file for a tensor of the model."""
+def write(
+    how: str, key: str, value: Tensor, own: Mapping[str, Tensor], name: str
+) -> dict[str, Tensor]:
+    """Entries of a file, called ``key`` there, for a tensor of the model, ``own[name]``."""
     if how == "flipped":
         value = value.transpose(0, 1).flip(2, 3)
-    if how == "scaled":
+    elif how == "scaled":
         return {key: value, _factor(key): torch.ones(1)}
+    elif how == "pyramid":
+        value = _turned(value)
+    elif how in ("folded mean", "folded var"):
+        return {}  # they are in the other two
+    elif how in _FOLDED:
+        weight, bias, mean, var = (
+            own[f"{name.rpartition('.')[0]}.{end}"].detach().double()
+            for end in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = weight / (var + _EPS).sqrt()
+        value = (scale if how == "folded weight" else bias - scale * mean).to(value.dtype)
+    if how == "channels" or how in _FOLDED:
+        value = value.reshape(1, -1, 1, 1)
     return {key: value}
+
+
+def _longer(shape: Sequence[int]) -> list[int]:
+    return [n for n in shape if n != 1]
+
+
+def _turned(value: Tensor) -> Tensor:
+    if value.dim() != 4 or value.shape[1] % 8:
+        return value
+    half, parts = value.chunk(2, 1)
+    return torch.cat((half, *reversed(parts.chunk(4, 1))), 1)
 
 
 def used(how: str, key: str) -> tuple[str, ...]:

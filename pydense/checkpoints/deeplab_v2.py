@@ -144,7 +144,8 @@ FAMILIES = (
                     Rule("conv{i}_{j}.{p}", "block_{i}.conv{j}.{p}"),
                     Rule("fc{i}.{p}", "conv{i}.{p}"),
                 ),
-                preprocessing=None,
+                preprocessing="caffe-deeplab",
+                source="rulixiang/deeplab-pytorch: dataset/voc.py, mean_bgr of config/*.yaml",
                 options=(("ceil_mode", False),),
             ),
             Format(
@@ -155,6 +156,8 @@ FAMILIES = (
                     Rule("fc{i}_{j}.{p}", "VGGASPP.aspp_branch{j}.aspp_layer{i}_{j}.fc{i}_{j}.{p}"),
                 ),
                 preprocessing=None,
+                source="HAL-42/AlchemyCat: its VOC loader of 2020 has caffe-deeplab's mean, that "
+                "of 2023 RGB with CLIP's mean and deviation",
             ),
             Format("caffe", _VGG_CAFFE, preprocessing="caffe-deeplab", suffix=".caffemodel"),
         ),

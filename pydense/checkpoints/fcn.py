@@ -62,7 +62,15 @@ FAMILIES = (
     Family(
         ("FCNCRFasRNN",),
         ("score_{p}", "upscore{p}", "crfrnn.{p}"),
-        (Format("sadeepj", extras=_filters(_FCN_FILTERS, "weight"), preprocessing=None),),
+        (
+            Format(
+                "sadeepj",
+                extras=_filters(_FCN_FILTERS, "weight"),
+                preprocessing="caffe-vgg",
+                source="sadeepj/crfasrnn_pytorch: crfasrnn/util.py, which first scales pictures to "
+                "500 on the longer side and pads them to a square",
+            ),
+        ),
     ),
     Family(
         ("FCNAlexNet",),
@@ -72,7 +80,8 @@ FAMILIES = (
                 "caffe",
                 _CAFFE,
                 _filters((("upscore", 63),), "0"),
-                preprocessing=None,  # the authors' net and DIGITS' differ
+                preprocessing=None,
+                source="the authors' net has caffe-fcn, that of DIGITS digits",
                 suffix=".caffemodel",
             ),
         ),

@@ -47,12 +47,19 @@ PREPROCESSING = {
     "imagenet": Preprocessing(
         "rgb", 1 / 255, _IMAGENET_MEAN, _IMAGENET_STD, "torchvision, timm, HRNet, PSPNet, DrSleep"
     ),
-    "unit": Preprocessing("rgb", 1 / 255, _ZERO, _ONE, "milesial's U-Net"),
+    "unit": Preprocessing("rgb", 1 / 255, _ZERO, _ONE, "milesial's U-Net, say4n's SegNet"),
     "caffe-fcn": Preprocessing(
         "bgr", 1.0, (104.00698793, 116.66876762, 122.67891434), _ONE, "FCN in Caffe and its ports"
     ),
     "caffe-deeplab": Preprocessing(
         "bgr", 1.0, (104.008, 116.669, 122.675), _ONE, "DeepLab in Caffe and its ports"
+    ),
+    "caffe-vgg": Preprocessing(
+        "bgr",
+        1.0,
+        (103.939, 116.779, 123.68),
+        _ONE,
+        "VGG16 in Caffe: PSPNet in Caffe, CRF-as-RNN's PyTorch port",
     ),
     "matlab-refinenet": Preprocessing(
         "rgb", 1.0, (128.0, 128.0, 128.0), _ONE, "RefineNet in MATLAB (which also enlarges by 1.2)"

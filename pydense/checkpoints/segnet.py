@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SegNet: say4n's, whose decoder has transposed convolutions of stride 1."""
+"""SegNet: say4n's, whose decoder has transposed convolutions of stride 1; the authors' Caffe."""
 
 from ._rules import Extra, Family, Format, Rule
 
@@ -20,6 +20,65 @@ def _decoder() -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def _caffe(conv: str, ours: str) -> tuple[Rule, ...]:
+    """A convolution and its BN layer, whose statistics are folded into scale and shift."""
+    return (
+        Rule(f"{ours}.0.weight", f"{conv}.0"),
+        Rule(f"{ours}.0.bias", f"{conv}.1"),
+        Rule(f"{ours}.1.weight", f"{conv}_bn.0", "folded weight"),
+        Rule(f"{ours}.1.bias", f"{conv}_bn.1", "folded bias"),
+        Rule(f"{ours}.1.running_mean", f"{conv}_bn.1", "folded mean"),
+        Rule(f"{ours}.1.running_var", f"{conv}_bn.0", "folded var"),
+    )
+
+
+def _caffe_classifier(conv: str) -> tuple[Rule, ...]:
+    return (Rule("classifier.weight", f"{conv}.0"), Rule("classifier.bias", f"{conv}.1"))
+
+
+# conv1_1 to conv5_3, and back from conv5_3_D; conv1_1_D gives the scores.
+_CAFFE = (
+    *(
+        rule
+        for i, convolutions in enumerate(_STAGES)
+        for j in range(convolutions)
+        for conv in (f"conv{i + 1}_{j + 1}",)
+        for rule in (
+            *_caffe(conv, f"encoder.{i}.{j}"),
+            *_caffe(f"{conv}_D", f"decoder.{4 - i}.{convolutions - 1 - j}") * (conv != "conv1_1"),
+        )
+    ),
+    *_caffe_classifier("conv1_1_D"),
+)
+# conv1 to conv4, conv_decode4 to conv_decode1, conv_classifier.
+_CAFFE_BASIC = (
+    *(
+        rule
+        for i in range(4)
+        for rule in (
+            *_caffe(f"conv{i + 1}", f"encoder.{i}.0"),
+            *_caffe(f"conv_decode{i + 1}", f"decoder.{3 - i}.0"),
+        )
+    ),
+    *_caffe_classifier("conv_classifier"),
+)
+_TUTORIAL = (
+    "alexgkendall/SegNet-Tutorial: Models/*_inference.prototxt, weights of compute_bn_statistics.py"
+)
+
+
+def _published(name: str, rules: tuple[Rule, ...]) -> Format:
+    """Inference weights: those of a training have the same keys, but no statistics anywhere."""
+    return Format(
+        name,
+        rules,
+        preprocessing="bgr255",
+        source=_TUTORIAL,
+        suffix=".caffemodel",
+        counters=False,
+    )
+
+
 FAMILIES = (
     Family(
         ("SegNet",),
@@ -29,9 +88,12 @@ FAMILIES = (
                 "say4n",
                 (Rule("encoder.{i}.{j}.{p}", "encoder_conv_{i}{j}.{p}"), *_decoder()),
                 (Extra("vgg16.{p}", "unused", "the classifier that the encoder began from"),),
-                preprocessing=None,  # the code feeds what the data set gives
+                preprocessing="unit",
+                source="say4n/pytorch-segnet: src/dataset.py, which scales pictures to 224x224",
                 options=(("ceil_mode", False),),
             ),
+            _published("caffe", _CAFFE),
+            _published("caffe-basic", _CAFFE_BASIC),
         ),
     ),
 )

@@ -46,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="0..1 (default 0.5)",
     )
     out.add_argument("--legend", metavar="FILE.png", type=Path, help="names and colours of labels")
-    out.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    out.add_argument("-q", "--quiet", action="store_true", help="print errors and mIoU only")
 
     net = parser.add_argument_group("network")
     net.add_argument("--model", metavar="NAME", help="one of pydense.models.list_models()")
@@ -75,7 +75,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--crf",
         action="store_true",
         help="refine by a dense CRF: the network's own if it has one (which is always run), else "
-        "that of pydense refine",
+        "that of pydense refine (refused for CRF-as-RNN, which ends in one)",
     )
 
     reading = parser.add_argument_group("comparison and reading")

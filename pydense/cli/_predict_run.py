@@ -78,6 +78,7 @@ def build(arguments: argparse.Namespace) -> Network:
     import torch
 
     from pydense import checkpoints, models
+    from pydense.nn import CRFasRNN
 
     try:
         tensors, about = checkpoints.read(arguments.checkpoint)
@@ -106,8 +107,11 @@ def build(arguments: argparse.Namespace) -> Network:
             draft = models.get_model(name, **options)
     except Exception as error:  # options come from the file: any value may stand there
         raise CommandError(f"{name} cannot be built: {reason(error)}") from None
+    if arguments.crf and any(isinstance(module, CRFasRNN) for module in draft.modules()):
+        raise UsageError(f"--crf: {name} ends in a CRF of its own, which is always run")
     try:
         report, _ = checkpoints.plan(draft, tensors, format=arguments.format)
+        report.about = about
         if not report.complete:
             raise CommandError(f"the checkpoint does not fit {name}: {report}".replace("\n", "; "))
         _require_all_weights(name, report)
@@ -127,6 +131,8 @@ def build(arguments: argparse.Namespace) -> Network:
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"--device {arguments.device}: {reason(error)}") from None
     first, *rest = str(report).splitlines()
+    if report.source and preprocessing == report.preprocessing:
+        rest.append(f"input as in {report.source}")
     lines = [f"{name}: {first}; input {preprocessing}", *(f"  {line}" for line in rest)]
     text = "\n".join(printable(line) for line in lines)
     return Network(model, checkpoints.PREPROCESSING[preprocessing], legend, text)
@@ -165,10 +171,14 @@ def _preprocessing(given: str | None, about: Any, report: Any, format: str | Non
     sure = format is not None or not report.equivalent
     chosen = given or about.preprocessing or (report.preprocessing if sure else None)
     if not chosen:
-        hint = f" (checkpoints of {report.format}: {report.preprocessing}, or give --format)"
+        hint = ""
+        if report.preprocessing:
+            hint = f" (checkpoints of {report.format}: {report.preprocessing}, or give --format)"
+        elif report.source:
+            hint = f" ({report.source})"
         raise CommandError(
             "the checkpoint does not say what its network expects of a picture: give --preprocess, "
-            f"one of {known}{hint if report.preprocessing else ''}"
+            f"one of {known}{hint}"
         )
     if chosen not in PREPROCESSING:
         raise CommandError(f"the checkpoint has unknown preprocessing: {printable(chosen)}")

@@ -51,7 +51,9 @@ class SegmentationModel(UsesOperators, nn.Module):
         align_corners: Of the upsampling of the logits.
         output_weights: Weights of the outputs' losses, the main output last.
         frozen_norm: Batch normalisation keeps its statistics in training, as nets that are trained
-            from others with small batches have it. Its weight and bias still get gradients.
+            from others with small batches have it. Its weight and bias still get gradients. An
+            argument of every network that has any, with the published default; False for one that
+            is trained from weights at random, whose statistics are still of nothing.
     """
 
     align_corners: bool = False
@@ -69,9 +71,20 @@ class SegmentationModel(UsesOperators, nn.Module):
         self.features_only = features_only
         self.feature_channels = {}
 
-    def _finish(self, reference: bool) -> None:
-        """Ends every constructor: leaves out the head, chooses the operators."""
-        check.flag(type(self).__name__, "reference", reference)
+    def _finish(
+        self,
+        reference: bool,
+        frozen_norm: bool | None = None,
+        norm_momentum: float | None = None,
+    ) -> None:
+        """Ends every constructor: what all networks do with their arguments."""
+        op = type(self).__name__
+        check.flag(op, "reference", reference)
+        if frozen_norm is not None:
+            check.flag(op, "frozen_norm", frozen_norm)
+            self.frozen_norm = frozen_norm
+        if norm_momentum is not None:
+            set_norm_momentum(op, self, norm_momentum)
         if self.features_only:
             for name in self._head:
                 self._modules.pop(name, None)
@@ -193,6 +206,22 @@ class SegmentationModel(UsesOperators, nn.Module):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+
+def set_norm_momentum(op: str, model: nn.Module, momentum: float) -> None:
+    """Gives all batch normalisation in a model its momentum, torch's: that of the new.
+
+    Raises:
+        ValueError: None of 0 to 1.
+        TypeError: No number.
+    """
+    if isinstance(momentum, bool) or not isinstance(momentum, (int, float)):
+        raise TypeError(f"{op}: norm_momentum must be a number, got {check.kind(momentum)}")
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"{op}: norm_momentum must be 0 to 1, got {momentum!r}")
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = momentum
 
 
 def reference_twin(model: _Model) -> _Model:

@@ -173,11 +173,6 @@ class HRNetTrunk(nn.Module):
             maps = getattr(self, f"stage{index + 1}")(maps)
         return maps
 
-    def _set_momentum(self, momentum: float) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = momentum
-
 
 def _transition(before: Sequence[int], channels: Sequence[int]) -> nn.ModuleList:
     """3x3 where a branch changes its width; the new one is made from the coarsest, stride 2."""

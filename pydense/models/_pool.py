@@ -17,6 +17,9 @@ class MaxPool(nn.Module):
     ``torch.export`` cannot do for sizes that it does not know. For stride 2 a row and a column of
     -inf behind the map are the same; exported programs have these.
 
+    A map that is smaller than the window is one window, with either rounding: so pictures of any
+    size have maps.
+
     Args:
         kernel_size: 2, or 3.
         padding: On all sides.
@@ -30,22 +33,29 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The largest value of each window."""
-        if self.ceil_mode and torch.compiler.is_exporting():
-            x = pad(x, (0, 1, 0, 1), value=-torch.inf)
-            return max_pool2d(x, self.kernel_size, 2, self.padding)
-        return max_pool2d(x, self.kernel_size, 2, self.padding, ceil_mode=self.ceil_mode)
+        x, ceil_mode = self._filled(x)
+        return max_pool2d(x, self.kernel_size, 2, self.padding, ceil_mode=ceil_mode)
 
     def with_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The largest values and where in their plane they are, as ``nn.MaxUnpool2d`` takes it."""
-        if self.ceil_mode and torch.compiler.is_exporting():
-            columns = x.shape[3]
-            x = pad(x, (0, 1, 0, 1), value=-torch.inf)
-            out, where = max_pool2d(x, self.kernel_size, 2, self.padding, return_indices=True)
-            return out, where // (columns + 1) * columns + where % (columns + 1)
+        filled, ceil_mode = self._filled(x)
         out, where = max_pool2d(
-            x, self.kernel_size, 2, self.padding, ceil_mode=self.ceil_mode, return_indices=True
+            filled, self.kernel_size, 2, self.padding, ceil_mode=ceil_mode, return_indices=True
         )
+        if filled is not x:
+            columns, all_columns = x.shape[3], filled.shape[3]
+            where = where // all_columns * columns + where % all_columns
         return out, where
+
+    def _filled(self, x: Tensor) -> tuple[Tensor, bool]:
+        """The map with what is missing behind it, and the rounding that is left to torch."""
+        if torch.compiler.is_exporting():
+            return (pad(x, (0, 1, 0, 1), value=-torch.inf), False) if self.ceil_mode else (x, False)
+        least = self.kernel_size - 2 * self.padding
+        below, right = (max(0, least - n) for n in x.shape[2:])
+        if below or right:
+            x = pad(x, (0, right, 0, below), value=-torch.inf)
+        return x, self.ceil_mode
 
     def extra_repr(self) -> str:
         """The arguments of the constructor."""

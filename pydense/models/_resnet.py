@@ -80,7 +80,6 @@ class ResNet(nn.Module):
         ceil_mode: Of the max pooling, as in Caffe.
         first_dilation: Of a dilated layer's first block: that of the layer before (``"previous"``,
             torchvision) or the layer's ``"own"`` (DeepLab v2, PSPNet).
-        norm_momentum: Of batch normalisation.
 
     The children have torchvision's names; a deep stem has conv1, bn1, ..., conv3, bn3.
     """
@@ -94,7 +93,6 @@ class ResNet(nn.Module):
         stride_on: str = "3x3",
         ceil_mode: bool = False,
         first_dilation: str = "own",
-        norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
         op = "ResNet"
@@ -121,7 +119,9 @@ class ResNet(nn.Module):
             layer = _layer(channels, 64 << index, blocks, stride, (first, dilation), stride_on)
             self.add_module(f"layer{index + 1}", layer)
             channels = (64 << index) * Bottleneck.expansion
-        self._reset(norm_momentum)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _add_stem(self, stem: str) -> int:
         if stem == "plain":
@@ -132,13 +132,6 @@ class ResNet(nn.Module):
             self.add_module(f"conv{i + 1}", convolution(inputs, outputs, 3, 1 if i else 2))
             self.add_module(f"bn{i + 1}", nn.BatchNorm2d(outputs))
         return 128
-
-    def _reset(self, norm_momentum: float) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm2d):
-                module.momentum = norm_momentum
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """The maps of ``layer1`` to ``layer4``."""

@@ -20,7 +20,7 @@ from pydense.nn import AtrousConv2d
 from pydense.nn._operators import UsesOperators, use_operators
 from pydense.ops import _crf_arguments as check
 
-from ._base import SegmentationModel
+from ._base import SegmentationModel, set_norm_momentum
 from ._pool import MaxPool
 from ._registry import register_model
 from ._resnet import convolution
@@ -30,6 +30,7 @@ _CHANNELS = ((128, 128), (256, 256), (512, 512), (512, 1024), (512, 1024, 2048),
 _BLOCKS = (3, 3, 6, 3, 1, 1)
 # What halves the size in front of levels 2 to 6: a pool, or the stride of the level's first block.
 _DOWNSAMPLING = {"A": "ppppp", "A1": "sssss", "A2": "ppsss"}
+_DROPOUT = {"element": nn.Dropout, "channel": nn.Dropout2d}
 # The authors', changed on purpose from 1e-5.
 _EPS = 1.001e-5
 
@@ -55,7 +56,8 @@ class IdentityResidualBlock(nn.Module):
         channels: Of each convolution.
         stride: Of the first convolution.
         dilations: Of the first and of the other 3x3 convolutions.
-        dropout: Of elements before the last convolution.
+        dropout: Before the last convolution.
+        dropout_kind: Of single elements (``"element"``) or of channels (``"channel"``).
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class IdentityResidualBlock(nn.Module):
         stride: int = 1,
         dilations: tuple[int, int] = (1, 1),
         dropout: float = 0.0,
+        dropout_kind: str = "element",
     ) -> None:
         super().__init__()
         sizes = (3, 3) if len(channels) == 2 else (1, 3, 1)
@@ -74,7 +77,7 @@ class IdentityResidualBlock(nn.Module):
             if i:
                 rows[f"bn{i + 1}"] = _NormReLU(before)
             if dropout and i == len(channels) - 1:
-                rows["dropout"] = nn.Dropout(dropout)
+                rows["dropout"] = _DROPOUT[dropout_kind](dropout)
             first = i == 0
             rows[f"conv{i + 1}"] = convolution(
                 before, outputs, size, stride if first else 1, dilations[0 if first else 1]
@@ -115,6 +118,7 @@ class _Trunk(nn.Module):
         *,
         first_dilation: str,
         dropout: tuple[float, float],
+        dropout_kind: str,
         pool_padding: int,
         ceil_mode: bool,
         norm_eps: float,
@@ -126,6 +130,7 @@ class _Trunk(nn.Module):
         if output_stride not in (8, 16, 32):
             raise ValueError(f"{op}: output_stride must be 8, 16 or 32, got {output_stride!r}")
         check.choice(op, "first_dilation", first_dilation, ("previous", "own"))
+        check.choice(op, "dropout_kind", dropout_kind, tuple(_DROPOUT))
         check.integer(op, "pool_padding", pool_padding, 0, 1)
         check.flag(op, "ceil_mode", ceil_mode)
         if len(blocks) != len(_CHANNELS):
@@ -153,6 +158,7 @@ class _Trunk(nn.Module):
                     2 if way == "s" and halves and i == 0 else 1,
                     (first if i == 0 else dilation, dilation),
                     dropout[level - 6] if level >= 6 else 0.0,
+                    dropout_kind,
                 )
                 before = channels[-1]
             self.add_module(f"mod{level}", nn.Sequential(rows))
@@ -188,9 +194,12 @@ class WiderResNet38(_Trunk, UsesOperators):
         first_dilation: Of the first convolution of a dilated level that has no pool: that of the
             level before (``"previous"``, ademxapp) or the level's ``"own"`` (inplace_abn).
         dropout: Before the last convolutions of levels 6 and 7; published A2 have (0.3, 0.5).
+        dropout_kind: Of single elements (``"element"``, ademxapp) or of channels (``"channel"``,
+            inplace_abn).
         pool_padding: 1, or 0 with ``ceil_mode`` as in the MXNet that model A was trained with.
         ceil_mode: Of the pooling.
         norm_eps: Of batch normalisation; inplace_abn has 1e-5.
+        norm_momentum: Of batch normalisation.
         negative_slope: Of the activation; 0.01 in networks trained with inplace_abn's own.
         blocks: Of levels 2 to 7; inplace_abn's Wider ResNet-16 has (1, 1, 1, 1, 1, 1), its 20
             (1, 1, 1, 3, 1, 1).
@@ -210,9 +219,11 @@ class WiderResNet38(_Trunk, UsesOperators):
         output_stride: int = 32,
         first_dilation: str = "previous",
         dropout: tuple[float, float] = (0.0, 0.0),
+        dropout_kind: str = "element",
         pool_padding: int = 1,
         ceil_mode: bool = False,
         norm_eps: float = _EPS,
+        norm_momentum: float = 0.1,
         negative_slope: float = 0.0,
         blocks: Sequence[int] = _BLOCKS,
         width: float = 1.0,
@@ -228,6 +239,7 @@ class WiderResNet38(_Trunk, UsesOperators):
             output_stride,
             first_dilation=first_dilation,
             dropout=dropout,
+            dropout_kind=dropout_kind,
             pool_padding=pool_padding,
             ceil_mode=ceil_mode,
             norm_eps=norm_eps,
@@ -236,6 +248,7 @@ class WiderResNet38(_Trunk, UsesOperators):
             width=width,
         )
         self.classifier = nn.Sequential(OrderedDict(fc=nn.Linear(channels[-1], num_classes)))
+        set_norm_momentum(op, self, norm_momentum)
         use_operators(self, "reference" if reference else "pydense")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -258,16 +271,19 @@ class FCRN(_Trunk, SegmentationModel):
         output_stride: Of the logits.
         first_dilation: See :class:`WiderResNet38`.
         dropout: Before the last convolutions of levels 6 and 7.
+        dropout_kind: See :class:`WiderResNet38`.
         head_channels: Of the first convolution of the head.
         head_dilation: Of both.
         pool_padding: See :class:`WiderResNet38`.
         ceil_mode: See :class:`WiderResNet38`.
         norm_eps: See :class:`WiderResNet38`.
+        norm_momentum: Of batch normalisation, where it is not frozen.
         negative_slope: See :class:`WiderResNet38`.
         blocks: See :class:`WiderResNet38`.
         width: Factor of all channels of the trunk.
         align_corners: Of the upsampling of the logits.
-        frozen_norm: Keep the statistics of batch normalisation in training, as the authors did.
+        frozen_norm: Batch normalisation keeps its statistics in training, as the authors' did. Give
+            False to train a trunk that starts at random.
         features_only: Make the maps of levels 3 to 7 only.
         reference: Build the twin in plain torch.
     """
@@ -282,29 +298,31 @@ class FCRN(_Trunk, SegmentationModel):
         output_stride: int = 8,
         first_dilation: str = "previous",
         dropout: tuple[float, float] = (0.3, 0.5),
+        dropout_kind: str = "element",
         head_channels: int = 512,
         head_dilation: int = 12,
         pool_padding: int = 1,
         ceil_mode: bool = False,
         norm_eps: float = _EPS,
+        norm_momentum: float = 0.1,
         negative_slope: float = 0.0,
         blocks: Sequence[int] = _BLOCKS,
         width: float = 1.0,
         align_corners: bool = False,
-        frozen_norm: bool = False,
+        frozen_norm: bool = True,
         features_only: bool = False,
         reference: bool = False,
     ) -> None:
         super().__init__(num_classes, features_only)
         op = "FCRN"
         check.flag(op, "align_corners", align_corners)
-        check.flag(op, "frozen_norm", frozen_norm)
         channels = self._add_trunk(
             op,
             variant,
             output_stride,
             first_dilation=first_dilation,
             dropout=dropout,
+            dropout_kind=dropout_kind,
             pool_padding=pool_padding,
             ceil_mode=ceil_mode,
             norm_eps=norm_eps,
@@ -312,12 +330,12 @@ class FCRN(_Trunk, SegmentationModel):
             blocks=blocks,
             width=width,
         )
-        self.align_corners, self.frozen_norm = align_corners, frozen_norm
+        self.align_corners = align_corners
         self.feature_channels = {f"mod{i}": channels[i - 2] for i in range(3, 8)}
         d = head_dilation
         self.conv6a = AtrousConv2d(channels[-1], head_channels, 3, padding=d, dilation=d)
         self.linear = AtrousConv2d(head_channels, num_classes, 3, padding=d, dilation=d)
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Maps ``"mod3"`` to ``"mod7"``, the last activated."""
@@ -329,6 +347,9 @@ class FCRN(_Trunk, SegmentationModel):
             x = y
         out: Tensor = self.linear(self.conv6a(x).relu())
         return out
+
+
+_INPLACE_ABN = {"first_dilation": "own", "norm_eps": 1e-5, "dropout_kind": "channel"}
 
 
 def wider_resnet38_a(num_classes: int = 1000, **options: Any) -> WiderResNet38:
@@ -343,7 +364,7 @@ def wider_resnet38_a1(num_classes: int = 1000, **options: Any) -> WiderResNet38:
 
 def wider_resnet38_a2(num_classes: int = 1000, **options: Any) -> WiderResNet38:
     """Model A2 as inplace_abn has it, with ReLU."""
-    own = {"first_dilation": "own", "dropout": (0.3, 0.5), "norm_eps": 1e-5}
+    own = {**_INPLACE_ABN, "dropout": (0.3, 0.5)}
     return WiderResNet38(num_classes, "A2", **cast(dict[str, Any], own | options))
 
 
@@ -355,6 +376,8 @@ def fcrn_a1(num_classes: int = 21, **options: Any) -> FCRN:
 
 @register_model
 def fcrn_a2(num_classes: int = 19, **options: Any) -> FCRN:
-    """FCRN on model A2 (the paper's for Cityscapes), dilated as inplace_abn does."""
-    own = {"first_dilation": "own", "norm_eps": 1e-5}
-    return FCRN(num_classes, "A2", **cast(dict[str, Any], own | options))
+    """FCRN on model A2 (the paper's for Cityscapes), dilated as inplace_abn does.
+
+    Its dropout is of channels, too.
+    """
+    return FCRN(num_classes, "A2", **cast(dict[str, Any], _INPLACE_ABN | options))

@@ -68,6 +68,9 @@ class _DeepLabV2(SegmentationModel):
             # Caffe's Interp shrinks by the denominator and zooms by the numerator.
             size = [(n - 1) // scale.denominator * scale.numerator + 1 for n in x.shape[2:]]
             smaller: Tensor = self.operators.upsample_bilinear(x, tuple(size), align_corners=True)
+        elif 1 in x.shape[2:]:
+            size = [max(1, n * scale.numerator // scale.denominator) for n in x.shape[2:]]
+            smaller = self.operators.upsample_bilinear(x, tuple(size))
         else:
             smaller = self.operators.upsample_bilinear(x, scale_factor=float(scale))
         return smaller
@@ -185,8 +188,8 @@ class DeepLabV2ResNet(_DeepLabV2):
             floor(0.75 H) rows, as a widespread PyTorch port has it.
         ceil_mode: Of the max pooling; Caffe's.
         stride_on: Where a block has its stride: the first ``"1x1"``, Caffe's, or the ``"3x3"``.
+        frozen_norm: Batch normalisation keeps its statistics in training, as published.
         norm_momentum: Of batch normalisation, where it is not frozen.
-        freeze_norm: Batch normalisation keeps its statistics in training, as published.
         crf: Options of the :class:`pydense.nn.DenseCRF` behind it, such as ``CRF_RESNET``; None for
             none. It is run by :meth:`refine` and by ``predict(x, image=...)``.
         features_only: ``layer1`` to ``layer4``, of strides 4, 8, 8 and 8.
@@ -207,26 +210,23 @@ class DeepLabV2ResNet(_DeepLabV2):
         align_corners: bool = True,
         ceil_mode: bool = True,
         stride_on: str = "1x1",
+        frozen_norm: bool = True,
         norm_momentum: float = 0.001,
-        freeze_norm: bool = True,
         crf: Mapping[str, Any] | None = None,
         features_only: bool = False,
         reference: bool = False,
     ) -> None:
         super().__init__(num_classes, features_only)
-        check.flag("DeepLabV2ResNet", "freeze_norm", freeze_norm)
-        self.frozen_norm = freeze_norm
         self._set_up(msc, align_corners, crf)
         self.backbone = resnet.ResNet(
             depth,
             output_stride=8,
             stride_on=stride_on,
             ceil_mode=ceil_mode,
-            norm_momentum=norm_momentum,
         )
         self.feature_channels = dict(resnet.CHANNELS)
         self.aspp = ASPPSum(resnet.CHANNELS["layer4"], num_classes, rates)
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """The maps of the four layers, scale 1."""

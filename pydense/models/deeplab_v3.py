@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,24 +35,32 @@ class _OnResNet(SegmentationModel):
 
     _head = ("classifier", "aux_classifier")
 
-    def __init__(
+    def _set_up(
         self,
-        num_classes: int,
+        classifier: nn.Sequential,
         depth: int,
         output_stride: int,
         aux: bool,
-        features_only: bool,
+        align_corners: bool,
+        stride_on: str,
+        first_dilation: str,
+        ceil_mode: bool,
     ) -> None:
-        super().__init__(num_classes, features_only)
-        check.flag(type(self).__name__, "aux", aux)
-        self.backbone = resnet.ResNet(depth, output_stride=output_stride, first_dilation="previous")
+        op = type(self).__name__
+        check.flag(op, "aux", aux)
+        check.flag(op, "align_corners", align_corners)
+        self.align_corners = align_corners
+        self.backbone = resnet.ResNet(
+            depth,
+            output_stride=output_stride,
+            stride_on=stride_on,
+            ceil_mode=ceil_mode,
+            first_dilation=first_dilation,
+        )
         self.feature_channels = dict(resnet.CHANNELS)
-        self.classifier = self._classifier(num_classes, output_stride)
-        self.aux_classifier = _fcn_head(1024, num_classes) if aux else None
+        self.classifier = classifier
+        self.aux_classifier = _fcn_head(1024, self.num_classes) if aux else None
         self.output_weights = (0.5, 1.0) if aux else (1.0,)
-
-    def _classifier(self, num_classes: int, output_stride: int) -> nn.Sequential:
-        raise NotImplementedError(type(self).__name__)
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """The maps of the four layers."""
@@ -78,12 +87,23 @@ class DeepLabV3(_OnResNet):
     Keys, layers and results are torchvision's ``deeplabv3_resnet50`` and ``..101``: checkpoints
     load as they are. Input is RGB, 0 to 1, normalised with ImageNet's mean and deviation.
 
+    With ``first_dilation="own"``, ``align_corners=True`` and ``aux=False`` (and rates 12, 24, 36
+    for both strides) it is the network that segmentation_models.pytorch calls DeepLabV3.
+
     Args:
         num_classes: 21 for torchvision's weights.
         depth: 50, 101 or 152.
-        output_stride: 8 as torchvision's, with rates 12, 24, 36; or 16, with 6, 12, 18.
+        output_stride: 8 as torchvision's, or 16.
         aux: Whether there is an auxiliary output for training (weight 0.5). Inference never
             computes it.
+        rates: Of the pyramid; 12, 24, 36, and 6, 12, 18 for output stride 16, if left out.
+        align_corners: Of the upsampling of the logits.
+        stride_on: Where a block has its stride: the ``"3x3"``, or the first ``"1x1"``.
+        first_dilation: Of a dilated layer's first block: that of the layer before (``"previous"``,
+            torchvision) or the layer's ``"own"``.
+        ceil_mode: Of the max pooling.
+        frozen_norm: Batch normalisation keeps its statistics in training.
+        norm_momentum: Of batch normalisation.
         features_only: ``layer1`` to ``layer4``.
         reference: Plain torch.
 
@@ -98,28 +118,43 @@ class DeepLabV3(_OnResNet):
         output_stride: int = 8,
         aux: bool = True,
         *,
+        rates: Sequence[int] | None = None,
+        align_corners: bool = False,
+        stride_on: str = "3x3",
+        first_dilation: str = "previous",
+        ceil_mode: bool = False,
+        frozen_norm: bool = False,
+        norm_momentum: float = 0.1,
         features_only: bool = False,
         reference: bool = False,
     ) -> None:
+        super().__init__(num_classes, features_only)
         if output_stride not in RATES:
             raise ValueError(f"DeepLabV3: output_stride must be 8 or 16, got {output_stride!r}")
-        super().__init__(num_classes, depth, output_stride, aux, features_only)
-        self._finish(reference)
-
-    def _classifier(self, num_classes: int, output_stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            ASPP(2048, RATES[output_stride], 256),
+        classifier = nn.Sequential(
+            ASPP(2048, RATES[output_stride] if rates is None else rates, 256),
             nn.Conv2d(256, 256, 3, padding=1, bias=False),
             nn.BatchNorm2d(256),
             nn.ReLU(),
             nn.Conv2d(256, num_classes, 1),
         )
+        self._set_up(
+            classifier,
+            depth,
+            output_stride,
+            aux,
+            align_corners,
+            stride_on,
+            first_dilation,
+            ceil_mode,
+        )
+        self._finish(reference, frozen_norm, norm_momentum)
 
 
 class FCNResNet(_OnResNet):
     """torchvision's FCN: a dilated ResNet, a 3x3 convolution, a classifier.
 
-    The arguments are those of :class:`DeepLabV3`.
+    The arguments are those of :class:`DeepLabV3`, without ``rates``.
     """
 
     def __init__(
@@ -129,14 +164,28 @@ class FCNResNet(_OnResNet):
         output_stride: int = 8,
         aux: bool = True,
         *,
+        align_corners: bool = False,
+        stride_on: str = "3x3",
+        first_dilation: str = "previous",
+        ceil_mode: bool = False,
+        frozen_norm: bool = False,
+        norm_momentum: float = 0.1,
         features_only: bool = False,
         reference: bool = False,
     ) -> None:
-        super().__init__(num_classes, depth, output_stride, aux, features_only)
-        self._finish(reference)
-
-    def _classifier(self, num_classes: int, output_stride: int) -> nn.Sequential:
-        return _fcn_head(2048, num_classes)
+        super().__init__(num_classes, features_only)
+        classifier = _fcn_head(2048, num_classes)
+        self._set_up(
+            classifier,
+            depth,
+            output_stride,
+            aux,
+            align_corners,
+            stride_on,
+            first_dilation,
+            ceil_mode,
+        )
+        self._finish(reference, frozen_norm, norm_momentum)
 
 
 @register_model

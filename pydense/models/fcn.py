@@ -273,6 +273,7 @@ class FCNAlexNet(_FCN):
         num_classes: 21 for Pascal VOC.
         fc_channels: Of ``fc6`` and ``fc7``.
         padding: Of ``conv1``: 100 as published; 1 for ``features_only``.
+        ceil_mode: Of the max pooling; Caffe's.
         norm_first: Local response normalisation before pooling, as in the ``bvlc_alexnet`` whose
             weights DIGITS transplants; behind it, as in DIGITS' net and in CaffeNet, if False.
         dropout: ``"element"`` or ``"channel"``.
@@ -291,6 +292,7 @@ class FCNAlexNet(_FCN):
         *,
         fc_channels: int = 4096,
         padding: int | None = None,
+        ceil_mode: bool = True,
         norm_first: bool = False,
         dropout: str = "element",
         upsampling: str = "bilinear",
@@ -299,6 +301,7 @@ class FCNAlexNet(_FCN):
     ) -> None:
         super().__init__(num_classes, features_only)
         check.flag("FCNAlexNet", "norm_first", norm_first)
+        check.flag("FCNAlexNet", "ceil_mode", ceil_mode)
         margin = self._check_options(upsampling, dropout, padding)
         self.norm_first = norm_first
         self.conv1 = nn.Conv2d(3, 96, 11, stride=4, padding=margin)
@@ -306,7 +309,7 @@ class FCNAlexNet(_FCN):
         self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
         self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)
         self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
-        self.pool = MaxPool(3)
+        self.pool = MaxPool(3, ceil_mode=ceil_mode)
         self.feature_channels = {"conv5": 256, "pool5": 256}
         if not features_only:
             self._classifier(256, 6, fc_channels, dropout)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pydense.nn._operators import UsesOperators, use_operators
 from pydense.ops import _crf_arguments as check
 
-from ._base import SegmentationModel
+from ._base import SegmentationModel, set_norm_momentum
 from ._hrnet import HRNetHead, HRNetTrunk, HRNetWidth, bottlenecks, start_small
 from ._registry import register_model
 from ._resnet import Bottleneck
@@ -36,6 +36,7 @@ class HRNet(HRNetTrunk, SegmentationModel):
             the configurations without OCR.
         fuse_mode: Of the exchanges: ``"bilinear"``; ``"nearest"`` as in the networks for
             classification and poses.
+        frozen_norm: Batch normalisation keeps its statistics in training.
         norm_momentum: Of batch normalisation: 0.01 (branch pytorch-v1.1), 0.1 in the OCR branch.
         final_kernel_size: Of the last convolution, 1 or 3.
         features_only: Make the four maps of the trunk only, C to 8 C channels, 1/4 to 1/32.
@@ -51,6 +52,7 @@ class HRNet(HRNetTrunk, SegmentationModel):
         *,
         align_corners: bool = False,
         fuse_mode: str = "bilinear",
+        frozen_norm: bool = False,
         norm_momentum: float = 0.01,
         final_kernel_size: int = 1,
         features_only: bool = False,
@@ -64,8 +66,7 @@ class HRNet(HRNetTrunk, SegmentationModel):
         self.feature_channels = {str(i): c for i, c in enumerate(channels)}
         self.last_layer = HRNetHead(channels, num_classes, align_corners, final_kernel_size)
         start_small(self)
-        self._set_momentum(norm_momentum)
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Maps ``"0"`` (C channels, a quarter of the input) to ``"3"`` (8 C, 1/32)."""
@@ -119,7 +120,7 @@ class HRNetClassifier(HRNetTrunk, UsesOperators):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self._set_momentum(norm_momentum)
+        set_norm_momentum(op, self, norm_momentum)
         use_operators(self, "reference" if reference else "pydense")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ class HRNetOCR(HRNetTrunk, SegmentationModel):
         width: See :class:`HRNet`.
         align_corners: Of all upsampling; True in the published configurations.
         fuse_mode: See :class:`HRNet`.
-        norm_momentum: Of batch normalisation in the trunk; the head has torch's 0.1.
+        frozen_norm: Batch normalisation keeps its statistics in training.
+        norm_momentum: Of batch normalisation.
         channels: Of pixels and regions.
         key_channels: Of the attention.
         dropout: Of whole channels, before the last convolution.
@@ -110,6 +111,7 @@ class HRNetOCR(HRNetTrunk, SegmentationModel):
         *,
         align_corners: bool = True,
         fuse_mode: str = "bilinear",
+        frozen_norm: bool = False,
         norm_momentum: float = 0.1,
         channels: int = 512,
         key_channels: int = 256,
@@ -119,7 +121,6 @@ class HRNetOCR(HRNetTrunk, SegmentationModel):
     ) -> None:
         super().__init__(num_classes, features_only)
         row = self._add_trunk("HRNetOCR", width, align_corners, fuse_mode)
-        self._set_momentum(norm_momentum)
         self.align_corners = align_corners
         self.feature_channels = {str(i): c for i, c in enumerate(row)}
         self.conv3x3_ocr = nn.Sequential(
@@ -131,7 +132,7 @@ class HRNetOCR(HRNetTrunk, SegmentationModel):
         self.cls_head = nn.Conv2d(channels, num_classes, 1)
         self.aux_head = HRNetHead(row, num_classes, align_corners)
         start_small(self, but=("cls", "aux", "ocr"))
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Maps ``"0"`` (C channels, a quarter of the input) to ``"3"`` (8 C, 1/32)."""

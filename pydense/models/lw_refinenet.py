@@ -36,7 +36,10 @@ class LightWeightRefineNet(RefineNet):
         align_corners: Of the bilinear upsampling between the paths.
         output_align_corners: Of the upsampling of the logits.
         channels: Of the coarsest path and of the others.
-        frozen_norm: Keep the statistics of batch normalisation in training, as the authors did.
+        stride_on: Where a block of the ResNet has its stride: the ``"3x3"`` or the first ``"1x1"``.
+        frozen_norm: Batch normalisation keeps its statistics in training, as the authors' did. Give
+            False to train a trunk that starts at random.
+        norm_momentum: Of batch normalisation, where it is not frozen.
         features_only: Make the refined maps only.
         reference: Build the twin in plain torch.
     """
@@ -51,15 +54,17 @@ class LightWeightRefineNet(RefineNet):
         align_corners: bool = True,
         output_align_corners: bool = False,
         channels: tuple[int, int] = (512, 256),
-        frozen_norm: bool = False,
+        stride_on: str = "3x3",
+        frozen_norm: bool = True,
+        norm_momentum: float = 0.1,
         features_only: bool = False,
         reference: bool = False,
     ) -> None:
         SegmentationModel.__init__(self, num_classes, features_only)
-        self._set_options(upsampling, align_corners, output_align_corners, frozen_norm)
-        adopt_resnet(self, depth)
+        self._set_options(upsampling, align_corners, output_align_corners)
+        adopt_resnet(self, depth, stride_on)
         self._add_paths(channels, 1, variant, units=(0, 0))
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def _drop(self, x: Tensor) -> Tensor:
         return x
@@ -78,7 +83,9 @@ class LightWeightRefineNetMobileNet(SegmentationModel):
         align_corners: Of the bilinear upsampling between the paths.
         output_align_corners: Of the upsampling of the logits.
         channels: Of all paths.
-        frozen_norm: Keep the statistics of batch normalisation in training, as the authors did.
+        frozen_norm: Batch normalisation keeps its statistics in training, as the authors' did. Give
+            False to train a trunk that starts at random.
+        norm_momentum: Of batch normalisation, where it is not frozen.
         features_only: Make the refined maps only.
         reference: Build the twin in plain torch.
     """
@@ -93,7 +100,8 @@ class LightWeightRefineNetMobileNet(SegmentationModel):
         align_corners: bool = True,
         output_align_corners: bool = False,
         channels: int = 256,
-        frozen_norm: bool = False,
+        frozen_norm: bool = True,
+        norm_momentum: float = 0.1,
         features_only: bool = False,
         reference: bool = False,
     ) -> None:
@@ -101,9 +109,7 @@ class LightWeightRefineNetMobileNet(SegmentationModel):
         op = type(self).__name__
         check.flag(op, "align_corners", align_corners)
         check.flag(op, "output_align_corners", output_align_corners)
-        check.flag(op, "frozen_norm", frozen_norm)
         self.path_align_corners, self.align_corners = align_corners, output_align_corners
-        self.frozen_norm = frozen_norm
         for i, layer in enumerate(_mobilenet.layers()):
             self.add_module(f"layer{i + 1}", layer)
         for i in range(8, 2, -1):
@@ -115,7 +121,7 @@ class LightWeightRefineNetMobileNet(SegmentationModel):
                 self.add_module(f"conv_adapt{i}", nn.Conv2d(channels, channels, 1, bias=False))
         self.segm = nn.Conv2d(channels, self.num_classes, 3, padding=1)
         self.feature_channels = {str(i): channels for i in range(4)}
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Refined maps ``"0"`` (a quarter of the input) to ``"3"`` (1/32), of equal channels."""

@@ -79,11 +79,16 @@ class PSPNet(SegmentationModel):
         aux: Whether there is the auxiliary output (weight 0.4); inference never computes it.
         dropout: Of channels, before the classifiers.
         align_corners: Of all upsampling.
-        norm_momentum: Of batch normalisation.
+        stride_on: Where a block has its stride: the ``"3x3"``, as in the authors' PyTorch code, or
+            the first ``"1x1"``, as in their Caffe nets.
+        ceil_mode: Of the max pooling; True in the Caffe nets.
+        frozen_norm: Batch normalisation keeps its statistics in training.
+        norm_momentum: Of batch normalisation; 0.05 in the Caffe nets.
         features_only: ``layer1`` to ``layer4``.
         reference: Plain torch.
 
-    Source: H. Zhao et al., *Pyramid Scene Parsing Network*, CVPR 2017; hszhao/semseg.
+    Source: H. Zhao et al., *Pyramid Scene Parsing Network*, CVPR 2017; hszhao/semseg,
+    and hszhao/PSPNet in Caffe.
     """
 
     _head = ("ppm", "cls", "aux")
@@ -97,6 +102,9 @@ class PSPNet(SegmentationModel):
         dropout: float = 0.1,
         *,
         align_corners: bool = True,
+        stride_on: str = "3x3",
+        ceil_mode: bool = False,
+        frozen_norm: bool = False,
         norm_momentum: float = 0.1,
         features_only: bool = False,
         reference: bool = False,
@@ -111,14 +119,15 @@ class PSPNet(SegmentationModel):
             raise ValueError(f"{op}: bins must be a number that divides {channels}, got {bins!r}")
         self.align_corners = align_corners
         self.output_weights = (0.4, 1.0) if aux else (1.0,)
+        self.stride_on = stride_on
         self.backbone = resnet.ResNet(
-            depth, output_stride=8, stem="deep", norm_momentum=norm_momentum
+            depth, output_stride=8, stem="deep", stride_on=stride_on, ceil_mode=ceil_mode
         )
         self.feature_channels = dict(resnet.CHANNELS)
         self.ppm = PyramidPooling(channels, channels // len(grids), grids, align_corners)
         self.cls = _classifier(2 * channels, 512, num_classes, dropout)
         self.aux = _classifier(1024, 256, num_classes, dropout) if aux else None
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """The maps of the four layers."""

@@ -31,7 +31,7 @@ class RefineNet(SegmentationModel):
 
     Args:
         num_classes: Number of logits for each pixel.
-        depth: Of the ResNet (with its stride on the 3x3 convolution): 50, 101 or 152.
+        depth: Of the ResNet: 50, 101 or 152.
         variant: Of the chained residual pooling: ``"pool_conv"``, the paper; ``"conv_pool"``, the
             authors' improved one (their models for NYUDv2, Person-Part, Context, SUN-RGBD, ADE20K).
         upsampling: Between the paths: ``"bilinear"``; ``"bicubic"``, the kernel of MATLAB's
@@ -41,7 +41,10 @@ class RefineNet(SegmentationModel):
         output_align_corners: Of the upsampling of the logits.
         dropout: Of the two coarsest maps and of what the classifier sees.
         channels: Of the coarsest path and of the others.
-        frozen_norm: Keep the statistics of batch normalisation in training, as the authors did.
+        stride_on: Where a block of the ResNet has its stride: the ``"3x3"`` or the first ``"1x1"``.
+        frozen_norm: Batch normalisation keeps its statistics in training, as the authors' did. Give
+            False to train a trunk that starts at random.
+        norm_momentum: Of batch normalisation, where it is not frozen.
         features_only: Make the refined maps only.
         reference: Build the twin in plain torch.
     """
@@ -59,27 +62,28 @@ class RefineNet(SegmentationModel):
         output_align_corners: bool = False,
         dropout: float = 0.5,
         channels: tuple[int, int] = (512, 256),
-        frozen_norm: bool = False,
+        stride_on: str = "3x3",
+        frozen_norm: bool = True,
+        norm_momentum: float = 0.1,
         features_only: bool = False,
         reference: bool = False,
     ) -> None:
         super().__init__(num_classes, features_only)
-        self._set_options(upsampling, align_corners, output_align_corners, frozen_norm)
-        adopt_resnet(self, depth)
+        self._set_options(upsampling, align_corners, output_align_corners)
+        adopt_resnet(self, depth, stride_on)
         self.do = nn.Dropout(dropout)
         self._add_paths(channels, 3, variant, units=(2, 3))
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def _set_options(
-        self, upsampling: str, align_corners: bool, output_align_corners: bool, frozen_norm: bool
+        self, upsampling: str, align_corners: bool, output_align_corners: bool
     ) -> None:
         op = type(self).__name__
         check.choice(op, "upsampling", upsampling, ("bilinear", "bicubic"))
         check.flag(op, "align_corners", align_corners)
         check.flag(op, "output_align_corners", output_align_corners)
-        check.flag(op, "frozen_norm", frozen_norm)
         self.upsampling, self.path_align_corners = upsampling, align_corners
-        self.align_corners, self.frozen_norm = output_align_corners, frozen_norm
+        self.align_corners = output_align_corners
 
     def _add_paths(
         self, channels: tuple[int, int], kernel_size: int, variant: str, units: tuple[int, int]
@@ -153,9 +157,9 @@ class RefineNet(SegmentationModel):
         return out
 
 
-def adopt_resnet(model: nn.Module, depth: int) -> None:
+def adopt_resnet(model: nn.Module, depth: int, stride_on: str) -> None:
     """The children of a ResNet as those of the model: checkpoints have them at the top."""
-    trunk = ResNet(depth)
+    trunk = ResNet(depth, stride_on=stride_on)
     for name, child in trunk.named_children():
         model.add_module(name, child)
     cast(Any, model).stem = trunk.stem

@@ -21,13 +21,11 @@ _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 _BASIC = ((64,), (64,), (64,), (64,))
 
 
-def _finished(
-    inputs: int, outputs: int, kernel_size: int, momentum: float, relu: bool
-) -> nn.Module:
+def _finished(inputs: int, outputs: int, kernel_size: int, relu: bool) -> nn.Module:
     conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    norm = nn.BatchNorm2d(outputs, momentum=momentum)
+    norm = nn.BatchNorm2d(outputs)
     nn.init.constant_(norm.bias, 0.001)
     return nn.Sequential(conv, norm, *[nn.ReLU(inplace=True)] * relu)
 
@@ -45,6 +43,7 @@ class SegNet(SegmentationModel):
             the logits. ``"basic"``: 4 and 4, 7x7 of 64 channels, no ReLU in the decoder, a 1x1
             classifier, and local response normalisation of the input.
         ceil_mode: Of the max pooling; Caffe's. The decoder always restores the sizes.
+        frozen_norm: Batch normalisation keeps its statistics in training.
         norm_momentum: Of batch normalisation.
         features_only: The decoder's maps, finest first: ``decoder1``, the input of the classifier,
             to ``decoder4`` or ``decoder5``.
@@ -61,6 +60,7 @@ class SegNet(SegmentationModel):
         variant: str = "vgg16",
         *,
         ceil_mode: bool = True,
+        frozen_norm: bool = False,
         norm_momentum: float = 0.1,
         features_only: bool = False,
         reference: bool = False,
@@ -74,21 +74,21 @@ class SegNet(SegmentationModel):
         inputs, begins = 3, []
         for widths in stages:
             begins.append(inputs)
-            self.encoder.append(_stage(inputs, widths, size, norm_momentum, True))
+            self.encoder.append(_stage(inputs, widths, size, True))
             inputs = widths[-1]
         for index in reversed(range(len(stages))):
             # The mirror image of a stage; its last width is what the stage began with.
             mirrored = [*stages[index][1:], begins[index]]
             if index == 0:
                 mirrored = [*stages[0]] if self.basic else [*stages[0][1:]]
-            self.decoder.append(_stage(inputs, mirrored, size, norm_momentum, not self.basic))
+            self.decoder.append(_stage(inputs, mirrored, size, not self.basic))
             inputs = mirrored[-1]
         self.feature_channels = {
             f"decoder{i + 1}": stages[max(i - 1, 0)][-1] for i in range(len(stages))
         }
         kernel = 1 if self.basic else 3
         self.classifier = nn.Conv2d(inputs, num_classes, kernel, padding=kernel // 2)
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """The maps of the decoder."""
@@ -118,12 +118,10 @@ class SegNet(SegmentationModel):
         return low
 
 
-def _stage(
-    inputs: int, widths: Sequence[int], kernel_size: int, momentum: float, relu: bool
-) -> nn.Sequential:
+def _stage(inputs: int, widths: Sequence[int], kernel_size: int, relu: bool) -> nn.Sequential:
     rows = []
     for outputs in widths:
-        rows.append(_finished(inputs, outputs, kernel_size, momentum, relu))
+        rows.append(_finished(inputs, outputs, kernel_size, relu))
         inputs = outputs
     return nn.Sequential(*rows)
 

@@ -13,9 +13,8 @@ from pydense.nn._operators import UsesOperators
 from pydense.ops import _crf_arguments as check
 
 from ._base import SegmentationModel
+from ._pool import MaxPool
 from ._registry import register_model
-
-_MIN_SIZE = 16
 
 
 class _DoubleConv(nn.Module):
@@ -39,7 +38,8 @@ class _DoubleConv(nn.Module):
 class _Down(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), _DoubleConv(inputs, outputs))
+        pool = MaxPool(2, ceil_mode=False)
+        self.maxpool_conv = nn.Sequential(pool, _DoubleConv(inputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.maxpool_conv(x)
@@ -47,19 +47,21 @@ class _Down(nn.Module):
 
 
 class _Up(UsesOperators, nn.Module):
-    def __init__(self, inputs: int, outputs: int, bilinear: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, bilinear: bool, align_corners: bool) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.up = None if bilinear else nn.ConvTranspose2d(inputs, inputs // 2, 2, 2)
         self.conv = _DoubleConv(inputs, outputs, inputs // 2 if bilinear else None)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         if self.up is None:
             size = (2 * x.shape[2], 2 * x.shape[3])
-            x = self.operators.upsample_bilinear(x, size, align_corners=True)
+            x = self.operators.upsample_bilinear(x, size, align_corners=self.align_corners)
         else:
             x = self.up(x)
-        # Pooling left out the last row and column of odd maps: these are zeros. This is F.pad
-        # without its decisions by size, with which dynamic sizes could not be exported.
+        # Pooling left out the last row and column of odd maps: these are zeros. (What it added to
+        # maps of one row or column is left out again.) This is F.pad without its decisions by size,
+        # with which dynamic sizes could not be exported.
         x = self.operators.upsample_crop(x, stride=1, kernel_size=1, size=tuple(skip.shape[2:]))
         out: Tensor = self.conv(torch.cat([skip, x], 1))
         return out
@@ -70,14 +72,17 @@ class UNet(SegmentationModel):
 
     Convolutions are padded and followed by batch normalisation, unlike those of the 2015 paper, as
     in the widespread PyTorch implementation whose keys (``inc``, ``down1``, ..., ``up4``, ``outc``)
-    it has. Pictures have at least 16 rows and columns. Logits are of full resolution.
+    it has. Logits are of full resolution.
 
     Args:
         num_classes: Of the logits.
         in_channels: Of the picture.
-        bilinear: Upsample bilinearly (``align_corners=True``) and halve the channels below, instead
-            of transposed convolutions.
+        bilinear: Upsample bilinearly and halve the channels below, instead of transposed
+            convolutions.
         width: Channels of the first level, 64 as published.
+        align_corners: Of the bilinear upsampling; True as published.
+        frozen_norm: Batch normalisation keeps its statistics in training.
+        norm_momentum: Of batch normalisation.
         features_only: See :class:`SegmentationModel`: the five maps of the decoder's levels, finest
             first: ``up4`` to ``up1`` and ``down4``.
         reference: Plain torch.
@@ -94,6 +99,9 @@ class UNet(SegmentationModel):
         bilinear: bool = False,
         width: int = 64,
         *,
+        align_corners: bool = True,
+        frozen_norm: bool = False,
+        norm_momentum: float = 0.1,
         features_only: bool = False,
         reference: bool = False,
     ) -> None:
@@ -102,6 +110,7 @@ class UNet(SegmentationModel):
         check.integer(op, "in_channels", in_channels, 1, 2**20)
         check.integer(op, "width", width, 2, 2**16)
         check.flag(op, "bilinear", bilinear)
+        check.flag(op, "align_corners", align_corners)
         factor = 2 if bilinear else 1
         widths = [width << i for i in range(4)] + [(width << 4) // factor]
         self.inc = _DoubleConv(in_channels, width)
@@ -111,18 +120,15 @@ class UNet(SegmentationModel):
         for i in range(4):
             level = 3 - i
             outputs = (width << level) // (factor if level else 1)
-            self.add_module(f"up{i + 1}", _Up(width << (level + 1), outputs, bilinear))
+            up = _Up(width << (level + 1), outputs, bilinear, align_corners)
+            self.add_module(f"up{i + 1}", up)
             self.feature_channels = {f"up{i + 1}": outputs, **self.feature_channels}
         self.outc = nn.Module()
         self.outc.add_module("conv", nn.Conv2d(width, num_classes, 1))
-        self._finish(reference)
+        self._finish(reference, frozen_norm, norm_momentum)
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """The maps of the decoder."""
-        if x.shape[2] < _MIN_SIZE or x.shape[3] < _MIN_SIZE:
-            raise ValueError(
-                f"UNet: x must have at least {_MIN_SIZE} rows and columns, got {tuple(x.shape)}"
-            )
         skips = [self.inc(x)]
         for i in range(4):
             skips.append(getattr(self, f"down{i + 1}")(skips[-1]))

@@ -45,6 +45,7 @@ class DenseCRF(UsesOperators, nn.Module):
         normalization: ``"symmetric"``, ``"before"``, ``"after"`` or None.
         self_term: Whether a point's own marginals are part of its messages.
         backend: ``"lattice"`` or ``"exact"``.
+        precision: ``"accurate"`` or, with ``backend="exact"`` on a GPU, ``"fast"``.
 
     Shape:
         - logits: (N, L, H, W), (N, L, D, H, W) or, without ``gaussian`` and ``bilateral``,
@@ -57,7 +58,7 @@ class DenseCRF(UsesOperators, nn.Module):
         ValueError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         TypeError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), where
-            ``backend="exact"`` and energies are for the CPU alone.
+            energies are for the CPU alone.
 
     Example:
         >>> import torch
@@ -79,15 +80,20 @@ class DenseCRF(UsesOperators, nn.Module):
         normalization: str | None = "symmetric",
         self_term: bool = True,
         backend: str = "lattice",
+        precision: str = "accurate",
     ) -> None:
         super().__init__()
         check.choice(_OP, "normalization", normalization, check.NORMALIZATIONS)
         check.choice(_OP, "backend", backend, check.BACKENDS)
         check.flag(_OP, "self_term", self_term)
+        check.choice(_OP, "precision", precision, ("accurate", "fast"))
+        if precision == "fast" and backend != "exact":
+            raise ValueError(f"{_OP}: precision must be 'accurate' with backend='lattice'")
         self.iterations = check.integer(_OP, "iterations", iterations, 0, check.MAX_ITERATIONS)
         self.normalization = normalization
         self.self_term = self_term
         self.backend = backend
+        self.precision = precision
         # The compatibilities aside: those are buffers, <name>_compat.
         self.gaussian = None if gaussian is None else self._add("gaussian", gaussian, ("sxy",))
         self.bilateral = (
@@ -104,13 +110,17 @@ class DenseCRF(UsesOperators, nn.Module):
         self.register_buffer(_buffer(name), compat, persistent=False)
         return {key: check.any_scales(_OP, f"{name}[{key!r}]", term[key]) for key in scales}
 
+    def _inference(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"iterations": self.iterations}
+        return options if self.precision == "accurate" else options | {"precision": self.precision}
+
     def forward(
         self, logits: Tensor, image: Tensor | None = None, features: Sequence[Tensor] = ()
     ) -> Tensor:
         """Marginals after ``iterations`` updates; see the class for shapes."""
         arguments = self._arguments(logits, features)
         operators = self.operators
-        q: Tensor = operators.dense_crf(logits, image, **arguments, iterations=self.iterations)
+        q: Tensor = operators.dense_crf(logits, image, **arguments, **self._inference())
         return q
 
     def labels(
@@ -119,7 +129,7 @@ class DenseCRF(UsesOperators, nn.Module):
         """The most probable label of every point, (N, *spatial) int64."""
         arguments = self._arguments(logits, features)
         labels: Tensor = self.operators.dense_crf(
-            logits, image, **arguments, iterations=self.iterations, output="labels"
+            logits, image, **arguments, **self._inference(), output="labels"
         )
         return labels
 
@@ -129,7 +139,7 @@ class DenseCRF(UsesOperators, nn.Module):
         """The marginals after 1, 2, ..., ``iterations`` updates, see ``dense_crf_steps``."""
         arguments = self._arguments(logits, features)
         steps: Iterator[Tensor] = self.operators.dense_crf_steps(
-            logits, image, **arguments, iterations=self.iterations
+            logits, image, **arguments, **self._inference()
         )
         return steps
 
@@ -166,6 +176,8 @@ class DenseCRF(UsesOperators, nn.Module):
             f"{name}={getattr(self, name)!r}"
             for name in ("iterations", "normalization", "self_term", "backend")
         ]
+        if self.precision != "accurate":
+            parts.append(f"precision={self.precision!r}")
         return ", ".join(parts)
 
     def _arguments(self, logits: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:

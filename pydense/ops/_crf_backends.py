@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pydense import _library
 
-from ._crf_autograd import run_mean_field
+from ._crf_autograd import needs_gradient, run_mean_field
 from ._crf_features import Model, lattices
-from ._exact import ExactKernel, apply_compat
+from ._exact import ExactKernel, apply_compat, check_precision
 from ._gradient import register_missing_gradient
 from ._lattice_cache import is_eager
 from ._memory_format import suggested
@@ -79,6 +79,8 @@ def _exact_mean_field(model: Model) -> MeanField:
 
     def finish(z: Tensor, output: str) -> Tensor:
         z = z.contiguous(memory_format=layout)
+        if z.device.type == "cuda" and output != "labels" and needs_gradient([z]):
+            return z.softmax(1) if output == "probabilities" else z
         return run_mean_field(z, [], [], 0, False, None, output)
 
     def run(iterations: int, q: Tensor | None, output: str) -> Tensor:
@@ -106,9 +108,16 @@ def _exact_kernels(model: Model) -> list[ExactKernel]:
     kernels = []
     for kernel in model.kernels:
         features = kernel.features() if kernel.tracked is None else kernel.tracked
-        if is_eager(features) and not bool(features.isfinite().all()):
+        # On a GPU this would wait for it.
+        on_cpu = features.device.type == "cpu"
+        if on_cpu and is_eager(features) and not bool(features.isfinite().all()):
             raise ValueError("dense_crf: features must be finite, got NaN or inf among them")
-        kernels.append(ExactKernel(features.flatten(2), model.normalization, model.self_term))
+        skipped = check_precision("dense_crf", model.precision)
+        kernels.append(
+            ExactKernel(
+                features.flatten(2), model.normalization, model.self_term, model.precision, skipped
+            )
+        )
     return kernels
 
 

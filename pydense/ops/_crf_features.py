@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import _crf_arguments as check
 from ._crf_autograd import needs_gradient
+from ._exact import PRECISIONS
 from ._lattice_cache import LATTICES, is_eager
 from ._memory_format import suggested
 
@@ -43,6 +44,7 @@ class Model(NamedTuple):
     backend: str
     spatial: tuple[int, ...]
     dtype: torch.dtype  # of the caller
+    precision: str = "accurate"  # of the exact backend
 
     @property
     def tracked(self) -> list[Tensor]:
@@ -63,16 +65,20 @@ def make_model(
     backend: str,
     unary_type: str,
     devices: Sequence[str] = ("cpu",),
+    precision: str = "accurate",
 ) -> Model:
     """Check the arguments that all dense CRF functions share, and build the features.
 
-    ``devices`` are those that the function has kernels for with lattices.
+    ``devices`` are those that the function has kernels for.
     """
     check.choice(op, "normalization", normalization, check.NORMALIZATIONS)
     check.choice(op, "backend", backend, check.BACKENDS)
+    check.choice(op, "precision", precision, PRECISIONS)
+    if precision == "fast" and backend != "exact":
+        raise ValueError(f"{op}: precision must be 'accurate' with backend='lattice', got 'fast'")
     check.choice(op, "unary_type", unary_type, ("logits", "probabilities", "energy"))
     check.flag(op, "self_term", self_term)
-    check.floating(op, "unary", unary, devices=devices if backend == "lattice" else ("cpu",))
+    check.floating(op, "unary", unary, devices=devices)
     place = (unary.device.type,)
     if unary.shape[1] > check.MAX_LABELS:
         raise ValueError(
@@ -114,6 +120,7 @@ def make_model(
         backend,
         tuple(unary.shape[2:]),
         unary.dtype,
+        precision,
     )
 
 

@@ -28,6 +28,7 @@ def dense_crf(
     output: str = "probabilities",
     feature_gradient: str = "filter",
     recompute: bool = False,
+    precision: str = "accurate",
 ) -> Tensor:
     r"""Refine label scores with a fully connected CRF, by mean-field inference.
 
@@ -89,6 +90,8 @@ def dense_crf(
             or, for checks, ``"lattice"``.
         recompute: Keep nothing of the iterations for backward and run them again there: a forward
             pass more, for T times the memory of a marginal less.
+        precision: Of ``backend="exact"``: ``"accurate"`` or ``"fast"``, which on a GPU sums with
+            tensor cores, to a relative error of 1e-3 in L2 per sum, see ``exact_gaussian_filter``.
 
     **Gradients** reach ``unary``, every ``compat`` and, through the features, ``image``, the
     tensors in ``features``, and ``sxy`` and ``srgb`` where those are tensors (of one value, or one
@@ -116,14 +119,15 @@ def dense_crf(
             forbidden, features that are not finite or beyond the range of the lattice's integer
             coordinates, sigmas that are not positive and finite, an unknown word.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), or with
-            ``backend="exact"`` not on the CPU; in ``backward`` of ``backward``.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda); on lattices,
+            in ``backward`` of ``backward``.
 
     On a GPU, the lattice has the simplices and weights of the CPU's, bit for bit, and results and
     gradients agree to rounding. Building a lattice waits for the GPU once (twice where coordinates
     do not fit 64 bits); iterating and its backward never do and can be captured in a CUDA graph. So
     numbers are not looked at there: a point with NaN, +inf or nothing but -inf is not an error but
-    gets NaN, or the label -1, and so do points that it reaches.
+    gets NaN, or the label -1, and so do points that it reaches. ``backend="exact"`` looks at no
+    features there, either, waits for nothing, and can be captured as it is.
 
     Memory: a lattice of 6 to 8 (d + 1) bytes per point and up to 4 (d + 1) per vertex for every
     kernel and image (while it is built, as much again and features of 4 d bytes per point), for
@@ -138,10 +142,10 @@ def dense_crf(
 
     Saved for backward: the lattices, the result, and T marginals with rows of L rounded up as above
     (4 T L bytes per point: 74 MB for 321 x 481, 21 labels, T = 5); with ``recompute`` the unary
-    instead of the marginals, which backward then makes again. Backward itself takes one more
-    marginal (on a GPU five, and two rows per vertex), T more where features need a gradient.
-    ``backend="exact"`` saves what torch's autograd keeps of every step, some six marginals, and
-    does not heed ``recompute``.
+    instead of the marginals, which backward then makes again, on the CPU for one image after the
+    other. Backward itself takes one more marginal (on a GPU five, and two rows per vertex), T more
+    where features need a gradient. ``backend="exact"`` saves what torch's autograd keeps of every
+    step, some six marginals, and does not heed ``recompute``.
 
     Source: P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian
     Edge Potentials*, NeurIPS 2011; A. Adams, J. Baek, M. A. Davis, *Fast High-Dimensional Filtering
@@ -183,6 +187,7 @@ def dense_crf(
         backend=backend,
         unary_type=unary_type,
         devices=check.DEVICES,
+        precision=precision,
     )
     result = mean_field(model, feature_gradient, recompute)(steps, None, output)
     if output == "labels":
@@ -202,6 +207,7 @@ def dense_crf_steps(
     self_term: bool = True,
     backend: str = "lattice",
     unary_type: str = "logits",
+    precision: str = "accurate",
 ) -> Iterator[Tensor]:
     """Iterate over the marginals Q_1, Q_2, ... of ``dense_crf``.
 
@@ -219,6 +225,7 @@ def dense_crf_steps(
         self_term: See ``dense_crf``.
         backend: See ``dense_crf``.
         unary_type: See ``dense_crf``.
+        precision: See ``dense_crf``.
 
     Returns:
         An iterator over tensors of the shape, dtype and memory format of ``unary``, each a new one.
@@ -258,6 +265,7 @@ def dense_crf_steps(
         backend=backend,
         unary_type=unary_type,
         devices=check.DEVICES,
+        precision=precision,
     )
     update = mean_field(model)
 
