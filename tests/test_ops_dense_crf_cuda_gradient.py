@@ -74,6 +74,14 @@ class TestAgainstTheCpu:
         inputs = [random(2, labels, 5, 7), one, two]
         assert_near(on_both(gpu, run, inputs))
 
+    @pytest.mark.parametrize("kind", ["potts", "diagonal"])
+    def test_rows_longer_than_a_block(self, gpu, kind):
+        def run(unary, compat):
+            return dense_crf(unary, gaussian={"sxy": 2, "compat": compat}, iterations=2)
+
+        inputs = [random(1, 530, 1, 3), compats(kind, 530, 0.02)]
+        assert_near(on_both(gpu, run, inputs))
+
     @pytest.mark.parametrize("normalization", NORMALIZATIONS)
     @pytest.mark.parametrize(
         ("self_term", "mode"), [(True, "filter"), (False, "filter"), (True, "lattice")]
@@ -370,6 +378,38 @@ class TestRuntime:
             arguments = (x, None, x, kept, [lattice], [x.new_ones(())], 2, False, None, False)
             with pytest.raises((ValueError, RuntimeError), match="kept must come from"):
                 ops.dense_crf_mean_field_backward(*arguments, False, False)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_captured_in_a_graph():
+    """Iterating and its gradient, on a lattice that is there."""
+    ops = torch.ops.pydense
+    x, features = (random(2, n, 7, 9, seed=n).cuda() for n in (5, 3))
+    compat, nothing = torch.eye(5, device="cuda").requires_grad_(), torch.empty(0, device="cuda")
+    x.requires_grad_()
+    lattice = ops.dense_crf_lattice(features, "symmetric", True)
+
+    def run():
+        out, _ = ops.dense_crf_mean_field_training(
+            x, [lattice], [compat], [nothing], 2, False, None, "probabilities", "filter", False
+        )
+        return torch.autograd.grad(out.square().sum(), [x, compat])
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = run()
+    with torch.no_grad():
+        x.mul_(0.5)
+    graph.replay()
+    expected = run()
+    torch.cuda.synchronize()
+    assert all(map(same_bits, found, expected))
 
 
 @settings(max_examples=15, deadline=None)

@@ -58,7 +58,7 @@ class DenseCRF(UsesOperators, nn.Module):
         ValueError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         TypeError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), where
-            energies, and gradients on lattices, are for the CPU alone.
+            energies are for the CPU alone.
 
     Example:
         >>> import torch
