@@ -104,6 +104,17 @@ def test_fast_mode_takes_any_layout(on_gpu):
         on_gpu(lambda x, f: op.exact_gaussian_filter_fast(x, f, f.int(), True, 0.0), *flat)
 
 
+@pytest.mark.parametrize(
+    ("images", "dims", "points"), [(1, 1, 1), (2, 5, 128), (3, 6, 300), (0, 2, 9)]
+)
+def test_size_of_an_order_is_known_before(on_gpu, images, dims, points):
+    """What a traced program is told of it, on any device but the CPU."""
+    features = random(images, dims, points)
+    order = on_gpu(torch.ops.pydense.exact_gaussian_order, features)
+    told = torch.ops.pydense.exact_gaussian_order(features.to("meta"))
+    assert order.shape == told.shape and order.dtype == told.dtype
+
+
 def test_fast_mode_is_accurate_where_it_has_no_kernel(on_gpu):
     for dims, dtype in ((11, torch.float32), (3, torch.float64)):
         values, features = random(1, 2, 40, dtype=dtype), random(1, dims, 40, seed=1, dtype=dtype)
