@@ -86,7 +86,7 @@ def _atrous(
             ]
             return made[0] if len(made) == 1 else torch.cat(made, 1)
 
-        return Calls(lambda: ours(x, weights, [], [], out, rates, False), rival)
+        return Calls(lambda: ours(x, weights, [], [], [], out, rates, False), rival)
 
     return make
 

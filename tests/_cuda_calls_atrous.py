@@ -52,7 +52,7 @@ def dense_branches(x: Tensor, one: Tensor, two: Tensor, three: Tensor, shift: Te
     out = empty_picture(x, *x.shape[2:], channels=40)
     ops = torch.ops.pydense
     ops._dense_atrous_conv2d_branches_into(
-        x, [one, two], [shift, shift], [shift, shift], out[:, :24], [1, 3], True
+        x, [one, two], [], [shift, shift], [shift, shift], out[:, :24], [1, 3], True
     )
     ops._dense_atrous_conv2d_into(x, three, None, None, None, out[:, 24:], 2, 2, 2, 2, False)
     return out

@@ -102,6 +102,15 @@ def tf32_is_allowed() -> bool:
         return bool(torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def tf32_products_are_allowed() -> bool:
+    """Whether torch lets cuBLAS multiply float32 matrices in TF32."""
+    try:
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    except RuntimeError:  # set through the newer names
+        return bool(torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32")
+
+
 def choose(call: Call) -> Choice:
     """The rule."""
     if call.device == "cuda":
