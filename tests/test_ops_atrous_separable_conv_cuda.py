@@ -156,6 +156,17 @@ class TestInOnePass:
 class TestRule:
     """Tensors that say so stand for those of a GPU."""
 
+    @pytest.fixture(autouse=True)
+    def experimental(self, monkeypatch):
+        monkeypatch.setenv("PYDENSE_EXPERIMENTAL_KERNELS", "1")
+
+    @pytest.mark.parametrize("value", [None, "", "0", "yes"])
+    def test_off_by_default(self, value, monkeypatch):
+        monkeypatch.delenv("PYDENSE_EXPERIMENTAL_KERNELS")
+        if value is not None:
+            monkeypatch.setenv("PYDENSE_EXPERIMENTAL_KERNELS", value)
+        assert "one pass is predicted to be no faster" in self.said()
+
     def said(self, dtype=torch.bfloat16, shape=(1, 128, 9, 9), outputs=128, kernel=(3, 3), **more):
         x = OnCuda(torch.empty(shape, dtype=dtype))
         weights = torch.empty(shape[1], 1, *kernel), torch.empty(outputs, shape[1], 1, 1)

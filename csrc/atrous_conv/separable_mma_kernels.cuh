@@ -47,6 +47,7 @@ class SeparableMma {
   static constexpr int kGroups = kWarpRows / kDenseGroup;
   static constexpr int kNumbers = (kSeparableTaps + 1) * kDepth;  // with the bias
   static constexpr int kPitch = kDepth + 4;  // writers of neighbouring taps do not meet
+  static constexpr int kTogether = kVectors ? kSeparableKernel : 1;  // taps that are on their way
   using Stage = DenseStage<T>;
   static_assert(kNumbers <= kSeparableThreads && Stage::kRows == kWarpRows);
 
@@ -223,21 +224,25 @@ class SeparableMma {
     int64_t at = x_at_ + (kVectors ? channel : channel * p_.x_channel);
 #pragma unroll 1
     for (int i = 0; i < kSeparableKernel; ++i, at += p_.row_step) {
-      Vector<T, kVector> values[kSeparableKernel];
+#pragma unroll 1
+      for (int first = 0; first < kSeparableKernel; first += kTogether) {
+        Vector<T, kVector> values[kTogether];
 #pragma unroll
-      for (int j = 0; j < kSeparableKernel; ++j) {
-        if (taps >> (i * kSeparableKernel + j) & 1) {
-          values[j] = load(x + (at + j * p_.column_step), channel);
+        for (int j = 0; j < kTogether; ++j) {
+          if (taps >> (i * kSeparableKernel + first + j) & 1) {
+            values[j] = load(x + (at + (first + j) * p_.column_step), channel);
+          }
         }
-      }
 #pragma unroll
-      for (int j = 0; j < kSeparableKernel; ++j) {
-        if (taps >> (i * kSeparableKernel + j) & 1) {
-          float weights[kVector];
-          take_numbers(numbers + (i * kSeparableKernel + j) * kPitch, weights);
+        for (int j = 0; j < kTogether; ++j) {
+          const int tap = i * kSeparableKernel + first + j;
+          if (taps >> tap & 1) {
+            float weights[kVector];
+            take_numbers(numbers + tap * kPitch, weights);
 #pragma unroll
-          for (int e = 0; e < kVector; ++e) {
-            sum[e] = fmaf(weights[e], to_float(values[j][e]), sum[e]);
+            for (int e = 0; e < kVector; ++e) {
+              sum[e] = fmaf(weights[e], to_float(values[j][e]), sum[e]);
+            }
           }
         }
       }

@@ -24,8 +24,7 @@ class AtrousSeparableConv2d(UsesOperators, nn.Module):
 
     See :func:`pydense.ops.atrous_separable_conv2d`. Where batch normalisation takes its statistics
     from its buffers (``eval()``) and x is on the CPU, it becomes part of the weights, and all is
-    one pass; on CUDA it is one pass where the function says so and no batch normalisation is left
-    (:func:`fold_batchnorm`): making weights of it in every call would take longer. In training the
+    one pass; on CUDA that is an experiment, for layers without batch normalisation. In training the
     layers run one after the other, and so they do where one of them has hooks (pruning and
     ``nn.utils.weight_norm`` are such).
 

@@ -15,6 +15,7 @@ from . import _upsample_arguments as arguments
 from ._atrous_dispatch import (
     LEAST_CHANNELS_CUDA,
     LEAST_OUTPUTS_CUDA,
+    experimental_kernels,
     tf32_products_are_allowed,
 )
 from ._convolution_arguments import as_convolution, padding_of, parameter
@@ -47,12 +48,13 @@ def atrous_separable_conv2d(
     factor of its weight and a bias (:func:`torch.nn.utils.fusion.fuse_conv_bn_weights`).
 
     On the CPU, the map between the two convolutions is never in memory: a tile of it goes from the
-    sums of the taps into the operand of the matrix product. So it does on a GPU where no gradient
-    is wanted, the kernel is 3x3, there are 64 to 256 outputs and 64 channels or more, and numbers
-    are bfloat16, float16, or float32 that ``torch.backends.cuda.matmul`` multiplies in TF32. Else
-    the map is in memory there: pydense's depthwise kernel writes it (with its bias and activation),
-    and the product is torch's (cuBLAS). ``pydense.explain("atrous_separable_conv2d", ...)`` says
-    which. Taps beside the map are left out, so that large rates cost less.
+    sums of the taps into the operand of the matrix product. On a GPU it is: pydense's depthwise
+    kernel writes it (with its bias and activation), and the product is torch's (cuBLAS). A kernel
+    of one pass is there, too, for tensor cores; counted instructions say that it is no faster, so
+    that it runs with ``PYDENSE_EXPERIMENTAL_KERNELS=1`` alone: where no gradient is wanted, for
+    3x3, 64 channels or more, 64 to 256 outputs, and bfloat16, float16, or float32 that
+    ``torch.backends.cuda.matmul`` multiplies in TF32. ``pydense.explain("atrous_separable_conv2d",
+    ...)`` says which. Taps beside the map are left out, so that large rates cost less.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
@@ -168,6 +170,11 @@ def in_two_because(
     """The rule: why on a GPU it is a kernel and a product; None for one pass."""
     if x.device.type == "cpu":
         return None
+    if not experimental_kernels():
+        return (
+            "x is on cuda, where one pass is predicted to be no faster "
+            "(PYDENSE_EXPERIMENTAL_KERNELS=1 switches it on)"
+        )
     given = [depthwise_weight, pointwise_weight, *(b for b in biases if b is not None)]
     x, _ = as_convolution(x, given)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
