@@ -86,7 +86,7 @@ def _atrous(
             ]
             return made[0] if len(made) == 1 else torch.cat(made, 1)
 
-        return Calls(lambda: ours(x, weights, [], [], out, rates, False), rival)
+        return Calls(lambda: ours(x, weights, [], [], [], out, rates, False), rival)
 
     return make
 
@@ -118,6 +118,33 @@ def _depthwise(
     return make
 
 
+def _separable(
+    size: int, channels: int, rate: int, dtype: torch.dtype, last: bool = True
+) -> Callable[[], Calls]:
+    """In one pass, against pydense's depthwise kernel and torch's product."""
+
+    def make() -> Calls:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        x = pictures(1, channels, size, size, dtype=dtype, last=last)
+        depthwise = torch.randn(channels, 1, 3, 3, device="cuda").to(dtype)
+        pointwise = (torch.randn(256, channels, 1, 1, device="cuda") / 64).to(dtype)
+        geometry = (size, size, rate, rate, rate, rate)
+        ours = torch.ops.pydense.atrous_separable_conv2d
+        first = torch.ops.pydense.depthwise_atrous_conv2d
+
+        def rival() -> object:
+            inner = first(x, depthwise, None, *geometry, False, False)
+            if last:
+                return torch.nn.functional.linear(inner.movedim(1, -1), pointwise.flatten(1))
+            return torch.bmm(pointwise.flatten(1)[None], inner.flatten(2))
+
+        return Calls(
+            lambda: ours(x, depthwise, None, pointwise, None, *geometry, False, False), rival
+        )
+
+    return make
+
+
 def _atrous_weight_gradient() -> Calls:
     x, (weight,), _ = _convolutions(33, 2048, [(256, 3, 12)], torch.bfloat16)
     grad = pictures(1, 256, 33, 33, dtype=torch.bfloat16, last=True)
@@ -138,6 +165,7 @@ GRADIENT_NAME = "1 x 2048 x 33 x 33 by 256, rate 12, bfloat16, channels_last"
 _contiguous_atrous = _atrous(33, 2048, [(256, 3, 12)], torch.float16, last=False)
 
 BRANCH = "1 x 2048 x 65 x 65, rate 12"
+SEPARABLE = "2048 x 65 x 65 to 256, rate 12"
 TAPS = "1 x 21 x 65 x 65, 33 taps"
 
 
@@ -180,6 +208,18 @@ ATROUS_CASES: dict[str, Callable[[], Calls]] = {
     f"dense_mma_kernel|{CONTIGUOUS_NAME}": _contiguous_atrous,
     f"dense_pixels_kernel|{CONTIGUOUS_NAME}": _contiguous_atrous,
     f"dense_weight_kernel|{CONTIGUOUS_NAME}": _contiguous_atrous,
+    **{
+        f"separable_mma_kernel|1 x {shape}": _separable(*arguments)
+        for shape, arguments in (
+            (f"{SEPARABLE}, bfloat16, channels_last", (65, 2048, 12, torch.bfloat16)),
+            (f"{SEPARABLE}, bfloat16", (65, 2048, 12, torch.bfloat16, False)),
+            (f"{SEPARABLE}, TF32, channels_last", (65, 2048, 12, torch.float32)),
+            (
+                "304 x 129 x 129 to 256, rate 1, bfloat16, channels_last",
+                (129, 304, 1, torch.bfloat16),
+            ),
+        )
+    },
     f"dense_gradient_mma_kernel|{GRADIENT_NAME}": _atrous_weight_gradient,
     f"dense_gradient_sum_kernel|{GRADIENT_NAME}": _atrous_weight_gradient,
 }

@@ -27,6 +27,15 @@ COUNTS = ROOT / "benchmarks" / "cuda" / "counts.json"
 GPU = ROOT / "benchmarks" / "cuda" / "gpu.json"
 DOCUMENT = ROOT / "benchmarks" / "README.md"
 BLOCK = re.compile(r"(<!-- cuda-kernels -->\n).*?(<!-- /cuda-kernels -->)", re.DOTALL)
+# What the shim cannot run, and nothing chooses by itself; no counts, so no prediction.
+EXPERIMENTAL = {
+    "dense_wgmma_kernel": (
+        "compiled for sm_90a alone, with `wgmma` and copies of boxes; its tiles and steps are "
+        "proven on the CPU (`tests/cpp/test_dense_boxes.cpp`), the kernel never ran. "
+        "`PYDENSE_EXPERIMENTAL_KERNELS=1` puts it in the place of `dense_mma_kernel` for 16-bit "
+        "types on such a card"
+    ),
+}
 KERNEL = re.compile(
     r"__global__\s+(?:__launch_bounds__\([^)]*\)\s*)?void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\("
 )
@@ -79,9 +88,14 @@ def table(launches: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) ->
         "|---|---|---|--:|---|--:|--:|---|",
         *(f"| {' | '.join(cells)} |" for cells in rows),
     ]
+    lines += [
+        f"| `{name}` | experimental | {' | '.join([''] * (len(HEADER) - 2))} |"
+        for name in sorted(EXPERIMENTAL)
+    ]
     reasons = sorted({f"`{x['kernel']}`: {x['reason']}." for x in launches if x["reason"]})
     if reasons:
         lines += ["", "Above 1.2 and 1.3 with a reason: " + " ".join(reasons)]
+    lines += ["", *(f"`{name}`: {why}." for name, why in sorted(EXPERIMENTAL.items()))]
     return "\n" + "\n".join(lines) + "\n\n"
 
 
@@ -92,7 +106,7 @@ def document(text: str, launches: Sequence[Mapping[str, Any]], measured: Mapping
         ValueError: A kernel was not counted, or the document has no place for the list.
     """
     listed = {launch["kernel"] for launch in launches}
-    if unknown := sorted(set(kernels()) ^ listed):
+    if unknown := sorted(set(kernels()) ^ listed ^ set(EXPERIMENTAL)):
         raise ValueError(
             f"cuda_kernels: the kernels in csrc and those counted must be the same, differ in "
             f"{', '.join(unknown)}: give it a simt::counted in tests/simt, then --count"

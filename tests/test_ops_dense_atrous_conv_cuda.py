@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import _backends
 import pytest
 import torch
@@ -14,9 +16,12 @@ from test_ops_dense_atrous_conv import FORMATS, check, dense, gradients, problem
 from torch.library import opcheck
 
 from pydense import reference
+from pydense.nn import AtrousConv2d
 from pydense.ops import _aspp_concat_autograd, aspp_concat, atrous_conv2d
+from pydense.ops._atrous_dispatch import Choice, Kernels
 
 OPS = torch.ops.pydense
+atrous_module = sys.modules[atrous_conv2d.__module__]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 # float32 is multiplied in TF32: operands are rounded to 11 bits.
 FLOORS = {torch.float32: 2**-10, torch.bfloat16: 2**-8, torch.float16: 2**-10}
@@ -199,9 +204,66 @@ class TestPromises:
         with pytest.raises(ValueError, match=r"weight_gradient: x must be of dtype Float .*TF32"):
             OPS.dense_atrous_conv2d_weight_gradient(x, x, 3, 3, 2, 2, 2, 2)
         x, weight, bias = (t.half() for t in (x, weight, bias))
-        packed = torch.zeros(64, dtype=torch.uint8, device=backend.device)
-        with pytest.raises(ValueError, match="packed must be None on CUDA"):
-            dense(x, weight, bias, (2, 2), (2, 2, 2, 2), packed=packed)
+        packed = OPS._pack_dense_atrous_weight(weight, False)
+        for other in (packed[:-1], packed[None], packed.repeat(2), packed.repeat(2)[::2]):
+            with pytest.raises(ValueError, match="dense_atrous_conv2d: packed must be what _pack"):
+                dense(x, weight, bias, (2, 2), (2, 2, 2, 2), packed=other)
+        with pytest.raises(ValueError, match="_pack_dense_atrous_weight: x must be of dtype Float"):
+            OPS._pack_dense_atrous_weight(weight.double(), False)
+
+
+class TestPacked:
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_same_bits(self, backend, dtype, form):
+        """Of a weight that is laid out once and in every call; of one read in place, too."""
+        for channels in (5, 16):
+            shape, pads = (2, channels, 7, 9), (3, 3, 3, 3)
+            x, weight, bias = problem(shape, 21, (3, 3), dtype, form, device=backend.device)
+            for own in (weight, weight.contiguous(memory_format=torch.channels_last)):
+                packed = OPS._pack_dense_atrous_weight(own, False)
+                assert packed.shape == (9 * 21 * -(-channels * x.itemsize // 16) * 16,)
+                given = dense(x, weight, bias, (3, 3), pads, packed=packed)
+                assert same_bits(given, dense(x, weight, bias, (3, 3), pads))
+
+    def test_that_one_is_read(self, backend):
+        x, weight, _ = problem((1, 8, 5, 6), 4, (3, 3), torch.float16, device=backend.device)
+        packed = OPS._pack_dense_atrous_weight(-weight, False)
+        own = dense(x, weight, None, (2, 2), (2, 2, 2, 2), packed=packed)
+        assert same_bits(own, -dense(x, weight, None, (2, 2), (2, 2, 2, 2)))
+
+    def test_branches(self, backend):
+        """Some packed, one as it is."""
+        x = random(2, 13, 9, 8).to(backend.device, torch.bfloat16)
+        weights = [random(6, 13, k, k, seed=k).to(x) for k in (1, 3, 5)]
+        found = []
+        for packs in (False, True):
+            empty = torch.empty(0, dtype=torch.uint8, device=backend.device)
+            packed = [OPS._pack_dense_atrous_weight(w, False) for w in weights[:2]] + [empty]
+            out = torch.zeros(2, 18, 9, 8, dtype=x.dtype, device=x.device)
+            OPS._dense_atrous_conv2d_branches_into(
+                x, weights, packed if packs else [], [], [], out, [1, 3, 2], False
+            )
+            found.append(out)
+        assert same_bits(*found) and bool(found[0].any())
+
+    def test_kept_by_a_layer(self, backend, monkeypatch):
+        """Laid out once in eval mode; a layer whose weight is read in place keeps none."""
+        dense_kernels = Choice(Kernels.DENSE, "for this test")
+        monkeypatch.setattr(atrous_module, "choose", lambda call: dense_kernels)
+        layer = AtrousConv2d(12, 9, 3, padding=3, dilation=3).to(backend.device).half().eval()
+        layer.winograd_tile = None
+        x = random(1, 12, 8, 9).to(backend.device, torch.float16)
+        with torch.no_grad():
+            first = layer(x)
+            (_, kept, _) = layer.weight_cache()._kept
+            assert kept.device == x.device and kept.shape == (9 * 9 * 16 * 2,)
+            assert same_bits(layer(x), first) and layer.weight_cache()._kept[1] is kept
+            layer.weight.neg_()
+            bias = layer.bias[:, None, None]
+            assert torch.allclose(layer(x) - bias, bias - first, atol=1e-2)
+            assert layer.weight_cache()._kept[1] is not kept
+        assert layer(x).requires_grad and layer.weight_cache()._kept is None
 
 
 class TestInto:

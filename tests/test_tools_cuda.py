@@ -25,6 +25,22 @@ ptxas info    : Used 255 registers, used 0 barriers
 """
 
 
+SASS = """\t.target\tsm_90a
+//--------------------- .text._Zproduct --------------------------
+\t.section\t.text._Zproduct,"ax",@progbits
+.text._Zproduct:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0050*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*0060*/              @UP1 BRA `(.L_x_0) ;
+        /*0070*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+.L_x_0:
+        /*0080*/                   STG.E.64 desc[UR4][R2.64], R4 ;
+//--------------------- .text._Zlocal --------------------------
+\t.section\t.text._Zlocal,"ax",@progbits
+        /*0000*/                   STL.64 [R1], R2 ;
+"""
+
+
 @pytest.fixture(scope="module")
 def gates():
     return load("tools/ci/cuda_gates.py")
@@ -85,6 +101,70 @@ def test_budgets(gates, line, problem):
 
 def test_budgets_of_the_project_can_be_read(gates):
     assert gates.read_budgets(gates.BUDGETS.read_text(encoding="utf-8"))
+
+
+def test_machine_code_is_read(gates):
+    product, local = gates.read_code(SASS)
+    assert product == (
+        "_Zproduct",
+        "sm_90a",
+        {"LDC", "LDG.E.128.CONSTANT", "BRA", "HMMA.16816.F32.BF16", "STG.E.64"},
+    )
+    assert local == ("_Zlocal", "sm_90a", {"STL.64"})
+    assert product.has("LDG.128") and product.has("LDG") and product.has("HMMA.16816")
+    assert not any(map(product.has, ("LDG.64", "STG.128", "HGMMA", "LD", "HMMA.TF32")))
+
+
+GOOD = "_Zproduct * HMMA.BF16 LDG.128 !STG.128"
+
+
+@pytest.mark.parametrize(
+    ("lines", "exception", "problem"),
+    [
+        ((GOOD,), "_Zlocal * stack=8 spills=0 of a library", None),
+        ((GOOD,), "_Zlocal sm_80 stack=8 spills=0 of a library", "_Zlocal on sm_90a: has STL, of"),
+        ((GOOD,), "", "_Zlocal on sm_90a: has STL, of local memory"),
+        (("_Zproduct * HGMMA",), "_Zlocal * stack=8 spills=0 of a library", "has no HGMMA"),
+        (("_Zproduct * LDG.64",), "_Zlocal * stack=8 spills=0 of a library", "has no LDG.64"),
+        (("_Zproduct * !LDG",), "_Zlocal * stack=8 spills=0 of a library", "sm_90a: has LDG"),
+        ((GOOD, "_Zother * LDG"), "_Zlocal * stack=8 spills=0 of a library", "no kernel is"),
+        (("_Zproduct sm_80 HMMA",), "_Zlocal * stack=8 spills=0 of a library", "no kernel is"),
+        ((), "_Zlocal * stack=8 spills=0 of a library", "cuda_sass.txt does not name it"),
+    ],
+)
+def test_instructions_are_expected(gates, lines, exception, problem):
+    codes = list(gates.read_code(SASS))
+    allowances = gates.read_allowances(exception)
+    problems = gates.unexpected(codes, gates.read_expectations("\n".join(lines)), allowances)
+    assert bool(problems) == (problem is not None)
+    assert problem is None or any(problem in text for text in problems)
+
+
+@pytest.mark.parametrize("line", ["_Zproduct *", "_Zproduct", "_Zproduct * hmma", "_Z * !"])
+def test_expectations_that_cannot_be_read(gates, line):
+    with pytest.raises(ValueError, match=r"cuda_sass.txt: cannot read"):
+        gates.read_expectations(line)
+
+
+def test_expectations_of_the_project_can_be_read(gates):
+    assert gates.read_expectations(gates.INSTRUCTIONS.read_text(encoding="utf-8"))
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+def test_a_lost_vector_load_of_a_real_kernel_is_found(gates, tmp_path):
+    if (disassembler := gates.find_disassembler()) is None:
+        pytest.skip("no nvdisasm")
+    source, cubin = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
+    expected = gates.read_expectations("kernel * LDG.128 STG.128")
+    for alignment, lost in ((16, 0), (8, 2)):
+        source.write_text(
+            f"struct alignas({alignment}) Four {{ float v[4]; }};\n"
+            'extern "C" __global__ void kernel(Four* y, const Four* x) { y[0] = x[1]; }\n'
+        )
+        subprocess.run(["nvcc", "-arch=sm_80", "-cubin", source, "-o", cubin], check=True)
+        command = [disassembler, "-c", str(cubin)]
+        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert len(gates.unexpected(list(gates.read_code(shown)), expected, [])) == lost
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")

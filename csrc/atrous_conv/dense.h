@@ -72,7 +72,7 @@ struct DenseConvArgs {
   DenseConvShape shape;
   DenseConvPicture x;      // S
   DenseConvWeight weight;  // S
-  const void* packed;      // the weight as dense_conv_pack left it, or null
+  const void* packed;      // the weight as dense_conv_pack (dense_conv_cuda_pack) left it, or null
   const void* scale;       // T [outputs], or null
   const void* bias;        // T [outputs], or null
   bool relu;               // of the result; a NaN stays one

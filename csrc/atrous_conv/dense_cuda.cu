@@ -6,6 +6,7 @@
 #include "atrous_conv/dense_cuda.h"
 #include "atrous_conv/dense_layout.cuh"
 #include "atrous_conv/dense_mma_kernels.cuh"
+#include "atrous_conv/dense_wgmma.h"
 
 namespace pydense {
 namespace {
@@ -57,7 +58,7 @@ struct Plan {
     for (int i = 0; i < args.count; ++i) {
       const DenseConvArgs& own = args.convolutions[i];
       weights[i] = -1;
-      if (!dense_reads_in_place<T>(own.weight, own.shape)) {
+      if (own.packed == nullptr && !dense_reads_in_place<T>(own.weight, own.shape)) {
         weights[i] = piece(own.shape.taps() * own.shape.outputs * channels, kSize);
       }
     }
@@ -76,7 +77,11 @@ DenseBranch<T> branch_of(const DenseConvArgs& args, const Plan<T>& plan, int64_t
   constexpr int64_t kVector = kDenseVector<T>;
   const DenseConvShape& shape = args.shape;
   DenseBranch<T> branch = {};
-  if (at < 0) {
+  if (args.packed != nullptr) {
+    branch.weight = static_cast<const T*>(args.packed);
+    branch.weight_output = plan.channels;
+    branch.weight_tap = shape.outputs * plan.channels;
+  } else if (at < 0) {
     const int64_t last = args.weight.flipped ? shape.taps() - 1 : 0;
     branch.weight = static_cast<const T*>(args.weight.data) + last * args.weight.tap;
     branch.weight_output = args.weight.output;
@@ -160,6 +165,13 @@ void run(const char* op, const DenseConvCudaArgs& args, void* workspace, int dev
     p.branches[i] =
         branch_of<T>(args.convolutions[i], plan, plan.weights[i], workspace, device, stream);
   }
+#ifndef PYDENSE_SIMT
+  if constexpr (sizeof(T) == 2) {
+    if (dense_wgmma_is_wanted(device)) {
+      return dense_wgmma<T>(op, args.convolutions, args.count, p, device, stream);
+    }
+  }
+#endif
   if (plan.warps == kManyWarps) {
     launch_all<T, kManyWarps>(plan, p, device, stream);
   } else {
@@ -180,6 +192,20 @@ void dense_conv_cuda(const char* op, FloatType dtype, const DenseConvCudaArgs& a
   }
   with_tensor_core_type(op, dtype,
                         [&]<class T>(T) { run<T>(op, args, workspace, device, stream); });
+}
+
+int64_t dense_conv_cuda_packed_bytes(const char* op, FloatType dtype, const DenseConvShape& shape) {
+  return with_tensor_core_type(op, dtype, [&]<class T>(T) {
+    return shape.taps() * shape.outputs * dense_vector_channels<T>(shape.channels) *
+           static_cast<int64_t>(sizeof(T));
+  });
+}
+
+void dense_conv_cuda_pack(const char* op, FloatType dtype, const DenseConvShape& shape,
+                          const DenseConvWeight& weight, void* packed, int device, void* stream) {
+  with_tensor_core_type(op, dtype, [&]<class T>(T) {
+    lay_out_dense_weight<T>(weight, shape, static_cast<T*>(packed), device, stream);
+  });
 }
 
 }  // namespace pydense

@@ -15,8 +15,8 @@ namespace pydense {
 
 constexpr int kMaxDenseConvolutions = 8;  // of a call
 
-// Several convolutions of one picture x, in one launch where they fit; `packed` does not count.
-// Throws std::invalid_argument for float64.
+// Several convolutions of one picture x, in one launch where they fit. Throws std::invalid_argument
+// for float64.
 struct DenseConvCudaArgs {
   const DenseConvArgs* convolutions;
   int count;
@@ -24,6 +24,12 @@ struct DenseConvCudaArgs {
 int64_t dense_conv_cuda_workspace(const char* op, FloatType dtype, const DenseConvCudaArgs& args);
 void dense_conv_cuda(const char* op, FloatType dtype, const DenseConvCudaArgs& args,
                      void* workspace, int device, void* stream);
+
+// A weight in the order in which tensor cores read it: [taps, outputs, channels], with as many
+// channels as fill vectors of 16 bytes, the last ones 0; at a multiple of 16 bytes.
+int64_t dense_conv_cuda_packed_bytes(const char* op, FloatType dtype, const DenseConvShape& shape);
+void dense_conv_cuda_pack(const char* op, FloatType dtype, const DenseConvShape& shape,
+                          const DenseConvWeight& weight, void* packed, int device, void* stream);
 
 // The weight's gradient: per tap, over the outputs whose tap meets the picture, in parts that are
 // added in order where tiles do not fill the card.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "atrous_conv/dense_tiles.h"
+#include "atrous_conv/phase_tiles.h"
 #include "common/cuda.cuh"
 
 namespace pydense {
@@ -82,7 +83,9 @@ struct DensePixel {
     const uint32_t row = pixel / width;
     const auto height = static_cast<uint32_t>(own.height);
     image = row / height;
-    y = own.y + static_cast<int32_t>(row - image * height);
+    const uint32_t in_image = row - image * height;
+    y = own.y +
+        static_cast<int32_t>(own.rate == 1 ? in_image : phase_order_at(in_image, height, own.rate));
     x = own.x + static_cast<int32_t>(pixel - row * width);
   }
 };

@@ -68,6 +68,7 @@ std::vector<Candidate> candidates_of(const char* op, const DenseConvArgs* branch
         own.first_column = static_cast<uint16_t>(column.first);
         own.num_columns = static_cast<uint16_t>(taps == 0 ? 0 : column.last - column.first);
         own.branch = static_cast<uint16_t>(b);
+        own.rate = 1;
         found.push_back(
             {own, ceil_div(pixels, of_tile) * ceil_div(s.outputs, columns), taps * chunks});
       }

@@ -16,7 +16,8 @@ constexpr int kMaxDenseBranches = 8;  // of a launch
 constexpr int kMaxDenseClasses = 48;
 
 // Outputs of a branch that read the same taps: a rectangle of every image, cut into tiles. A tile
-// has all the rectangle's taps and channels, or one of `splits` even parts of them.
+// has all the rectangle's taps and channels, or one of `splits` even parts of them. Pixels are
+// counted row by row; rows in the order of phases of `rate` (phase_tiles.h).
 struct DenseClass {
   uint32_t first_item;  // blocks before its own, in the launch
   uint32_t first_sum;   // tiles before its own whose parts must be added
@@ -33,6 +34,7 @@ struct DenseClass {
   uint16_t first_column;
   uint16_t num_columns;
   uint16_t branch;
+  uint16_t rate;
 };
 
 struct DenseLaunch {

@@ -2,12 +2,12 @@
 // Dense atrous convolution on torch tensors (N, C, H, W). A result has the memory format of x.
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <optional>
 #include <vector>
 
 #include "atrous_conv/dense_cuda.h"
 #include "atrous_conv/dense_gradient.h"
+#include "atrous_conv/dense_packed_torch.h"
 #include "torch/memory.h"
 #include "torch/picture.h"
 
@@ -15,46 +15,6 @@ namespace pydense {
 namespace {
 
 using torch::headeronly::ScalarType;
-
-// Before the panels of a packed weight: what they are of.
-struct PackedHeader {
-  static constexpr uint64_t kMagic = 0x31746C64'7970'0003;  // raised with every change of the order
-  uint64_t magic;
-  int64_t isa;
-  int64_t dtype;
-  int64_t outputs;
-  int64_t channels;
-  int64_t kernel_height;
-  int64_t kernel_width;
-  int64_t transposed;
-};
-static_assert(sizeof(PackedHeader) == 64);
-
-PackedHeader header_of(FloatType dtype, const DenseConvShape& shape, bool transposed) {
-  return {PackedHeader::kMagic,
-          static_cast<int64_t>(current_cpu_isa()),
-          static_cast<int64_t>(dtype),
-          shape.outputs,
-          shape.channels,
-          shape.kernel_height,
-          shape.kernel_width,
-          transposed ? 1 : 0};
-}
-
-// weight is [outputs, channels, kH, kW], or the other way round where it is `transposed`, for the
-// gradient.
-DenseConvWeight weight_of(const Tensor& weight, bool transposed) {
-  return {weight.const_data_ptr(), weight.stride(transposed ? 1 : 0),
-          weight.stride(transposed ? 0 : 1), weight.stride(weight.size(3) == 1 ? 2 : 3),
-          transposed};
-}
-
-// The taps of an output and channel lie in order, at one distance.
-Tensor with_even_taps(const Tensor& weight) {
-  const bool even = weight.size(2) == 1 || weight.size(3) == 1 ||
-                    weight.stride(2) == weight.size(3) * weight.stride(3);
-  return even ? weight : as_contiguous(weight);
-}
 
 void check_weight(const char* op, const Tensor& weight, const Tensor& x, bool transposed) {
   require_dtype(op, "weight", weight, x.scalar_type());
@@ -89,31 +49,9 @@ Tensor with_unit_stride(const Tensor& x) {
   return x.stride(1) == 1 || x.stride(3) == 1 ? x : as_dense(x, is_channels_last(x));
 }
 
-[[maybe_unused]] Tensor new_workspace(const Tensor& x, int64_t bytes) {
-  const std::array<int64_t, 1> size = {bytes};
-  return new_dense(x, size, ScalarType::Byte);
-}
-
 // A picture of one channel has any stride along it, and so has a row of one pixel.
 DenseConvPicture picture_of(const Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-}
-
-// The panels behind a header that says what is asked for.
-const void* panels_of(const char* op, const Tensor& packed, const Tensor& x, FloatType dtype,
-                      const DenseConvShape& shape, bool transposed) {
-  const PackedHeader expected = header_of(dtype, shape, transposed);
-  const int64_t bytes = dense_conv_packed_bytes(op, dtype, shape);
-  require_dtype(op, "packed", packed, ScalarType::Byte);
-  require_same_device(op, "packed", packed, x);
-  const auto* const data = static_cast<const char*>(packed.const_data_ptr());
-  PYDENSE_CHECK(packed.dim() == 1 && packed.is_contiguous() &&
-                    packed.size(0) == static_cast<int64_t>(sizeof(PackedHeader)) + bytes &&
-                    std::memcmp(data, &expected, sizeof(PackedHeader)) == 0,
-                op,
-                ": packed must be what _pack_dense_atrous_weight makes of weight on this CPU, "
-                "got something else");
-  return data + sizeof(PackedHeader);
 }
 
 struct Geometry {
@@ -161,7 +99,7 @@ Convolution convolution(const char* op, const Tensor& x, const Tensor& weight,
   const auto element = static_cast<int64_t>(x.element_size());
   made.args = {shape,
                picture_of(x),
-               weight_of(made.kernel, transposed),
+               dense_weight_of(made.kernel, transposed),
                nullptr,
                made.factor.has_value() ? made.factor->const_data_ptr() : nullptr,
                made.shift.has_value() ? made.shift->const_data_ptr() : nullptr,
@@ -178,16 +116,15 @@ void convolve(const char* op, const Tensor& x, const Tensor& weight,
   const FloatType dtype = float_type(op, "x", x);
   const bool gpu = on_gpu(x);  // there any strides of x will do
   const Tensor rows = gpu ? x : with_unit_stride(x);
-  PYDENSE_CHECK(!gpu || !packed.has_value(), op, ": packed must be None on CUDA, got a tensor");
   Convolution own = convolution(op, rows, weight, scale, bias, out, 0, geometry, transposed, relu);
   if (packed.has_value()) {
-    own.args.packed = panels_of(op, *packed, x, dtype, own.args.shape, transposed);
+    own.args.packed = dense_panels(op, *packed, x, dtype, own.args.shape, transposed);
   }
   run_where(
       x,
       [&](auto device, void* stream) {
         const DenseConvCudaArgs all = {&own.args, 1};
-        const Tensor workspace = new_workspace(x, dense_conv_cuda_workspace(op, dtype, all));
+        const Tensor workspace = new_bytes(x, dense_conv_cuda_workspace(op, dtype, all));
         dense_conv_cuda(op, dtype, all, workspace.mutable_data_ptr(), device, stream);
       },
       [&] { dense_conv(op, dtype, own.args, torch_parallel_for); });
@@ -237,20 +174,24 @@ void into_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>&
 }
 
 // Branches of one picture with odd kernels and half of their reach as padding, side by side.
+// `packed` is empty, or has a tensor for each weight, without elements where it is not packed.
 void branches_op(const Tensor& x, const std::vector<Tensor>& weights,
-                 const std::vector<Tensor>& scales, const std::vector<Tensor>& biases,
-                 const Tensor& out, const std::vector<int64_t>& rates, bool relu) {
+                 const std::vector<Tensor>& packed, const std::vector<Tensor>& scales,
+                 const std::vector<Tensor>& biases, const Tensor& out,
+                 const std::vector<int64_t>& rates, bool relu) {
   constexpr const char* kOp = "_dense_atrous_conv2d_branches_into";
   check_picture(kOp, "x", x, true);
   check_picture(kOp, "out", out, true);
   const FloatType dtype = float_type(kOp, "x", x);
   const size_t count = weights.size();
-  PYDENSE_CHECK(count >= 1 && rates.size() == count && (scales.empty() || scales.size() == count) &&
+  PYDENSE_CHECK(count >= 1 && rates.size() == count && (packed.empty() || packed.size() == count) &&
+                    (scales.empty() || scales.size() == count) &&
                     (biases.empty() || biases.size() == count),
                 kOp,
-                ": rates, and scales and biases unless there are none, must be as many as "
+                ": rates, and packed, scales and biases unless there are none, must be as many as "
                 "weights, got ",
-                rates.size(), ", ", scales.size(), " and ", biases.size(), " for ", count);
+                rates.size(), ", ", packed.size(), ", ", scales.size(), " and ", biases.size(),
+                " for ", count);
   int64_t outputs = 0;
   for (const Tensor& weight : weights) {
     check_weight(kOp, weight, x, false);
@@ -273,6 +214,10 @@ void branches_op(const Tensor& x, const std::vector<Tensor>& weights,
                                scales.empty() ? std::nullopt : std::optional<Tensor>(scales[i]),
                                biases.empty() ? std::nullopt : std::optional<Tensor>(biases[i]),
                                out, first, geometry, false, relu));
+    if (!packed.empty() && packed[i].numel() > 0) {
+      made.back().args.packed =
+          dense_panels(kOp, packed[i], x, dtype, made.back().args.shape, false);
+    }
     first += weight.size(0);
   }
   run_where(
@@ -285,7 +230,7 @@ void branches_op(const Tensor& x, const std::vector<Tensor>& weights,
         for (size_t i = 0; i < count; i += kMaxDenseConvolutions) {
           const DenseConvCudaArgs some = {
               all.data() + i, static_cast<int>(std::min<size_t>(kMaxDenseConvolutions, count - i))};
-          const Tensor workspace = new_workspace(x, dense_conv_cuda_workspace(kOp, dtype, some));
+          const Tensor workspace = new_bytes(x, dense_conv_cuda_workspace(kOp, dtype, some));
           dense_conv_cuda(kOp, dtype, some, workspace.mutable_data_ptr(), device, stream);
         }
       },
@@ -294,27 +239,6 @@ void branches_op(const Tensor& x, const std::vector<Tensor>& weights,
           dense_conv(kOp, dtype, own.args, torch_parallel_for);
         }
       });
-}
-
-Tensor pack_op(const Tensor& weight, bool transposed) {
-  constexpr const char* kOp = "_pack_dense_atrous_weight";
-  check_picture(kOp, "weight", weight, false);
-  const FloatType dtype = float_type(kOp, "weight", weight);
-  DenseConvShape shape = {};
-  shape.outputs = weight.size(transposed ? 1 : 0);
-  shape.channels = weight.size(transposed ? 0 : 1);
-  shape.kernel_height = weight.size(2);
-  shape.kernel_width = weight.size(3);
-  const Tensor kernel = with_even_taps(weight);
-  const PackedHeader header = header_of(dtype, shape, transposed);
-  const std::array<int64_t, 1> size = {static_cast<int64_t>(sizeof(header)) +
-                                       dense_conv_packed_bytes(kOp, dtype, shape)};
-  Tensor packed = new_dense(weight, size, ScalarType::Byte);
-  auto* const data = static_cast<char*>(packed.mutable_data_ptr());
-  std::memcpy(data, &header, sizeof(header));
-  dense_conv_pack(kOp, dtype, shape, weight_of(kernel, transposed), data + sizeof(header),
-                  torch_parallel_for);
-  return packed;
 }
 
 Tensor gradient_op(const Tensor& grad, const Tensor& x, int64_t kernel_height, int64_t kernel_width,
@@ -343,7 +267,7 @@ Tensor gradient_op(const Tensor& grad, const Tensor& x, int64_t kernel_height, i
       x,
       [&](auto device, void* stream) {
         const Tensor workspace =
-            new_workspace(x, dense_conv_weight_gradient_cuda_workspace(kOp, dtype, args));
+            new_bytes(x, dense_conv_weight_gradient_cuda_workspace(kOp, dtype, args));
         dense_conv_weight_gradient_cuda(kOp, dtype, args, workspace.mutable_data_ptr(), device,
                                         stream);
       },
@@ -364,20 +288,18 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "Tensor? bias, Tensor(a!) out, SymInt dilation_y, SymInt dilation_x, SymInt top, "
       "SymInt left, bool relu) -> ()");
   m.def(
-      "_dense_atrous_conv2d_branches_into(Tensor x, Tensor[] weights, Tensor[] scales, "
-      "Tensor[] biases, Tensor(a!) out, int[] rates, bool relu) -> ()");
+      "_dense_atrous_conv2d_branches_into(Tensor x, Tensor[] weights, Tensor[] packed, "
+      "Tensor[] scales, Tensor[] biases, Tensor(a!) out, int[] rates, bool relu) -> ()");
   m.def(
       "dense_atrous_conv2d_weight_gradient(Tensor grad, Tensor x, SymInt kernel_height, "
       "SymInt kernel_width, SymInt dilation_y, SymInt dilation_x, SymInt top, SymInt left) "
       "-> Tensor");
-  m.def("_pack_dense_atrous_weight(Tensor weight, bool transposed) -> Tensor");
 }
 PYDENSE_TORCH_CPU(m) {
   m.impl("dense_atrous_conv2d", TORCH_BOX(&pydense::forward_op));
   m.impl("_dense_atrous_conv2d_into", TORCH_BOX(&pydense::into_op));
   m.impl("_dense_atrous_conv2d_branches_into", TORCH_BOX(&pydense::branches_op));
   m.impl("dense_atrous_conv2d_weight_gradient", TORCH_BOX(&pydense::gradient_op));
-  m.impl("_pack_dense_atrous_weight", TORCH_BOX(&pydense::pack_op));
 }
 #ifdef PYDENSE_WITH_CUDA
 PYDENSE_TORCH_CUDA(m) {

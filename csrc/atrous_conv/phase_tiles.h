@@ -29,4 +29,14 @@ PYDENSE_HD uint32_t phase_tile_at(uint32_t u, uint32_t rate, uint32_t tile) {
   return u / rate * rate * tile + u % rate;
 }
 
+// The u-th place of an axis in the order of phases: 0, rate, 2 rate, ..., 1, 1 + rate, ...
+PYDENSE_HD uint32_t phase_order_at(uint32_t u, uint32_t size, uint32_t rate) {
+  const uint32_t most = (size - 1) / rate + 1;     // places of a phase
+  const uint32_t many = size - (most - 1) * rate;  // phases that have so many
+  const bool first = u < many * most;
+  const uint32_t left = first ? u : u - many * most;
+  const uint32_t each = first ? most : most - 1;
+  return (first ? 0 : many) + left / each + left % each * rate;
+}
+
 }  // namespace pydense

@@ -14,11 +14,16 @@ auto run_of(FloatType dtype) {
 
 }  // namespace
 
-void separable(const char* op, FloatType dtype, const SeparableArgs& args,
-               ParallelFor parallel_for) {
-  const DepthwisePlanMemory memory(op, args.shape);
+void check_separable(const char* op, const SeparableArgs& args) {
+  check_depthwise_shape(op, args.shape);
   PYDENSE_CHECK(args.shape.channels >= 1 && args.outputs >= 1, op,
                 ": channels must be at least 1, got ", args.shape.channels, " to ", args.outputs);
+}
+
+void separable(const char* op, FloatType dtype, const SeparableArgs& args,
+               ParallelFor parallel_for) {
+  check_separable(op, args);
+  const DepthwisePlanMemory memory(op, args.shape);
   if (args.shape.batches > 0) {
     run_of(dtype)(args, memory.plan(), parallel_for);
   }

@@ -24,14 +24,24 @@ struct SeparableArgs {
   const void* depthwise_bias;    // S [channels], or null
   int64_t outputs;
   const void* pointwise_weight;  // S [outputs, channels]
-  const void* pointwise_bias;    // S [outputs], or null
+  const void* pointwise_bias;    // S [outputs] (float on a GPU), or null
   void* out;                     // S, dense, [batches, outputs, out_height, out_width]
   bool inner_relu;               // of z; a NaN stays one
   bool relu;
 };
 
+// Throws std::invalid_argument for sizes out of range.
+void check_separable(const char* op, const SeparableArgs& args);
+
 void separable(const char* op, FloatType dtype, const SeparableArgs& args,
                ParallelFor parallel_for);
+
+// On the tensor cores of a GPU, for depthwise kernels of 3 x 3: z is of the type in memory, and
+// float is multiplied as TF32. pointwise_bias is float there. Bitwise the same from run to run.
+// Throws std::invalid_argument for double and other kernels.
+int64_t separable_cuda_workspace(const char* op, FloatType dtype, const SeparableArgs& args);
+void separable_cuda(const char* op, FloatType dtype, const SeparableArgs& args, void* workspace,
+                    int device, void* stream);
 
 // By FloatType.
 struct SeparableTable {

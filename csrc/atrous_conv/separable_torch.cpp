@@ -11,6 +11,8 @@
 namespace pydense {
 namespace {
 
+using torch::headeronly::ScalarType;
+
 constexpr const char* kOp = "atrous_separable_conv2d";
 
 // Of `count` numbers, of the dtype and device of x.
@@ -35,7 +37,7 @@ Tensor separable_op(const Tensor& x, const Tensor& depthwise_weight,
                     const std::optional<Tensor>& pointwise_bias, int64_t height, int64_t width,
                     int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left,
                     bool inner_relu, bool relu) {
-  check_picture(kOp, "x", x, false);
+  check_picture(kOp, "x", x, true);
   const FloatType dtype = float_type(kOp, "x", x);
   const int64_t channels = x.size(1);
   require_dtype(kOp, "depthwise_weight", depthwise_weight, x.scalar_type());
@@ -74,18 +76,28 @@ Tensor separable_op(const Tensor& x, const Tensor& depthwise_weight,
   const Tensor matrix = as_contiguous(pointwise_weight);
   const std::array<int64_t, 4> size = {x.size(0), outputs, height, width};
   Tensor out = new_dense(x, size, x.scalar_type(), last);
-  separable(kOp, dtype,
-            {shape,
-             {rows.const_data_ptr(), rows.stride(0), rows.stride(1), rows.stride(2)},
-             kernel.const_data_ptr(),
-             data_of(inner),
-             outputs,
-             matrix.const_data_ptr(),
-             data_of(outer),
-             out.mutable_data_ptr(),
-             inner_relu,
-             relu},
-            torch_parallel_for);
+  SeparableArgs args = {shape,
+                        {rows.const_data_ptr(), rows.stride(0), rows.stride(1), rows.stride(2)},
+                        kernel.const_data_ptr(),
+                        data_of(inner),
+                        outputs,
+                        matrix.const_data_ptr(),
+                        data_of(outer),
+                        out.mutable_data_ptr(),
+                        inner_relu,
+                        relu};
+  run_where(
+      x,
+      [&](auto device, void* stream) {
+        const auto wide = outer.has_value()
+                              ? std::optional<Tensor>(torch::stable::to(*outer, ScalarType::Float))
+                              : std::nullopt;
+        args.pointwise_bias = data_of(wide);
+        const std::array<int64_t, 1> bytes = {separable_cuda_workspace(kOp, dtype, args)};
+        const Tensor workspace = new_dense(x, bytes, ScalarType::Byte);
+        separable_cuda(kOp, dtype, args, workspace.mutable_data_ptr(), device, stream);
+      },
+      [&] { separable(kOp, dtype, args, torch_parallel_for); });
   return out;
 }
 
@@ -100,3 +112,6 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "-> Tensor");
 }
 PYDENSE_TORCH_CPU(m) { m.impl("atrous_separable_conv2d", TORCH_BOX(&pydense::separable_op)); }
+#ifdef PYDENSE_WITH_CUDA
+PYDENSE_TORCH_CUDA(m) { m.impl("atrous_separable_conv2d", TORCH_BOX(&pydense::separable_op)); }
+#endif

@@ -61,7 +61,8 @@ class PackedWeight:
         """The weight, packed in this dtype, or None where it must not be kept.
 
         That is in traced code, for tensors without memory of their own, and where the weight is to
-        get a gradient.
+        get a gradient; on CUDA also while a graph is captured, which outlives what is kept, and
+        where kernels read the weight as it is.
         """
         if (
             torch.compiler.is_compiling()
@@ -74,8 +75,16 @@ class PackedWeight:
         if torch.is_grad_enabled() and weight.requires_grad:
             self._kept = None  # who trains it may write it by ways that nothing counts
             return None
+        stream = None
+        if weight.device.type == "cuda":
+            if _reads_in_place(weight, dtype) or torch.cuda.is_current_stream_capturing():
+                return None
+            # Another stream would have to wait for the copy.
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         key = (
             weight.data_ptr(),
+            weight.device,
+            stream,
             weight._version,
             weight.shape,
             weight.stride(),
@@ -97,3 +106,10 @@ class PackedWeight:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeight, ()
+
+
+def _reads_in_place(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether tensor cores take it as it is: channels side by side, in whole 16 bytes."""
+    each = 16 // dtype.itemsize
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    return weight.dtype == dtype and last and weight.shape[1] % each == 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pydense.ops import _crf_arguments as check
 from pydense.ops.atrous_conv import ACTIVATIONS
-from pydense.ops.atrous_separable_conv import atrous_separable_conv2d
+from pydense.ops.atrous_separable_conv import atrous_separable_conv2d, in_two_because
 
 from ._batchnorm import folded, is_fixed
 from ._hooks import has_hooks
@@ -23,8 +23,9 @@ class AtrousSeparableConv2d(UsesOperators, nn.Module):
     """A depthwise atrous and a 1x1 convolution, with batch normalisation and ReLU where wanted.
 
     See :func:`pydense.ops.atrous_separable_conv2d`. Where batch normalisation takes its statistics
-    from its buffers (``eval()``), it becomes part of the weights, and all is one pass. In training
-    the layers run one after the other, and so they do where one of them has hooks (pruning and
+    from its buffers (``eval()``) and x is on the CPU, it becomes part of the weights, and all is
+    one pass; on CUDA that is an experiment, for layers without batch normalisation. In training the
+    layers run one after the other, and so they do where one of them has hooks (pruning and
     ``nn.utils.weight_norm`` are such).
 
     The layers are called ``depthwise``, ``depthwise_norm``, ``pointwise`` and ``pointwise_norm``;
@@ -95,8 +96,7 @@ class AtrousSeparableConv2d(UsesOperators, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The result, in one pass where nothing but fixed batch normalisation stands between."""
         norms = [self.depthwise_norm, self.pointwise_norm]
-        fixed = all(norm is None or is_fixed(norm) for norm in norms)
-        fuses = x.device.type == "cpu" and fixed and not self.plain
+        fuses = not self.plain and self._fuses(x, norms)
         if fuses and not any(map(has_hooks, self.children())):
             inner, inner_bias = folded(self.depthwise.weight, self.depthwise.bias, norms[0])
             outer, outer_bias = folded(self.pointwise.weight, self.pointwise.bias, norms[1])
@@ -113,6 +113,17 @@ class AtrousSeparableConv2d(UsesOperators, nn.Module):
             )
         x = _finish(self.depthwise(x), norms[0], self.inner_activation)
         return _finish(self.pointwise(x), norms[1], self.activation)
+
+    def _fuses(self, x: Tensor, norms: Sequence[nn.Module | None]) -> bool:
+        """Whether one pass is possible, and on CUDA faster."""
+        if x.device.type == "cpu":
+            return all(norm is None or is_fixed(norm) for norm in norms)
+        if x.device.type != "cuda" or any(norm is not None for norm in norms):
+            return False
+        first, second = self.depthwise, self.pointwise
+        return x.dim() == 4 and (
+            in_two_because(x, first.weight, second.weight, first.bias, second.bias) is None
+        )
 
     def extra_repr(self) -> str:
         """The activations."""

@@ -35,12 +35,12 @@ def _concat(
     """``packed`` is empty, or has a tensor for each weight, without elements where it is not."""
     out = _fake(x, weights, packed, pool_weight, scales, biases, rates, relu)
     parts = _parts(out, weights, pool_weight)
-    owns = _are_own(x, weights, rates)
-    if all(owns) and not packed:  # in one launch, on CUDA
+    owns = are_own(x, weights, rates)
+    if all(owns):  # in one launch, on CUDA
         count = len(weights)
         out_of_all = out[:, : sum(len(weight) for weight in weights)]
         _OPS._dense_atrous_conv2d_branches_into(
-            x, weights, scales[:count], biases[:count], out_of_all, rates, relu
+            x, weights, packed, scales[:count], biases[:count], out_of_all, rates, relu
         )
     else:
         for i, weight in enumerate(weights):
@@ -92,7 +92,7 @@ def takes_dense(x: Tensor, weight: Tensor, rate: int) -> bool:
     return choose(call).kernels is Kernels.DENSE
 
 
-def _are_own(x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[bool]:
+def are_own(x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[bool]:
     """For which branches pydense's kernels convolve, forward.
 
     On CUDA for all where they do for one: the others fill its launch.

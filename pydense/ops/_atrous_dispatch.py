@@ -22,6 +22,7 @@ published networks.
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from functools import cache
 from typing import NamedTuple
@@ -100,6 +101,21 @@ def tf32_is_allowed() -> bool:
         return bool(torch.backends.cudnn.allow_tf32)
     except RuntimeError:  # convolutions and recurrent layers differ
         return bool(torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def experimental_kernels() -> bool:
+    """Whether kernels may run that no GPU has shown to be faster, or right."""
+    return os.environ.get("PYDENSE_EXPERIMENTAL_KERNELS") == "1"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def tf32_products_are_allowed() -> bool:
+    """Whether torch lets cuBLAS multiply float32 matrices in TF32."""
+    try:
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    except RuntimeError:  # set through the newer names
+        return bool(torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32")
 
 
 def choose(call: Call) -> Choice:

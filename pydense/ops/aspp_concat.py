@@ -134,13 +134,12 @@ def _packed(
     caches: Sequence[WeightCache | None],
 ) -> list[Tensor]:
     """What the caches have of weights that pydense's kernels read, for the operator."""
-    if x.device.type != "cpu":  # CUDA kernels take weights as they are
+    if not caches:
         return []
+    owns = operators.are_own(x, weights, rates)
     found = [
-        None
-        if cache is None or not operators.takes_dense(x, weight, rate)
-        else cache.get(weight, x.dtype)
-        for weight, rate, cache in zip(weights, rates, caches, strict=bool(caches))
+        cache.get(weight, x.dtype) if own and cache is not None else None
+        for weight, own, cache in zip(weights, owns, caches, strict=True)
     ]
     if all(item is None for item in found):
         return []

@@ -171,8 +171,7 @@ def convolve(
     if plan.choice.kernels is Kernels.TORCH:
         return _with_torchs(x, row[0], plan, activation)
     packed = None
-    on_cpu = x.device.type == "cpu"  # CUDA kernels take the weight as it is
-    if cache is not None and on_cpu and plan.choice.kernels is Kernels.DENSE:
+    if cache is not None and plan.choice.kernels is Kernels.DENSE:
         packed = cache.get(weight, x.dtype)
     return _with_own_kernels(x, row[0], plan, activation, packed)
 

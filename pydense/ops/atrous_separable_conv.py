@@ -12,6 +12,12 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
+from ._atrous_dispatch import (
+    LEAST_CHANNELS_CUDA,
+    LEAST_OUTPUTS_CUDA,
+    experimental_kernels,
+    tf32_products_are_allowed,
+)
 from ._convolution_arguments import as_convolution, padding_of, parameter
 from ._memory_format import suggested
 from .atrous_conv import ACTIVATIONS, Pair
@@ -43,8 +49,12 @@ def atrous_separable_conv2d(
 
     On the CPU, the map between the two convolutions is never in memory: a tile of it goes from the
     sums of the taps into the operand of the matrix product. On a GPU it is: pydense's depthwise
-    kernel writes it (with its bias and activation), and the product is torch's (cuBLAS). Taps
-    beside the map are left out, so that large rates cost less.
+    kernel writes it (with its bias and activation), and the product is torch's (cuBLAS). A kernel
+    of one pass is there, too, for tensor cores; counted instructions say that it is no faster, so
+    that it runs with ``PYDENSE_EXPERIMENTAL_KERNELS=1`` alone: where no gradient is wanted, for
+    3x3, 64 channels or more, 64 to 256 outputs, and bfloat16, float16, or float32 that
+    ``torch.backends.cuda.matmul`` multiplies in TF32. ``pydense.explain("atrous_separable_conv2d",
+    ...)`` says which. Taps beside the map are left out, so that large rates cost less.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
@@ -67,7 +77,8 @@ def atrous_separable_conv2d(
         with fused multiply-add. Backward, the depthwise gradients have the same promises; the
         products of the 1x1 convolution are torch's, which are bitwise the same from run to run at
         a fixed number of threads. On a GPU the map between the convolutions is of the dtype of
-        ``x``, as torch's own is.
+        ``x``, as torch's own is; the one pass there has the same bits in every run and both memory
+        formats.
 
     Raises:
         ValueError: A shape or number out of range.
@@ -77,7 +88,8 @@ def atrous_separable_conv2d(
     Memory: the result and a copy of the weights; per thread a tile, about 1 MB for 256 outputs.
     Backward computes the map between the convolutions again, and needs it and its gradient in
     memory. Saved for backward: ``x``, the weights and ``depthwise_bias``; the result, with an
-    activation. On a GPU, also the map between the convolutions where a gradient needs it.
+    activation. On a GPU, also the map between the convolutions where a gradient needs it; the one
+    pass there needs float32 sums of parts where a map is too small for the card.
 
     Source: L.-C. Chen et al., *Encoder-Decoder with Atrous Separable Convolution for Semantic Image
     Segmentation*, ECCV 2018.
@@ -111,7 +123,7 @@ def atrous_separable_conv2d(
     )
     geometry = (height, width, *rates, *before)
     relus = (inner_activation == "relu", activation == "relu")
-    if _is_in_two(x):
+    if in_two_because(x, *named.values()) is not None:
         return _in_two(x, named, geometry, relus)
     result: Tensor = torch.ops.pydense.atrous_separable_conv2d(
         x,
@@ -134,17 +146,57 @@ def explain_atrous_separable_conv2d(
 ) -> str:
     """What ``pydense.explain`` says; the arguments are checked when they are used."""
     arguments.picture("atrous_separable_conv2d", "x", x)
-    if _is_in_two(x):
+    reason = in_two_because(x, depthwise_weight, pointwise_weight, *biases)
+    if reason is not None:
         return (
-            "pydense's depthwise kernels, then torch's product: x is on cuda, the map between the "
-            "convolutions is in memory"
+            "pydense's depthwise kernels, then torch's product, the map between them in memory: "
+            f"{reason}"
         )
-    return "pydense's kernels: x is on the CPU, both convolutions in one pass"
+    if x.device.type == "cpu":
+        return "pydense's kernels: x is on the CPU, both convolutions in one pass"
+    return (
+        "pydense's kernels: x is on cuda, no gradient is wanted, and tensor cores multiply what is "
+        "made of the taps in the same pass"
+    )
 
 
-def _is_in_two(x: Tensor) -> bool:
-    """The rule: on the CPU one pass, on a GPU a kernel and a product."""
-    return x.device.type == "cuda"
+# On CUDA, the one pass makes the map between again for every 256 outputs.
+_MOST_OUTPUTS_CUDA = 256
+
+
+def in_two_because(
+    x: Tensor, depthwise_weight: Tensor, pointwise_weight: Tensor, *biases: Tensor | None
+) -> str | None:
+    """The rule: why on a GPU it is a kernel and a product; None for one pass."""
+    if x.device.type == "cpu":
+        return None
+    if not experimental_kernels():
+        return (
+            "x is on cuda, where one pass is predicted to be no faster "
+            "(PYDENSE_EXPERIMENTAL_KERNELS=1 switches it on)"
+        )
+    given = [depthwise_weight, pointwise_weight, *(b for b in biases if b is not None)]
+    x, _ = as_convolution(x, given)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
+        return "x is on cuda, and a gradient needs the map between the convolutions"
+    if x.dtype == torch.float32 and not tf32_products_are_allowed():
+        return (
+            "x is on cuda, of float32, and torch.backends.cuda.matmul does not allow TF32, in "
+            "which the one pass multiplies it"
+        )
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "x is on cuda, where the one pass is for bfloat16, float16 and TF32"
+    kernel, outputs = tuple(depthwise_weight.shape[2:]), pointwise_weight.shape[0]
+    if kernel != (3, 3):
+        return f"x is on cuda, where the one pass is for kernels of 3x3, and this one is {kernel}"
+    fits = LEAST_OUTPUTS_CUDA <= outputs <= _MOST_OUTPUTS_CUDA
+    if not fits or x.shape[1] < LEAST_CHANNELS_CUDA:
+        return (
+            f"x is on cuda with {x.shape[1]} channels to {outputs} outputs, where the one pass is "
+            f"for {LEAST_CHANNELS_CUDA} channels at least and {LEAST_OUTPUTS_CUDA} to "
+            f"{_MOST_OUTPUTS_CUDA} outputs"
+        )
+    return None
 
 
 def _in_two(

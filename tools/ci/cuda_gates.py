@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles every CUDA kernel for every architecture and refuses spills and local memory.
+"""Compiles every CUDA kernel for every architecture; looks at what ptxas says and what it made.
 
     python tools/ci/cuda_gates.py [BUILD_DIR] [--table]  # default: build/gates; MAX_JOBS at a time
 
@@ -8,6 +8,11 @@ says of each kernel is read: registers that spill, or a stack frame, fail the ru
 is in ``tools/ci/cuda_exceptions.txt`` with a limit and a reason. An exception that nothing needs
 fails too. Kernels that ``tools/ci/cuda_budgets.txt`` names stay within its registers and static
 shared memory.
+
+The machine code is read, too (nvdisasm, of the package nvidia-cuda-nvdisasm): kernels have the
+instructions that ``tools/ci/cuda_sass.txt`` says, so that a matrix product or a vector load that
+the compiler lost is noticed. Every kernel with matrix instructions must be there, and none without
+an exception may have loads or stores of local memory.
 """
 
 from __future__ import annotations
@@ -20,19 +25,30 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 EXCEPTIONS = Path(__file__).with_name("cuda_exceptions.txt")
 BUDGETS = Path(__file__).with_name("cuda_budgets.txt")
+INSTRUCTIONS = Path(__file__).with_name("cuda_sass.txt")
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 
 ENTRY = re.compile(r"Compiling entry function '([^']+)' for '([^']+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+TARGET = re.compile(r"\s*\.target\s+(\w+)")
+SECTION = re.compile(r"\s*\.section\s+\.text\.([^,\s]+)")
+INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)")
+MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA")
+LOCAL = ("LDL", "STL")
+
+
+_Named = TypeVar("_Named", "Kernel", "Code")
 
 
 class Kernel(NamedTuple):
@@ -164,15 +180,110 @@ def over_budget(kernels: Sequence[Kernel], budgets: Sequence[Budget]) -> list[st
     return found
 
 
-def demangled(kernels: Sequence[Kernel]) -> list[Kernel]:
+class Code(NamedTuple):
+    """The kinds of instructions of one kernel on one architecture."""
+
+    name: str
+    architecture: str
+    instructions: frozenset[str]
+
+    def has(self, wanted: str) -> bool:
+        """Whether an instruction is of this kind: ``LDG.128`` is ``LDG.E.128.CONSTANT``, too."""
+        kind, *modifiers = wanted.split(".")
+        return any(
+            own == kind and set(modifiers) <= set(others)
+            for own, *others in (found.split(".") for found in self.instructions)
+        )
+
+
+def read_code(disassembly: str) -> Iterator[Code]:
+    """The functions in what ``nvdisasm -c`` prints of a cubin; names are mangled."""
+    architecture = name = ""
+    found: dict[str, set[str]] = {}
+    for line in disassembly.splitlines():
+        if target := TARGET.match(line):
+            architecture = target[1]
+        elif section := SECTION.match(line):
+            name = section[1]
+            found[name] = set()
+        elif name and (instruction := INSTRUCTION.match(line)):
+            found[name].add(instruction[1])
+    for name, kinds in found.items():
+        yield Code(name, architecture, frozenset(kinds))
+
+
+class Expectation(NamedTuple):
+    """A line of the list of instructions."""
+
+    pattern: re.Pattern[str]
+    architecture: str
+    wanted: tuple[str, ...]
+    unwanted: tuple[str, ...]
+
+    def concerns(self, code: Code) -> bool:
+        return self.architecture in ("*", code.architecture) and bool(
+            self.pattern.search(code.name)
+        )
+
+
+def read_expectations(text: str) -> list[Expectation]:
+    """Lines ``PATTERN ARCHITECTURE INSTRUCTION...``; ValueError for any other."""
+    expectations = []
+    for line in (line.strip() for line in text.splitlines()):
+        if not line or line.startswith("#"):
+            continue
+        pattern, *words = line.split()
+        kinds = words[1:]
+        if not kinds or any(re.fullmatch(r"!?[A-Z][A-Z0-9_.]*", kind) is None for kind in kinds):
+            raise ValueError(f"cuda_sass.txt: cannot read {line!r}")
+        wanted = tuple(kind for kind in kinds if kind[0] != "!")
+        unwanted = tuple(kind[1:] for kind in kinds if kind[0] == "!")
+        expectations.append(Expectation(re.compile(pattern), words[0], wanted, unwanted))
+    return expectations
+
+
+def unexpected(
+    codes: Sequence[Code], expectations: Sequence[Expectation], allowances: Sequence[Allowance]
+) -> list[str]:
+    """Kernels without what they should have, or with local memory; expectations of no kernel."""
+    found = []
+    for expectation in expectations:
+        concerned = [code for code in codes if expectation.concerns(code)]
+        if not concerned:
+            found.append(f"cuda_sass.txt: no kernel is '{expectation.pattern.pattern}'")
+        for code in concerned:
+            where = f"{code.name} on {code.architecture}"
+            found += [f"{where}: has no {k}" for k in expectation.wanted if not code.has(k)]
+            found += [f"{where}: has {k}" for k in expectation.unwanted if code.has(k)]
+    for code in codes:
+        allowed = any(
+            a.architecture in ("*", code.architecture) and a.pattern.search(code.name)
+            for a in allowances
+        )
+        where = f"{code.name} on {code.architecture}"
+        if not allowed:
+            found += [f"{where}: has {k}, of local memory" for k in LOCAL if code.has(k)]
+        if any(map(code.has, MATRIX)) and not any(e.concerns(code) for e in expectations):
+            found.append(f"{where}: multiplies matrices, and cuda_sass.txt does not name it")
+    return found
+
+
+def demangled(rows: Sequence[_Named]) -> list[_Named]:
     names = subprocess.run(
         ["c++filt", "-p"],
-        input="\n".join(kernel.name for kernel in kernels),
+        input="\n".join(row.name for row in rows),
         check=True,
         capture_output=True,
         text=True,
     ).stdout.splitlines()
-    return [kernel._replace(name=name) for kernel, name in zip(kernels, names, strict=True)]
+    return [row._replace(name=name) for row, name in zip(rows, names, strict=True)]
+
+
+def find_disassembler() -> str | None:
+    """nvdisasm on PATH, or of the package nvidia-cuda-nvdisasm."""
+    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    own = sorted(packages.glob("*/bin/nvdisasm"))
+    return shutil.which("nvdisasm") or (str(own[-1]) if own else None)
 
 
 def commands(build: Path) -> list[list[str]]:
@@ -212,20 +323,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("cuda_gates: no nvcc on PATH")
         return 2
 
-    def compile_one(command: list[str]) -> tuple[str, int]:
-        done = subprocess.run(command, capture_output=True, text=True)
-        return done.stdout + done.stderr, done.returncode
+    disassembler = find_disassembler()
+    if disassembler is None:
+        print("cuda_gates: no nvdisasm: pip install -r tools/ci/requirements.txt")
+        return 2
+
+    def compile_one(command: list[str]) -> tuple[str, int, list[Code]]:
+        # Beside the cubins, nvcc keeps some 100 MB that nobody needs.
+        with tempfile.TemporaryDirectory(dir=options.build) as folder:
+            command = [*command, "--keep", "--keep-dir", folder]
+            done = subprocess.run(command, capture_output=True, text=True)
+            codes = []
+            for cubin in sorted(Path(folder).glob("*.cubin")):
+                shown = subprocess.run(
+                    [disassembler, "-c", cubin], check=True, capture_output=True, text=True
+                )
+                codes += read_code(shown.stdout)
+        return done.stdout + done.stderr, done.returncode, codes
 
     kernels: list[Kernel] = []
+    codes: list[Code] = []
     jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(jobs) as pool:
-        for output, status in pool.map(compile_one, commands(options.build)):
+        for output, status, own in pool.map(compile_one, commands(options.build)):
             if status != 0:
                 print(output)
                 return 1
             kernels += parse(output)
+            codes += own
     kernels = sorted(set(demangled(kernels)))
-    if {kernel.architecture for kernel in kernels} != set(ARCHITECTURES):
+    codes = demangled(codes)
+    archs = [{row.architecture for row in rows} for rows in (kernels, codes)]
+    if archs != [set(ARCHITECTURES)] * 2:
         print(f"cuda_gates: kernels for {', '.join(ARCHITECTURES)} expected, found others or none")
         return 1
     if options.table:
@@ -233,7 +362,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(
                 f"{k.architecture:<7} {k.registers:>3} registers, {k.shared:>6} B shared  {k.name}"
             )
-    problems = judge(kernels, read_allowances(EXCEPTIONS.read_text(encoding="utf-8")))
+    allowances = read_allowances(EXCEPTIONS.read_text(encoding="utf-8"))
+    expectations = read_expectations(INSTRUCTIONS.read_text(encoding="utf-8"))
+    problems = judge(kernels, allowances)
+    problems += unexpected(codes, expectations, allowances)
     problems += over_budget(kernels, read_budgets(BUDGETS.read_text(encoding="utf-8")))
     for problem in problems:
         print(f"cuda_gates: {problem}")
@@ -241,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     most = max(kernel.registers for kernel in kernels)
     print(
         f"cuda_gates: {len(names)} kernels for {len(ARCHITECTURES)} architectures, at most {most} "
-        f"registers, {len(problems)} problems"
+        f"registers, instructions of {len(expectations)} kinds of kernels, {len(problems)} problems"
     )
     return 1 if problems else 0
 
