@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pydense import _library
 
-from ._crf_autograd import needs_gradient, run_mean_field
+from ._crf_autograd import run_mean_field
 from ._crf_features import Model, lattices
 from ._exact import ExactKernel, apply_compat, check_precision
 from ._gradient import register_missing_gradient
@@ -79,8 +79,6 @@ def _exact_mean_field(model: Model) -> MeanField:
 
     def finish(z: Tensor, output: str) -> Tensor:
         z = z.contiguous(memory_format=layout)
-        if z.device.type == "cuda" and output != "labels" and needs_gradient([z]):
-            return z.softmax(1) if output == "probabilities" else z
         return run_mean_field(z, [], [], 0, False, None, output)
 
     def run(iterations: int, q: Tensor | None, output: str) -> Tensor:
