@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from benchmarks._cuda_atrous_cases import ATROUS_CASES
 from benchmarks._cuda_calls import Calls, pictures
+from benchmarks._cuda_crf_cases import CRF_CASES
 
 
 def _selftest() -> Calls:
@@ -96,96 +97,6 @@ def _accumulate(layout: str = "") -> Calls:
         lambda: upsample_accumulate(dst, x, 0, 0, HEAD_SIZE, weight=weight),
         lambda: dst.add_(_full(x) * weight),
     )
-
-
-CRF_BUILD = "1x5x321x481, bilateral 80, 13"
-CRF_KEYS = "1x9x321x481, keys of two words"
-CRF_FIELD = "1x21x321x481, bilateral 80, 13, 1 iteration"
-CRF_POTTS = f"{CRF_FIELD} and back"
-CRF_MATRIX = "1x21x321x481, bilateral 80, 13, matrix, 1 iteration and back"
-CRF_FEATURES = "1x21x321x481, bilateral 80, 13, features of 1 iteration"
-CRF_CHECK = "1x21x321x481, bilateral 80, 13, the lattice's own derivative"
-
-
-def _crf_features() -> Tensor:
-    """Of a picture with smooth colours and some noise, as the counted launch has."""
-    y, x = torch.meshgrid(torch.arange(321.0), torch.arange(481.0), indexing="ij")
-    noise = torch.rand(3, 321, 481, generator=torch.Generator().manual_seed(8))
-    colours = [100 + 40 * torch.sin(0.05 * (x + c * y)) + 12 * noise[c] - 6 for c in range(3)]
-    return torch.stack([x / 80, y / 80, *(c / 13 for c in colours)])[None].cuda()
-
-
-def _crf_lattice(wide: bool = False) -> Calls:
-    from pydense.ops import permutohedral_filter  # noqa: F401  (loads the operators)
-
-    features = _crf_features()
-    if wide:
-        features = torch.cat([features, 40 * features[:, :4]], 1)
-    return Calls(lambda: torch.ops.pydense.dense_crf_lattice(features, "symmetric", True))
-
-
-def _crf_field() -> Calls:
-    from pydense.ops import permutohedral_filter  # noqa: F401
-
-    op = torch.ops.pydense
-    lattice = op.dense_crf_lattice(_crf_features(), "symmetric", True)
-    unary = torch.randn(1, 21, 321, 481, device="cuda")
-    compat = torch.tensor(10.0, device="cuda")
-    arguments = (unary, [lattice], [compat], 1, False, None, "probabilities")
-    return Calls(lambda: op.dense_crf_mean_field(*arguments))
-
-
-def _crf_training(matrix: bool = False) -> Calls:
-    """Forward for training and backward, of the operators alone."""
-    from pydense.ops import permutohedral_filter  # noqa: F401
-
-    op = torch.ops.pydense
-    lattice = op.dense_crf_lattice(_crf_features(), "symmetric", True)
-    unary = torch.randn(1, 21, 321, 481, device="cuda")
-    compat = torch.rand(21, 21, device="cuda") if matrix else torch.tensor(10.0, device="cuda")
-    none = torch.empty(0, device="cuda")
-
-    def run() -> None:
-        result, kept = op.dense_crf_mean_field_training(
-            unary, [lattice], [compat], [none], 1, False, None, "probabilities", "filter", False
-        )
-        op.dense_crf_mean_field_backward(
-            unary, None, result, kept, [lattice], [compat], 1, False, None, False, False, False
-        )
-
-    return Calls(run)
-
-
-def _crf_feature_gradient(mode: str = "filter") -> Calls:
-    from pydense.ops import permutohedral_filter  # noqa: F401
-
-    op = torch.ops.pydense
-    features = _crf_features()
-    lattice = op.dense_crf_lattice(features, "symmetric", True)
-    rows = torch.randn(2, 1, 321, 481, 21, device="cuda").movedim(4, 2)
-    return Calls(
-        lambda: op.dense_crf_feature_gradient(features, lattice, rows[0], rows[1], None, mode)
-    )
-
-
-def _exact(height: int, width: int, dims: int, fast: bool = False) -> Callable[[], Calls]:
-    def make() -> Calls:
-        from pydense.ops import exact_gaussian_filter  # noqa: F401
-
-        op = torch.ops.pydense
-        features = _crf_features()[:, -dims:, :height, :width].flatten(2).contiguous()
-        values = torch.rand(1, 21, height * width, device="cuda")
-        if not fast:
-            return Calls(lambda: op.exact_gaussian_filter(values, features, True))
-
-        def both() -> Tensor:
-            order = op.exact_gaussian_order(features)
-            result: Tensor = op.exact_gaussian_filter_fast(values, features, order, True, 1e-4)
-            return result
-
-        return Calls(both)
-
-    return make
 
 
 def _upsample(
@@ -313,13 +224,13 @@ def _residual_pool(
     return make
 
 
-EXACT_FAST = "1x21x321x481, bilateral 80, 13, 29 % of pairs"
 POOL = (8, 256, 128, 128)
 POOL_NAME = "8 x 256 x 128 x 128"
 
 
 CASES: dict[str, Callable[[], Calls]] = {
     **ATROUS_CASES,
+    **CRF_CASES,
     f"max_pool_forward_kernel|{POOL_NAME}, float32, offsets": _max_pool(
         torch.float32, gradient=True
     ),
@@ -371,97 +282,6 @@ CASES: dict[str, Callable[[], Calls]] = {
     f"residual_sum_kernel|{POOL_NAME}, bfloat16, 5 addends": _residual_pool(
         torch.bfloat16, stages=4
     ),
-    f"lattice_blur_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_bounds_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_chunk_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_embed_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_heads_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_link_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_norm_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_number_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_plan_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_splat_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_splat_long_kernel|{CRF_BUILD}": _crf_lattice,
-    f"lattice_bounds_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
-    f"lattice_embed_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
-    f"lattice_gather_keys_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
-    f"lattice_heads_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
-    f"lattice_plan_kernel|{CRF_KEYS}": lambda: _crf_lattice(wide=True),
-    f"lattice_blur_kernel|{CRF_FIELD}": _crf_field,
-    f"lattice_splat_kernel|{CRF_FIELD}": _crf_field,
-    f"lattice_splat_long_kernel|{CRF_FIELD}": _crf_field,
-    f"mean_field_update_kernel|{CRF_FIELD}": _crf_field,
-    f"rows_load_kernel|{CRF_FIELD}": _crf_field,
-    f"rows_store_kernel|{CRF_FIELD}": _crf_field,
-    **{
-        f"{kernel}|{CRF_POTTS}": _crf_training
-        for kernel in (
-            "label_chunk_sum_kernel",
-            "label_scale_kernel",
-            "lattice_blur_kernel",
-            "lattice_splat_kernel",
-            "lattice_splat_long_kernel",
-            "mean_field_gradient_kernel",
-            "mean_field_update_kernel",
-            "rows_load_kernel",
-            "rows_store_kernel",
-        )
-    },
-    **{
-        f"{kernel}|{CRF_MATRIX}": lambda: _crf_training(matrix=True)
-        for kernel in (
-            "label_chunk_sum_kernel",
-            "label_outer_kernel",
-            "label_product_kernel",
-            "lattice_blur_kernel",
-            "lattice_splat_kernel",
-            "lattice_splat_long_kernel",
-            "mean_field_gradient_kernel",
-            "mean_field_update_kernel",
-            "rows_load_kernel",
-            "rows_store_kernel",
-        )
-    },
-    **{
-        f"{kernel}|{CRF_FEATURES}": _crf_feature_gradient
-        for kernel in (
-            "feature_difference_kernel",
-            "feature_load_kernel",
-            "feature_norm_kernel",
-            "feature_store_kernel",
-            "lattice_blur_kernel",
-            "lattice_splat_kernel",
-            "lattice_splat_long_kernel",
-        )
-    },
-    **{
-        f"{kernel}|{CRF_CHECK}": lambda: _crf_feature_gradient("lattice")
-        for kernel in (
-            "feature_corner_kernel",
-            "feature_load_kernel",
-            "feature_norm_kernel",
-            "feature_simplex_kernel",
-            "lattice_blur_kernel",
-            "lattice_splat_kernel",
-            "lattice_splat_long_kernel",
-        )
-    },
-    "exact_filter_kernel|1x21x321x481, 5 features": _exact(321, 481, 5),
-    "exact_filter_kernel|1x21x321x481, 2 features": _exact(321, 481, 2),
-    "exact_sum_kernel|1x21x64x64, 5 features, 32 parts": _exact(64, 64, 5),
-    "exact_sum_kernel|1x21x64x64, 2 features, 32 parts": _exact(64, 64, 2),
-    "exact_sum_kernel|1x21x64x64, 8 parts": _exact(64, 64, 5, fast=True),
-    **{
-        f"{kernel}|{EXACT_FAST}": _exact(321, 481, 5, fast=True)
-        for kernel in (
-            "exact_fast_kernel",
-            "fast_pack_kernel",
-            "order_begin_kernel",
-            "order_finish_kernel",
-            "order_keys_kernel",
-            "order_sides_kernel",
-        )
-    },
     "selftest_kernel|2^26 floats": _selftest,
     "upsample_forward_kernel|16 x 21 x 65 x 65 to 513 x 513, float32": _upsample(
         (16, 21, 65, 65), (513, 513), torch.float32
