@@ -64,8 +64,7 @@ def dense_crf_loss(
     Raises:
         ValueError: Shapes that do not fit, no kernel, an unknown word; see ``dense_crf``.
         TypeError: An argument of the wrong type or dtype.
-        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda), or with
-            ``backend="exact"`` not on the CPU.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda).
 
     Memory: per kernel a lattice (see ``dense_crf``) and the message, like S; both and S are saved
     for backward.

@@ -265,6 +265,33 @@ class TestPacked:
             assert layer.weight_cache()._kept[1] is not kept
         assert layer(x).requires_grad and layer.weight_cache()._kept is None
 
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+    def test_a_captured_step_keeps_none(self, monkeypatch):
+        """Replays of a graph write the weight, which nothing counts."""
+        dense_kernels = Choice(Kernels.DENSE, "for this test")
+        monkeypatch.setattr(atrous_module, "choose", lambda call: dense_kernels)
+        layer = AtrousConv2d(12, 9, 3, padding=3, dilation=3, bias=False).cuda().half()
+        x = random(1, 12, 8, 9).to("cuda", torch.float16)
+
+        def step():
+            (gradient,) = torch.autograd.grad(layer(x).sum(), layer.weight)
+            with torch.no_grad():
+                layer.weight.sub_(gradient, alpha=0.01)
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        for _ in range(2):
+            graph.replay()
+            with torch.no_grad():
+                assert same_bits(layer(x), dense(x, layer.weight, None, (3, 3), (3, 3, 3, 3)))
+
 
 class TestInto:
     @pytest.mark.parametrize("dtype", DTYPES)

@@ -33,6 +33,7 @@ SASS = """\t.target\tsm_90a
         /*0050*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
         /*0060*/              @UP1 BRA `(.L_x_0) ;
         /*0070*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0070*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24 ;
 .L_x_0:
         /*0080*/                   STG.E.64 desc[UR4][R2.64], R4 ;
 //--------------------- .text._Zlocal --------------------------
@@ -108,11 +109,18 @@ def test_machine_code_is_read(gates):
     assert product == (
         "_Zproduct",
         "sm_90a",
-        {"LDC", "LDG.E.128.CONSTANT", "BRA", "HMMA.16816.F32.BF16", "STG.E.64"},
+        {
+            "LDC",
+            "LDG.E.128.CONSTANT",
+            "BRA",
+            "HMMA.16816.F32.BF16",
+            "HGMMA.64x128x16.F32.BF16",
+            "STG.E.64",
+        },
     )
     assert local == ("_Zlocal", "sm_90a", {"STL.64"})
     assert product.has("LDG.128") and product.has("LDG") and product.has("HMMA.16816")
-    assert not any(map(product.has, ("LDG.64", "STG.128", "HGMMA", "LD", "HMMA.TF32")))
+    assert not any(map(product.has, ("LDG.64", "STG.128", "IMMA", "LD", "HMMA.TF32")))
 
 
 GOOD = "_Zproduct * HMMA.BF16 LDG.128 !STG.128"
@@ -124,7 +132,7 @@ GOOD = "_Zproduct * HMMA.BF16 LDG.128 !STG.128"
         ((GOOD,), "_Zlocal * stack=8 spills=0 of a library", None),
         ((GOOD,), "_Zlocal sm_80 stack=8 spills=0 of a library", "_Zlocal on sm_90a: has STL, of"),
         ((GOOD,), "", "_Zlocal on sm_90a: has STL, of local memory"),
-        (("_Zproduct * HGMMA",), "_Zlocal * stack=8 spills=0 of a library", "has no HGMMA"),
+        (("_Zproduct * IMMA",), "_Zlocal * stack=8 spills=0 of a library", "has no IMMA"),
         (("_Zproduct * LDG.64",), "_Zlocal * stack=8 spills=0 of a library", "has no LDG.64"),
         (("_Zproduct * !LDG",), "_Zlocal * stack=8 spills=0 of a library", "sm_90a: has LDG"),
         ((GOOD, "_Zother * LDG"), "_Zlocal * stack=8 spills=0 of a library", "no kernel is"),

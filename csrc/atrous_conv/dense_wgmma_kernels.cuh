@@ -167,6 +167,7 @@ class DenseWgmma {
         place.next();
       }
       wgmma_wait<0>();
+      wgmma_settle(sums);
       if (count > 0 && lane() == 0) {
         barrier_arrive(&shared_.empty[before]);
       }

@@ -142,6 +142,14 @@ template <int Pending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
+// After wgmma_wait: to the compiler D is there once a product is issued, so that it could read D
+// before the wait.
+__device__ __forceinline__ void wgmma_settle(float (&d)[64]) {
+#pragma unroll
+  for (float& x : d) {
+    asm volatile("" : "+f"(x)::"memory");
+  }
+}
 
 // Registers of the threads of four warps: fewer for those that copy, more for those that multiply.
 template <int kCount>

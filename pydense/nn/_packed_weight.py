@@ -56,13 +56,14 @@ class PackedWeight:
         # Key, packed weight, and the weight: held, so that its memory cannot become another's.
         # Set at once, so that threads see what belongs together.
         self._kept: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
+        self._trained_in_graph = False  # replays of it write the weight, which nothing counts
 
     def get(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The weight, packed in this dtype, or None where it must not be kept.
 
         That is in traced code, for tensors without memory of their own, and where the weight is to
-        get a gradient; on CUDA also while a graph is captured, which outlives what is kept, and
-        where kernels read the weight as it is.
+        get a gradient; on CUDA also while a graph is captured, which outlives what is kept, ever
+        after a graph with a training step was, and where kernels read the weight as it is.
         """
         if (
             torch.compiler.is_compiling()
@@ -72,12 +73,19 @@ class PackedWeight:
             or _functorch.is_functorch_wrapped_tensor(weight)
         ):
             return None
+        cuda = weight.device.type == "cuda"
         if torch.is_grad_enabled() and weight.requires_grad:
             self._kept = None  # who trains it may write it by ways that nothing counts
+            if cuda and torch.cuda.is_current_stream_capturing():
+                self._trained_in_graph = True
             return None
         stream = None
-        if weight.device.type == "cuda":
-            if _reads_in_place(weight, dtype) or torch.cuda.is_current_stream_capturing():
+        if cuda:
+            if (
+                self._trained_in_graph
+                or _reads_in_place(weight, dtype)
+                or torch.cuda.is_current_stream_capturing()
+            ):
                 return None
             # Another stream would have to wait for the copy.
             stream = torch.cuda.current_stream(weight.device).cuda_stream

@@ -54,7 +54,7 @@ class CRFasRNN(UsesOperators, nn.Module):
     Raises:
         ValueError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
         TypeError: In the constructor or the call, see :func:`pydense.ops.dense_crf`.
-        NotImplementedError: Tensors that are not on the CPU.
+        NotImplementedError: Tensors that are neither on the CPU nor on a GPU (cuda).
 
     Memory for backward: that of ``dense_crf``: ``iterations`` marginals, or none of them with
     ``recompute``.
