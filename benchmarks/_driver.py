@@ -117,8 +117,10 @@ class Benchmark:
         written = f"default results/{self.name}.json, none with --quick or --case"
         add("--output", type=Path, help=written)
         options = parser.parse_args(arguments)
-        if options.isa and (options.resume or options.minutes):
+        if options.isa and (options.resume or options.minutes is not None):
             parser.error("--isa measures everything in one go: not with --resume or --minutes")
+        if options.minutes is not None and not options.minutes >= 0:
+            parser.error(f"--minutes must be 0 or more, got {options.minutes}")
         options.rounds = options.rounds or (2 if options.quick else self.rounds)
         if not options.output and not (options.quick or options.case):
             options.output = RESULTS / f"{self.name}.json"
@@ -182,9 +184,10 @@ class Benchmark:
         options = self.parse(sys.argv[1:] if arguments is None else arguments)
         shared = _shared_arguments(options)
         isa = ["--isa", *options.isa] if options.isa else []
-        runs = self.kept(options)
-        done = {run["case"] for run in runs}
-        cases = [case for case in self.chosen(options) if case.name not in done]
+        before = self.kept(options)
+        runs: list[Any] = before.get("runs", [])
+        machine = before.get("machine") or _machine(self.packages)
+        cases = [case for case in self.chosen(options) if _is_left(case, runs, options)]
         peaks = _peaks(options)
 
         def result_so_far() -> dict[str, Any]:
@@ -192,8 +195,8 @@ class Benchmark:
                 self.name,
                 self.title,
                 runs=runs,
-                machine=_machine(self.packages),
-                peaks=peaks,
+                machine=machine,
+                peaks={**{int(n): p for n, p in before.get("peaks", {}).items()}, **peaks},
                 command=shlex.join(["python", "-m", self.module, *shared, *isa]),
                 commit=commit(),
             )
@@ -204,35 +207,48 @@ class Benchmark:
         if options.isa:
             runs += [run for name in options.isa for run in self.measure_isa(shared, name, peaks)]
             return result_so_far()
-        latest = time.monotonic() + 60 * (options.minutes or math.inf)
+        latest = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
         for run in runs:
             self.add_memory(run, options)
         result = result_so_far() if runs else {}
         for number, case in enumerate(cases, 1):
-            runs += self.measure(options, [case], peaks)
+            new = self.measure(options, [case], peaks)
+            again = {(run["case"], run["threads"]) for run in new}
+            runs[:] = [run for run in runs if (run["case"], run["threads"]) not in again] + new
             result = result_so_far()  # an interruption loses one case
             if time.monotonic() > latest:
                 print(f"{len(cases) - number} cases are left", file=sys.stderr)
                 break
         return result
 
-    def kept(self, options: argparse.Namespace) -> list[Any]:
-        """With ``--resume``, what the result file has of cases measured with all thread counts.
+    def kept(self, options: argparse.Namespace) -> dict[str, Any]:
+        """With ``--resume``, the result so far; empty where there is none.
 
         Raises:
-            SystemExit: They are of other sources, so that one table would mix two programs.
+            SystemExit: It is of other sources or of another machine, so that one table would mix
+                what cannot be compared.
         """
         if not options.resume or not options.output or not options.output.exists():
-            return []
+            return {}
         result = load_result(options.output)
+        where = f"--resume: {options.output.name} is of"
         if not same_sources(result["commit"]):
-            raise SystemExit(f"--resume: {options.output.name} is of {result['commit']}")
-        measured = {(run["case"], run["threads"]) for run in result["runs"]}
-        return [
-            run
-            for run in result["runs"]
-            if all((run["case"], count) in measured for count in options.threads)
-        ]
+            raise SystemExit(f"{where} {result['commit']}")
+        machine = _machine(self.packages)
+        for key in ("cpu", "packages", "build"):
+            if result["machine"].get(key) != machine[key]:
+                raise SystemExit(f"{where} another machine ({key})")
+        return result
+
+
+def _is_left(case: Case, runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> bool:
+    """Whether a thread count of the case, with its size of today, was not measured yet."""
+    there = {
+        run["threads"]
+        for run in runs
+        if run["case"] == case.name and run["params"] == json.loads(json.dumps(case.params))
+    }
+    return not there.issuperset(options.threads)
 
 
 def _shared_arguments(options: argparse.Namespace) -> list[str]:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from _benchmarks import _result
+from _benchmarks import PEAKS, _result, example
 
 from benchmarks import _driver, _upsample_cases, bench_upsample
 from benchmarks._harness import stages_of, time_call
@@ -54,19 +56,69 @@ def test_quick_run_writes_a_valid_result(tmp_path):
 
 def test_a_long_benchmark_is_measured_in_parts(tmp_path, monkeypatch, capsys):
     path = tmp_path / "upsample.json"
-    quick = ["--quick", "--no-memory", "--threads", "1", "--output", str(path)]
-    run = bench_upsample.BENCHMARK.main
-    first = run([*quick, "--minutes", "1e-6"])["runs"]
+    quick = ["--quick", "--no-memory", "--output", str(path)]
+    one, run = [*quick, "--threads", "1"], bench_upsample.BENCHMARK.main
+    first = run([*one, "--minutes", "0"])["runs"]
     assert len(first) == 1 and "1 cases are left" in capsys.readouterr().err
     monkeypatch.setattr(_driver, "same_sources", lambda commit: True)  # whatever is uncommitted
-    both = run([*quick, "--resume"])["runs"]
+    both = run([*one, "--resume"])["runs"]
     assert both[0] == _result.load_result(path)["runs"][0] and len(both) == 2
     assert both[0]["rivals"] == _result._rounded(first[0]["rivals"])
-    again = run([*quick, "--resume"])["runs"]  # nothing is left
-    assert again == _result.load_result(path)["runs"] and len(again) == 2
+    again = run([*one, "--resume"])["runs"]  # nothing is left
+    assert again == _result.load_result(path)["runs"] == _result._rounded(both)
+
+
+def test_resuming_keeps_what_is_measured(tmp_path, monkeypatch):
+    """Another number of threads measures case by case; the file has all that was there before."""
+    path = tmp_path / "upsample.json"
+    quick = ["--quick", "--no-memory", "--output", str(path)]
+    seen = []
+
+    def measure(self, options, cases, peaks):
+        seen.append((cases[0].name, options.threads))
+        known = example()["runs"][0]
+        params = dict(cases[0].params)
+        return [
+            {**known, "case": cases[0].name, "params": params, "threads": n, "isa": "avx2"}
+            for n in options.threads
+        ]
+
+    monkeypatch.setattr(_driver.Benchmark, "measure", measure)
+    monkeypatch.setattr(_driver, "same_sources", lambda commit: True)
+    monkeypatch.setattr(_driver, "measure_peaks", lambda count, quick: dict(PEAKS))
+    run = bench_upsample.BENCHMARK.main
+    names = [r["case"] for r in run([*quick, "--threads", "1"])["runs"]]
+    assert len(names) == 2
+    result = run([*quick, "--threads", "1", "2", "--resume", "--minutes", "0"])
+    found = sorted((r["case"], r["threads"]) for r in result["runs"])
+    assert found == sorted([(names[0], 1), (names[0], 2), (names[1], 1)])
+    assert set(result["peaks"]) == {"1", "2"}
+    assert seen[2:] == [(names[0], [1, 2])]
+    text = path.read_text()
+    changed = json.loads(text)
+    changed["runs"][0]["params"] = {"size": 1}  # a case of the same name that was another
+    path.write_text(json.dumps(changed))
+    run([*quick, "--threads", "1", "--resume"])
+    assert seen[3:] == [(changed["runs"][0]["case"], [1])]
+    changed["machine"]["cpu"] = "another"
+    path.write_text(json.dumps(changed))
+    with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of another machine \(cpu\)"):
+        run([*quick, "--resume"])
     monkeypatch.setattr(_driver, "same_sources", lambda commit: False)
     with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of "):
         run([*quick, "--resume"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--isa", "avx2", "--resume"], "not with --resume or --minutes"),
+        (["--isa", "avx2", "--minutes", "0"], "not with --resume or --minutes"),
+        (["--minutes", "-1"], "--minutes must be 0 or more"),
+        (["--minutes", "nan"], "--minutes must be 0 or more"),
+    ],
+)
+def test_parts_that_make_no_sense(arguments, said, capsys):
     with pytest.raises(SystemExit):
-        run(["--isa", "avx2", "--resume"])
-    assert "not with --resume or --minutes" in capsys.readouterr().err
+        bench_upsample.BENCHMARK.main(arguments)
+    assert said in capsys.readouterr().err
