@@ -43,7 +43,7 @@ FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) by
 USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 TARGET = re.compile(r"\s*\.target\s+(\w+)")
 SECTION = re.compile(r"\s*\.section\s+\.text\.([^,\s]+)")
-INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)")
+INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Za-z0-9_.]*)")
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA")
 LOCAL = ("LDL", "STL")
 
@@ -234,7 +234,7 @@ def read_expectations(text: str) -> list[Expectation]:
             continue
         pattern, *words = line.split()
         kinds = words[1:]
-        if not kinds or any(re.fullmatch(r"!?[A-Z][A-Z0-9_.]*", kind) is None for kind in kinds):
+        if not kinds or any(re.fullmatch(r"!?[A-Z][A-Za-z0-9_.]*", kind) is None for kind in kinds):
             raise ValueError(f"cuda_sass.txt: cannot read {line!r}")
         wanted = tuple(kind for kind in kinds if kind[0] != "!")
         unwanted = tuple(kind[1:] for kind in kinds if kind[0] == "!")
