@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import pytest
@@ -94,8 +95,34 @@ def test_segnet(variant, format, evaluate, count):
         checkpoints.load(wrong, state)
 
 
-def pspnet(x: Tensor, net: dict[str, Tensor], blocks: tuple[int, ...]) -> Tensor:
-    """The layers of pspnet50_ADE20K_473.prototxt."""
+@pytest.mark.parametrize(("variant", "only"), [("vgg16", "caffe"), ("basic", "caffe-basic")])
+@pytest.mark.parametrize("format", ["caffe", "caffe-basic", "say4n"])
+def test_formats_of_segnet_s_variants(variant, only, format, tmp_path):
+    """The names of one net do not fit the other, though the rules would give some."""
+    model = models.SegNet(3, variant)
+    if format == only or (variant == "vgg16" and format == "say4n"):
+        assert format in checkpoints.formats(model)
+        assert checkpoints.convert(model, to_format=format)
+        return
+    assert format not in checkpoints.formats(model) and format in checkpoints.formats("SegNet")
+    other = "basic" if variant == "vgg16" else "vgg16"
+    text = f"format {format} is of SegNet with variant='{other}', this one has '{variant}'"
+    state = {f"encoder_conv_{i}0.{end}": torch.zeros(1) for i in range(4) for end in "01"}
+    calls = [
+        lambda: checkpoints.convert(model, to_format=format),
+        lambda: checkpoints.save(model, tmp_path / "x.pth", to_format=format),
+        lambda: checkpoints.load(model, state, format=format),
+        lambda: checkpoints.load(model, checkpoints.convert(published, to_format=format)),
+    ]
+    published = models.SegNet(3, other)
+    for call in calls:
+        with pytest.raises(CheckpointError, match=re.escape(text)):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def pspnet(x: Tensor, net: dict[str, Tensor], blocks: tuple[int, ...], stride_on: str) -> Tensor:
+    """The layers of pspnet50_ADE20K_473.prototxt, or of pspnet101_VOC2012_473.prototxt."""
 
     def conv(name: str, x: Tensor, stride: int = 1, hole: int = 1) -> Tensor:
         weight = net[f"{name}.0"]
@@ -112,8 +139,9 @@ def pspnet(x: Tensor, net: dict[str, Tensor], blocks: tuple[int, ...]) -> Tensor
             name = f"conv{stage}_{block}"
             stride = 2 if (stage, block) == (3, 1) else 1
             hole = {4: 2, 5: 4}.get(stage, 1)
-            y = relu(conv(f"{name}_1x1_reduce", x, stride))
-            y = conv(f"{name}_1x1_increase", relu(conv(f"{name}_3x3", y, 1, hole)))
+            first, second = (stride, 1) if stride_on == "1x1" else (1, stride)
+            y = relu(conv(f"{name}_1x1_reduce", x, first))
+            y = conv(f"{name}_1x1_increase", relu(conv(f"{name}_3x3", y, second, hole)))
             x = relu(y + (conv(f"{name}_1x1_proj", x, stride) if block == 1 else x))
     rows = [x]
     for bins in (6, 3, 2, 1):
@@ -124,35 +152,61 @@ def pspnet(x: Tensor, net: dict[str, Tensor], blocks: tuple[int, ...]) -> Tensor
     return functional.conv2d(x, net["conv6.0"], net["conv6.1"])
 
 
-def test_pspnet():
+@pytest.mark.parametrize(("published", "stride_on"), [(50, "1x1"), (101, "3x3")])
+def test_pspnet(published, stride_on):
     with small_resnet() as depth:
         build = partial(models.PSPNet, 3, depth, aux=False)
-        model, plain = fill(build(stride_on="1x1", ceil_mode=True)), build()
+        model = fill(build(stride_on=stride_on, ceil_mode=True))
+        plain = build(stride_on="3x3" if stride_on == "1x1" else "1x1")
+    model.depth = plain.depth = published  # fewer blocks, but of that net
     state = caffe(model)
     # 3, 4 and 4 x 4 (with bn), 4 grids, the head: convolutions of 1 blob, norms of 4.
     assert len(state) == 5 * (3 + 4 * 4 + 4 + 1) + 2
     assert state["conv5_4/bn.3"].shape == (1, 512, 1, 1)
     x = torch.randn(1, 3, 49, 66, generator=torch.manual_seed(1))
     with torch.no_grad():
-        expected = pspnet(x.double(), state, (1, 1, 1, 1))
+        expected = pspnet(x.double(), state, (1, 1, 1, 1), stride_on)
         assert close(model(x, low_resolution=True).double(), expected)
     report = checkpoints.load(plain, state)
     assert report.complete and report.preprocessing == "caffe-vgg"
     assert report.notes == [
-        "networks of caffe have stride_on=1x1, this model has not",
+        f"networks of caffe have stride_on={stride_on}, this model has not",
         "networks of caffe have ceil_mode=True, this model has not",
     ]
+    assert report.options == {"stride_on": stride_on, "ceil_mode": True}
     assert not checkpoints.load(model, state).notes
-    with pytest.raises(CheckpointError, match="missing"):
-        checkpoints.load(models.PSPNet(3, 50), state)  # also without "aux"
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("pspnet_resnet50", 16), ("pspnet_resnet101", 33)])
-def test_names_of_pspnet(name, blocks):
+def test_pspnet_with_auxiliary_output():
+    """Caffe's files have none; the messages say what to do."""
+    with small_resnet() as depth:
+        model, plain = (models.PSPNet(3, depth, aux=aux, ceil_mode=True) for aux in (True, False))
+    text = "no place for aux.0.weight: its networks have aux=False, build the model so or give"
+    with pytest.raises(CheckpointError, match=text):
+        caffe(model)
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("aux.")}
+    state = checkpoints.convert(model, own, to_format="caffe")
+    assert checkpoints.load(plain, state).complete
+    with pytest.raises(CheckpointError, match=r"(?s)missing .*have aux=False, this model has not"):
+        checkpoints.load(model, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "stride_on"),
+    [("pspnet_resnet50", 16, "1x1"), ("pspnet_resnet101", 33, "3x3")],
+)
+def test_names_of_pspnet(name, blocks, stride_on):
     with torch.device("meta"):
         model = models.get_model(name, aux=False)
         state = checkpoints.convert(model, to_format="caffe")
     assert len(state) == 5 * (3 + 3 * blocks + 4 + 4 + 1) + 2
+    held = {key: torch.empty(value.shape) for key, value in state.items()}
+    for how in ("1x1", "3x3"):
+        with torch.device("meta"):
+            other = models.get_model(name, num_classes=21, stride_on=how, ceil_mode=True, aux=False)
+        report = checkpoints.plan(other, held)[0]
+        assert report.complete
+        assert report.options == ({} if how == stride_on else {"stride_on": stride_on})
     last = "conv4_6" if blocks == 16 else "conv4_23"
     for key in (f"{last}_1x1_increase/bn.3", "conv5_3_pool6_conv.0", "conv2_1_1x1_proj.0"):
         assert key in state

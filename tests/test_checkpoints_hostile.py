@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
+import time
+import tracemalloc
 import zipfile
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pydense import checkpoints, models
-from pydense.checkpoints import CheckpointError
+from pydense.checkpoints import CheckpointError, _caffe
 
 FCN8S = partial(models.FCN, 3, 8, fc_channels=8)
 AT_ONCE = partial(models.FCN, 3, 8, True, fc_channels=8)
@@ -181,3 +185,109 @@ def test_the_divisor_of_statistics_is_missed():
     del state["bn_conv1.2"]
     with pytest.raises(CheckpointError, match=r"missing \(1\): bn_conv1.2"):
         checkpoints.load(model, state)
+
+
+def test_wrappers_that_hold_themselves(tmp_path):
+    """Each mapping is searched once, whatever ways lead to it."""
+    found: dict[Any, Any] = {f"{i:06}": 0 for i in range(60_000)}
+    for key in checkpoints._files._WRAPPERS:
+        found[key] = found
+    torch.save(found, tmp_path / "x.pth")
+    begin = time.process_time()
+    with pytest.raises(CheckpointError, match="holds no weights by name"):
+        checkpoints.read(tmp_path / "x.pth")
+    assert time.process_time() - begin < 5  # 20 s when each way was gone
+
+
+def test_wrappers_are_found_behind_ways_that_end():
+    """A mapping that was too deep on one way is searched again on a shorter one."""
+    inner = {"model": {"net": {"a.weight": torch.ones(1)}}}
+    deep = {"state_dict": {"state_dict": {"state_dict": inner}}, "net": inner}
+    assert [*checkpoints._files.unwrap(deep)[0]] == ["a.weight"]
+
+
+@pytest.mark.parametrize(
+    "key", [10**5000, (1, 2), None, torch.ones(2), b"a"], ids=lambda key: type(key).__name__
+)
+def test_names_beside_that_are_no_texts(key):
+    model = models.UNet(3, width=2)
+    weights = model.state_dict()
+    report = checkpoints.load(model, {key: 1, "model": weights, "epoch": 3})
+    assert report.about.beside == (f"<{type(key).__name__}>", "epoch")
+    assert f"beside the weights (2): <{type(key).__name__}>, epoch" in str(report)
+    with pytest.raises(CheckpointError, match="names that are no texts"):
+        checkpoints.load(model, {**weights, key: 1})
+
+
+def test_names_beside_are_not_without_end():
+    model = models.UNet(3, width=2)
+    many = {f"a{i}": 1 for i in range(3000)}
+    report = checkpoints.load(model, {**many, "model": {**many, "net": model.state_dict()}})
+    assert report.about.beside == tuple(f"a{i}" for i in range(1000))
+
+
+def caffe_file(numbers: bytes, count: int) -> memoryview:
+    """A net of one layer with one blob of so many numbers."""
+    field, number = _caffe._field, _caffe._number
+    blob = field(7, field(1, number(count))) + numbers
+    return memoryview(field(100, field(1, b"a") + field(7, blob)))
+
+
+def test_caffe_s_empty_fields():
+    """Two bytes each, and nothing in memory."""
+    empty, one = b"\x2a\x00", b"\x2d" + struct.pack("<f", 3)
+    raw = caffe_file(empty * 100_000 + one, 1)
+    tracemalloc.start()
+    found = _caffe.parse(raw)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["a.0"].tolist() == [3] and peak < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"\x2d\0\0\0\0" + b"\x08\x01",
+        b"\x2d\0\0\0\0" + b"\x41" + bytes(8),
+        b"\x2a\x04\0\0\0\0",
+    ],
+    ids=["number, dimension", "float, double", "packed"],
+)
+def test_caffe_s_numbers_in_pieces(piece):
+    begin = time.process_time()
+    with pytest.raises(CheckpointError, match="numbers in too many pieces"):
+        _caffe.parse(caffe_file(piece * 200_000, 200_000))
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize("where", ["net", "layer", "blob", "shape"])
+def test_caffe_s_fields_are_counted(where, monkeypatch):
+    """However few bytes each has, all take time; a million is far more than any net has."""
+    assert _caffe._MAX_FIELDS == 1_000_000
+    monkeypatch.setattr(_caffe, "_MAX_FIELDS", 1000)
+    field, many = _caffe._field, b"\x78\x00" * 1000
+    raw = {
+        "net": many,
+        "layer": field(100, many),
+        "blob": field(100, field(7, many)),
+        "shape": field(100, field(7, field(7, many))),
+    }[where]
+    with pytest.raises(CheckpointError, match=r"more than 1000 fields|no blobs") as caught:
+        _caffe.parse(memoryview(raw + b"\x78\x00"))
+    assert "fields" in str(caught.value)
+
+
+@pytest.mark.parametrize(("tag", "kind"), [(0x2D, "<f4"), (0x41, "<f8")])
+def test_caffe_s_long_runs(tag, kind):
+    """Numbers one by one, as writers without packed fields make them, and their differences."""
+    count = 2_000_000
+    rows = np.zeros(count, [("tag", "u1"), ("value", kind)])
+    rows["tag"], rows["value"] = tag, np.arange(count)
+    differences = rows.copy()
+    differences["tag"] += 8
+    raw = caffe_file(rows.tobytes() + differences.tobytes(), count)
+    begin = time.process_time()
+    found = _caffe.parse(raw)["a.0"]
+    assert time.process_time() - begin < 2
+    assert torch.equal(found, torch.arange(count, dtype=found.dtype))
+    assert found.dtype == {"<f4": torch.float32, "<f8": torch.float64}[kind]

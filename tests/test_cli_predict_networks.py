@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from _cli import run_error, run_ok, scene
+from _models import small_resnet
 from _networks import on_meta
 from PIL import Image
 from torch import Tensor, nn
@@ -234,3 +236,26 @@ def test_options_of_the_constructor(photo, tmp_path):
         ("no_such=[1,2]", "cannot be built", 1),
     ):
         assert why in run_error(*call, "--option", text, code=code)
+
+
+def test_options_of_the_checkpoint_s_network(photo, tmp_path, monkeypatch):
+    """Caffe's PSPNet has no auxiliary output: the message names the options to give."""
+    with small_resnet() as depth:
+        build = partial(models.PSPNet, depth=depth)
+        monkeypatch.setitem(_registry._MODELS, "pspnet_small", build)
+        torch.manual_seed(0)
+        model = models.get_model("pspnet_small", num_classes=3, aux=False, ceil_mode=True).eval()
+        weights, out = tmp_path / "w.caffemodel", tmp_path / "o.png"
+        checkpoints.save(model, weights, to_format="caffe")
+        call = ("predict", photo, "--checkpoint", weights, "-o", out, "--model", "pspnet_small")
+        call = (*call, "--classes", 3)
+        message = run_error(*call)
+        assert "missing (" in message and "aux.0.weight" in message
+        assert message.endswith("give --option aux=false --option ceil_mode=true")
+        result = run_ok(*call, "--option", "aux=false")
+        assert "  give --option ceil_mode=true\n" in result.out
+        result = run_ok(*call, "--option", "aux=false", "--option", "ceil_mode=true")
+        assert "give" not in result.out and "input caffe-vgg" in result.out
+    pixels = torch.from_numpy(np.asarray(Image.open(photo)).copy())[None]
+    expected = model.predict(PREPROCESSING["caffe-vgg"](pixels).contiguous())[0].numpy()
+    assert (np.asarray(Image.open(out)) == expected).all()

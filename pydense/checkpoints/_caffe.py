@@ -27,22 +27,39 @@ _LEGACY = (1, 2, 3, 4)  # num, channels, height, width
 _RAW_TYPE, _RAW = 10, 12
 _RAW_TYPES = ("<f8", "<f4", "<f2")
 _MAX_LAYERS, _MAX_BLOBS, _MAX_DIMENSIONS = 20_000, 64, 32
+# A run of numbers counts as one field: a net has some ten for each blob.
+_MAX_FIELDS, _MAX_PIECES = 1_000_000, 100_000
 # Float32 and float64 numbers: of a packed field, and of fields of one number each.
 _NUMBERS: dict[int, np.dtype[Any]] = {_DATA: np.dtype("<f4"), _DOUBLE_DATA: np.dtype("<f8")}
-_BLOCK = 4096
+# One number each: of the differences, which no net needs.
+_DIFFERENCES: dict[int, np.dtype[Any]] = {6: np.dtype("<f4"), 9: np.dtype("<f8")}
+_FIRST_BLOCK, _BLOCK = 16, 65536
+
+
+class _Budget:
+    """How many fields a file may have yet: each takes time, however few bytes it has."""
+
+    def __init__(self) -> None:
+        self.left = _MAX_FIELDS
+
+    def spend(self, part: Bytes) -> None:
+        """Take one off."""
+        self.left -= 1
+        if self.left < 0:
+            raise part.error(f"more than {_MAX_FIELDS} fields")
 
 
 def parse(data: memoryview) -> dict[str, Tensor]:
     """The blobs of all layers that have any, float32 or float64 (float16 of NVIDIA's Caffe)."""
     found: dict[str, Tensor] = {}
-    layers = 0
-    for field, kind, value in _fields(Bytes(data, 0, len(data), "Caffe model")):
+    layers, budget = 0, _Budget()
+    for field, kind, value in _fields(Bytes(data, 0, len(data), "Caffe model"), budget):
         if field not in _LAYERS or kind != _BYTES:
             continue
         layers += 1
         if layers > _MAX_LAYERS:
             raise CheckpointError(f"broken Caffe model: more than {_MAX_LAYERS} layers")
-        layer, blobs = _layer(_part(value), *_LAYERS[field])
+        layer, blobs = _layer(_part(value), budget, *_LAYERS[field])
         for index, blob in enumerate(blobs):
             key = f"{layer}.{index}"
             if key in found:
@@ -53,8 +70,9 @@ def parse(data: memoryview) -> dict[str, Tensor]:
     return found
 
 
-def _fields(part: Bytes) -> Iterator[tuple[int, int, Bytes | int]]:
+def _fields(part: Bytes, budget: _Budget) -> Iterator[tuple[int, int, Bytes | int]]:
     while part.left:
+        budget.spend(part)
         tag = _varint(part)
         field, kind = tag >> 3, tag & 7
         if field == 0:
@@ -84,10 +102,12 @@ def _part(value: Bytes | int) -> Bytes:
     return value
 
 
-def _layer(part: Bytes, name_field: int, blob_field: int) -> tuple[str, list[Tensor]]:
+def _layer(
+    part: Bytes, budget: _Budget, name_field: int, blob_field: int
+) -> tuple[str, list[Tensor]]:
     layer = ""
     blobs: list[Tensor] = []
-    for field, kind, value in _fields(part):
+    for field, kind, value in _fields(part, budget):
         if kind != _BYTES:
             continue
         if field == name_field:
@@ -96,17 +116,17 @@ def _layer(part: Bytes, name_field: int, blob_field: int) -> tuple[str, list[Ten
         elif field == blob_field:
             if len(blobs) == _MAX_BLOBS:
                 raise part.error(f"more than {_MAX_BLOBS} blobs in a layer")
-            blobs.append(_blob(_part(value)))
+            blobs.append(_blob(_part(value), budget))
     return layer, blobs
 
 
-def _blob(part: Bytes) -> Tensor:
+def _blob(part: Bytes, budget: _Budget) -> Tensor:
     legacy: dict[int, int] = {}
     shape: list[int] | None = None
     chunks: dict[int, list[np.ndarray]] = {_DATA: [], _DOUBLE_DATA: []}
     raw: Bytes | None = None
-    raw_type = 1
-    for field, kind, value in _fields(part):
+    raw_type, pieces = 1, 0
+    for field, kind, value in _fields(part, budget):
         if field in (*_LEGACY, _RAW_TYPE) and kind == _VARINT:
             assert isinstance(value, int)
             if field == _RAW_TYPE:
@@ -114,16 +134,23 @@ def _blob(part: Bytes) -> Tensor:
             else:
                 legacy[field] = value
         elif field == _SHAPE and kind == _BYTES:
-            shape = _shape(_part(value))
+            shape = _shape(_part(value), budget)
         elif field == _RAW and kind == _BYTES:
             raw = _part(value)
         elif field in _NUMBERS and kind in (_BYTES, _FOUR, _EIGHT):
             inner, dtype = _part(value), _NUMBERS[field]
             if inner.left % dtype.itemsize or (kind != _BYTES and inner.left != dtype.itemsize):
                 raise part.error(f"{inner.left} bytes of numbers of {dtype.itemsize} bytes")
+            if not inner.left:
+                continue
+            pieces += 1
+            if pieces > _MAX_PIECES:
+                raise part.error("numbers in too many pieces")
             chunks[field].append(np.frombuffer(inner.take(inner.left), dtype))
             if kind != _BYTES:
                 chunks[field] += _run(part, field << 3 | kind, dtype)
+        elif field in _DIFFERENCES and kind == (_FOUR if field == 6 else _EIGHT):
+            _run(part, field << 3 | kind, _DIFFERENCES[field])
     if raw is not None and raw.left:
         chunks[_DATA].append(_raw(raw, raw_type))
     # As Caffe: float64 if there are any.
@@ -138,16 +165,17 @@ def _blob(part: Bytes) -> Tensor:
 
 def _run(part: Bytes, tag: int, dtype: np.dtype[Any]) -> list[np.ndarray]:
     """The numbers of the fields that follow, as long as each is one number with the same tag."""
-    width = 1 + dtype.itemsize
+    width, block = 1 + dtype.itemsize, _FIRST_BLOCK
     found: list[np.ndarray] = []
-    while count := min(part.left // width, _BLOCK):
+    # The next tag is seen before a block is made: there may be no run at all.
+    while (count := min(part.left // width, block)) and part.data[part.at] == tag:
+        block = min(4 * block, _BLOCK)
         end = part.at + count * width
         rows = np.frombuffer(part.data[part.at : end], np.uint8).reshape(count, width)
         others = np.flatnonzero(rows[:, 0] != tag)
         same = int(others[0]) if len(others) else count
-        if same:
-            found.append(np.ascontiguousarray(rows[:same, 1:]).view(dtype)[:, 0])
-            part.skip(same * width)
+        found.append(np.ascontiguousarray(rows[:same, 1:]).view(dtype)[:, 0])
+        part.skip(same * width)
         if same < count:
             break
     return found
@@ -162,9 +190,9 @@ def _raw(part: Bytes, kind: int) -> np.ndarray:
     return np.frombuffer(part.take(part.left), dtype)
 
 
-def _shape(part: Bytes) -> list[int]:
+def _shape(part: Bytes, budget: _Budget) -> list[int]:
     shape: list[int] = []
-    for field, kind, value in _fields(part):
+    for field, kind, value in _fields(part, budget):
         if field != 1:
             continue
         if kind == _VARINT:

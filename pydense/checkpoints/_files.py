@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "segmenter", "mode
 _MXNET = (0x112).to_bytes(8, "little")
 _ABOUT = "pydense"
 _MAX_NAME = 4096
+_MAX_DEPTH, _MAX_BESIDE = 4, 1000
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class About:
         preprocessing: A name of ``pydense.checkpoints.PREPROCESSING``.
         labels: Name of the label set, as ``pydense predict --labels`` takes it.
         beside: Entries of the file beside the weights (epoch, optimizer), which are not read. Never
-            written.
+            written. Of very many the first 1000, and what is no text by its type, ``<int>``.
     """
 
     model: str = ""
@@ -153,31 +155,45 @@ def _read_torch(stream: IO[bytes]) -> Any:
 
 def unwrap(found: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The mapping that holds the tensors, and the names of what stands beside it."""
-    weights, beside = _innermost(found, 4, ())
-    if weights is None:
+    path = _wrappers(found, _MAX_DEPTH, {})
+    if path is None:
         raise CheckpointError(f"holds no weights by name, but {type(found).__name__}")
-    if not all(isinstance(key, str) and len(key) <= _MAX_NAME for key in weights):
+    beside: list[str] = []
+    for key in path:
+        others = (name for name in found if not (isinstance(name, str) and name == key))
+        beside += [_shown(name) for name in islice(others, _MAX_BESIDE - len(beside))]
+        found = found[key]
+    if not all(isinstance(key, str) and len(key) <= _MAX_NAME for key in found):
         raise CheckpointError(f"holds names that are no texts of up to {_MAX_NAME} characters")
-    return dict(weights), beside
+    return dict(found), tuple(beside)
 
 
-def _innermost(
-    found: Any, depth: int, beside: tuple[str, ...]
-) -> tuple[Mapping[Any, Any] | None, tuple[str, ...]]:
-    """The mapping with tensors in the most wrappers, None without any.
+def _wrappers(found: Any, depth: int, failed: dict[int, tuple[Any, int]]) -> tuple[str, ...] | None:
+    """The keys that lead to the mapping with tensors in the most wrappers, None without any.
 
     Beside the weights a wrapper may have tensors of its own, such as the best accuracy.
+
+    Args:
+        found: Where to look.
+        depth: How many wrappers may follow.
+        failed: Mappings that lead nowhere by their ``id``, and the depth searched there. One
+            mapping may stand in many places, in itself too, and is not searched again for each.
     """
-    if not isinstance(found, Mapping):
-        return None, ()
+    if not isinstance(found, Mapping) or failed.get(id(found), (None, -1))[1] >= depth:
+        return None
     for key in _WRAPPERS if depth else ():
-        others = (*beside, *(str(name)[:_MAX_NAME] for name in found if name != key))
-        inner, names = _innermost(found.get(key), depth - 1, others)
-        if inner is not None:
-            return inner, names
+        path = _wrappers(found.get(key), depth - 1, failed)
+        if path is not None:
+            return (key, *path)
     if any(isinstance(value, Tensor) for value in found.values()):
-        return found, beside
-    return None, ()
+        return ()
+    failed[id(found)] = (found, depth)  # kept, so that no other gets its id
+    return None
+
+
+def _shown(name: Any) -> str:
+    """An entry's name; what is no text may have a very long one, or none that can be printed."""
+    return name[:_MAX_NAME] if isinstance(name, str) else f"<{type(name).__name__}>"
 
 
 def _written(about: About) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from . import _transforms
 from ._errors import CheckpointError, printable
 from ._files import About, read, unwrap, write
 from ._leftover import missing_constants, sort_rest
-from ._match import best_match, classifier_of, formats_of, named
+from ._match import best_match, classifier_of, formats_of, named, other_options
 from ._rules import COUNTER, find, fits
 
 _SHOWN = 8
@@ -43,6 +43,7 @@ class Report:
         kept: Keys of the model that files of this format never have; left as they were.
         dropped: (key of the file, why the model needs none).
         notes: Options in which the model differs from the networks that such files are of.
+        options: These options, as the networks have them.
     """
 
     format: str = ""
@@ -59,6 +60,7 @@ class Report:
     kept: list[str] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -196,10 +198,10 @@ def plan(
         else:
             values[key] = value
             report.loaded.append(key)
+    report.options = other_options(model, best.format)
     report.notes = [
         f"networks of {best.format.name} have {option}={value}, this model has not"
-        for option, value in best.format.options
-        if any(getattr(module, option, value) != value for module in model.modules())
+        for option, value in report.options.items()
     ]
     report.missing += missing_constants(model, best)
     report.unexpected, report.dropped = sort_rest(model, best)
@@ -228,12 +230,23 @@ def convert(
     prefix = chosen.prefix
     if chosen.prefix_if and not getattr(model, chosen.prefix_if, None):
         prefix = ""
+    options = other_options(model, chosen)
+
+    def hint(key: str) -> str:
+        child = key.partition(".")[0]
+        if options.get(child) is not False:
+            return ""
+        return (
+            f": its networks have {child}=False, build the model so or give a state_dict without "
+            f"{child}.*"
+        )
+
     out: dict[str, Tensor] = {}
     for key, value in own.items():
         row = find(chosen, key, value.shape[0] if value.dim() else 0)
         if row is None:
             if not key.endswith(COUNTER) and not fits(chosen.optional, key):
-                raise CheckpointError(f"convert: {to_format} has no place for {key}")
+                raise CheckpointError(f"convert: {to_format} has no place for {key}{hint(key)}")
             continue
         rule, names = row
         entries = _transforms.write(rule.how, names[0], value.detach(), own, key)

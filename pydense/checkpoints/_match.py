@@ -48,6 +48,16 @@ class Match:
 
 
 def formats_of(model: nn.Module | str) -> list[Format]:
+    """The formats of a model, or of all variants of a class."""
+    return [row for row in _published(model) if isinstance(model, str) or of_variant(row, model)]
+
+
+def of_variant(format: Format, model: nn.Module) -> bool:
+    """Whether a format is of the model's variant."""
+    return format.of is None or getattr(model, format.of[0], format.of[1]) == format.of[1]
+
+
+def _published(model: nn.Module | str) -> list[Format]:
     classes = [model] if isinstance(model, str) else [c.__name__ for c in type(model).__mro__]
     for name in classes:
         for family in _FAMILIES:
@@ -66,11 +76,37 @@ def classifier_of(model: nn.Module) -> tuple[str, ...]:
 
 def named(model: nn.Module, name: str) -> Format:
     rows = {format.name: format for format in formats_of(model)}
+    for other in _published(model):
+        if other.name == name and name not in rows:
+            raise CheckpointError(f"{_of_another(other, model)}: must be one of {', '.join(rows)}")
     if name not in rows:
         raise CheckpointError(
             f"format must be one of {', '.join(rows)} for {type(model).__name__}, got {name!r}"
         )
     return rows[name]
+
+
+def _of_another(format: Format, model: nn.Module) -> str:
+    assert format.of is not None
+    option, value = format.of
+    return (
+        f"format {format.name} is of {type(model).__name__} with {option}={value!r}, this one has "
+        f"{getattr(model, option)!r}"
+    )
+
+
+def other_options(model: nn.Module, format: Format) -> dict[str, Any]:
+    """Options of the format's networks that the model has not."""
+    found = {}
+    for option, value in format.options:
+        value = value(model) if callable(value) else value
+        for module in model.modules() if value is not None else ():
+            own = getattr(module, option, value)
+            if value is False and not isinstance(own, bool):
+                own = own is not None  # a child, or none
+            if own != value:
+                found[option] = value
+    return found
 
 
 def best_match(
@@ -80,6 +116,9 @@ def best_match(
     matches = [_match(format, own, entries) for format in rows]
     best = max(matches, key=lambda row: row.score)
     if not best.found:
+        for other in _published(model) if name is None else ():
+            if not of_variant(other, model) and _match(other, own, entries).found:
+                raise CheckpointError(_of_another(other, model))
         raise CheckpointError(
             f"no key of the checkpoint is one of {type(model).__name__} in the formats "
             f"{', '.join(f.name for f in rows)}; it begins with "

@@ -80,7 +80,9 @@ class Format:
         suffix: Of files of this format.
         counters: Whether files have batch normalisation's ``num_batches_tracked``.
         options: Options (name and value) of the networks that the files are of, which no key shows
-            and which are not the models' defaults.
+            and which are not the models' defaults. A value may be a function of the model: None
+            where it is not known. False for a child of the model means that there is none.
+        of: An attribute of the model and its value, if the format is not of all variants.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Format:
     suffix: str = ".pth"
     counters: bool = True
     options: tuple[tuple[str, Any], ...] = ()
+    of: tuple[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PSPNet: the authors' semseg, and their Caffe nets."""
 
+from torch import nn
+
 from ._rules import SAME, Family, Format, Rule
 
 _SEMSEG = (
@@ -64,6 +66,12 @@ _CAFFE = (
     Rule("cls.4.bias", "conv6.1"),
 )
 
+
+def _stride_on(model: nn.Module) -> str | None:
+    """As pspnet50_ADE20K_473.prototxt and pspnet101_*.prototxt have it; there is no third."""
+    return {50: "1x1", 101: "3x3"}.get(int(getattr(model, "depth", 0)))
+
+
 FAMILIES = (
     Family(
         ("PSPNet",),
@@ -77,7 +85,7 @@ FAMILIES = (
                 source="hszhao/PSPNet: evaluation/eval_all.m",
                 suffix=".caffemodel",
                 counters=False,
-                options=(("stride_on", "1x1"), ("ceil_mode", True)),
+                options=(("aux", False), ("stride_on", _stride_on), ("ceil_mode", True)),
             ),
         ),
     ),

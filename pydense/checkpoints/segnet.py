@@ -67,7 +67,7 @@ _TUTORIAL = (
 )
 
 
-def _published(name: str, rules: tuple[Rule, ...]) -> Format:
+def _published(name: str, variant: str, rules: tuple[Rule, ...]) -> Format:
     """Inference weights: those of a training have the same keys, but no statistics anywhere."""
     return Format(
         name,
@@ -76,6 +76,7 @@ def _published(name: str, rules: tuple[Rule, ...]) -> Format:
         source=_TUTORIAL,
         suffix=".caffemodel",
         counters=False,
+        of=("variant", variant),
     )
 
 
@@ -91,9 +92,10 @@ FAMILIES = (
                 preprocessing="unit",
                 source="say4n/pytorch-segnet: src/dataset.py, which scales pictures to 224x224",
                 options=(("ceil_mode", False),),
+                of=("variant", "vgg16"),
             ),
-            _published("caffe", _CAFFE),
-            _published("caffe-basic", _CAFFE_BASIC),
+            _published("caffe", "vgg16", _CAFFE),
+            _published("caffe-basic", "basic", _CAFFE_BASIC),
         ),
     ),
 )

@@ -113,7 +113,10 @@ def build(arguments: argparse.Namespace) -> Network:
         report, _ = checkpoints.plan(draft, tensors, format=arguments.format)
         report.about = about
         if not report.complete:
-            raise CommandError(f"the checkpoint does not fit {name}: {report}".replace("\n", "; "))
+            text = f"the checkpoint does not fit {name}: {report}"
+            if report.options:
+                text += f"\n{_other_options(report)}"
+            raise CommandError(text.replace("\n", "; "))
         _require_all_weights(name, report)
         preprocessing = _preprocessing(arguments.preprocess, about, report, arguments.format)
         model = models.get_model(name, **options)
@@ -133,6 +136,8 @@ def build(arguments: argparse.Namespace) -> Network:
     first, *rest = str(report).splitlines()
     if report.source and preprocessing == report.preprocessing:
         rest.append(f"input as in {report.source}")
+    if report.options:
+        rest.append(_other_options(report))
     lines = [f"{name}: {first}; input {preprocessing}", *(f"  {line}" for line in rest)]
     text = "\n".join(printable(line) for line in lines)
     return Network(model, checkpoints.PREPROCESSING[preprocessing], legend, text)
@@ -145,6 +150,12 @@ def _given_options(rows: list[str]) -> dict[str, Any]:
         return dict(parse_option(row) for row in rows)
     except ValueError as error:
         raise UsageError(f"--option {printable(str(error))}") from None
+
+
+def _other_options(report: Report) -> str:
+    """How to give the network the options that the checkpoint's has."""
+    rows = (f"{key}={str(value).lower()}" for key, value in report.options.items())
+    return "give " + " ".join(f"--option {row}" for row in rows)
 
 
 def _require_all_weights(name: str, report: Report) -> None:

@@ -80,7 +80,7 @@ class PSPNet(SegmentationModel):
         dropout: Of channels, before the classifiers.
         align_corners: Of all upsampling.
         stride_on: Where a block has its stride: the ``"3x3"``, as in the authors' PyTorch code, or
-            the first ``"1x1"``, as in their Caffe nets.
+            the first ``"1x1"``, as in their Caffe net of depth 50; that of depth 101 has ``"3x3"``.
         ceil_mode: Of the max pooling; True in the Caffe nets.
         frozen_norm: Batch normalisation keeps its statistics in training.
         norm_momentum: Of batch normalisation; 0.05 in the Caffe nets.
@@ -119,7 +119,7 @@ class PSPNet(SegmentationModel):
             raise ValueError(f"{op}: bins must be a number that divides {channels}, got {bins!r}")
         self.align_corners = align_corners
         self.output_weights = (0.4, 1.0) if aux else (1.0,)
-        self.stride_on = stride_on
+        self.depth, self.stride_on = depth, stride_on
         self.backbone = resnet.ResNet(
             depth, output_stride=8, stem="deep", stride_on=stride_on, ceil_mode=ceil_mode
         )

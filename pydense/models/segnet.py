@@ -67,7 +67,7 @@ class SegNet(SegmentationModel):
     ) -> None:
         super().__init__(num_classes, features_only)
         check.choice("SegNet", "variant", variant, ("vgg16", "basic"))
-        self.basic = variant == "basic"
+        self.variant, self.basic = variant, variant == "basic"
         stages, size = (_BASIC, 7) if self.basic else (_VGG16, 3)
         self.pool = MaxPool(2, ceil_mode=ceil_mode)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
