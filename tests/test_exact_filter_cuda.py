@@ -82,6 +82,23 @@ def test_nan_and_infinity(on_gpu):
         torch.testing.assert_close(found, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("dims", "points"), [(2, 150), (9, 150), (3, 1), (9, 5), (2, 300)])
+def test_infinity_of_the_last_point(on_gpu, dims, points, dtype):
+    """What fills the last tile of keys up is not there, whatever the last point is."""
+    values = random(1, 2, points, dtype=dtype)
+    features = random(1, dims, points, seed=1, dtype=dtype)
+    features[0, dims - 1, -1] = torch.inf
+    for options in ({}, {"self_term": False}, {"self_term": False, "normalization": "after"}):
+        expected = exact_gaussian_filter(values, features, **options)
+        found = on_gpu(exact_gaussian_filter, values, features, **options)
+        torch.testing.assert_close(found, expected, equal_nan=True)
+    features[0, 0, -1] = torch.nan
+    found = on_gpu(exact_gaussian_filter, values, features, self_term=False)
+    expected = exact_gaussian_filter(values, features, self_term=False)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("self_term", [True, False])
 def test_gradients(on_gpu, self_term):
     """The same derivatives as on the CPU, of values and of features that images share."""

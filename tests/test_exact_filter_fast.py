@@ -33,6 +33,72 @@ def test_fast_mode_against_float64(on_gpu, dims, self_term):
         assert relative(every, expected) <= 1e-3
 
 
+@pytest.mark.parametrize("self_term", [True, False])
+@pytest.mark.parametrize("dims", [1, 5, 8])
+@pytest.mark.parametrize("extent", [30, 200, 1e6, 3e38])
+def test_fast_mode_of_points_that_lie_far_apart(on_gpu, extent, dims, self_term):
+    """128 neighbours of some heaps at any distance, with the largest numbers there are."""
+    corners = random(dims, 300, seed=2).sign() * torch.arange(300).remainder(3) / 2
+    corners[:, :250] = corners[:, torch.arange(250) % 12]
+    features = (extent * corners.double() + random(dims, 300, dtype=torch.float64)).float()[None]
+    values = random(1, 3, 300, seed=1).abs()
+    expected = exact_gaussian_filter(values.double(), features.double(), self_term=self_term)
+    for tolerance in (None, 0):
+        options = {"skip_tolerance": tolerance, "self_term": self_term, **FAST}
+        found = on_gpu(exact_gaussian_filter, values, features, **options)
+        assert relative(found, expected) <= 1e-3
+
+
+@pytest.mark.parametrize("dims", [1, 5, 8])
+@pytest.mark.parametrize("extent", [50, 200, 1000])
+def test_fast_mode_of_scattered_points(on_gpu, extent, dims):
+    """All of one sign, so that no two of them need lie near to their middle."""
+    features = extent * torch.special.ndtr(random(1, dims, 300, seed=2))
+    values = random(1, 2, 300).abs()
+    found = on_gpu(exact_gaussian_filter, values, features, **FAST)
+    assert relative(found, exact_gaussian_filter(values.double(), features.double())) <= 1e-3
+
+
+def test_fast_mode_with_points_far_from_all_others(on_gpu):
+    """Also for blocks of queries that lie near to each other: runs of keys have such points."""
+    features, values = random(1, 2, 384), random(1, 2, 384, seed=1).abs()
+    features[0, 0, 5], features[0, 0, 9] = -3e38, 3e38
+    found = on_gpu(exact_gaussian_filter, values, features, **FAST)
+    assert relative(found, exact_gaussian_filter(values.double(), features.double())) <= 1e-3
+
+
+def test_fast_mode_of_sharp_kernels(on_gpu):
+    features = torch.tensor([[[0.0, 1, 2, 1000, 2000]]])
+    options = {"self_term": False, "normalization": "symmetric"}
+    found = on_gpu(exact_gaussian_filter, torch.ones(1, 1, 5), features, **options, **FAST)
+    expected = exact_gaussian_filter(torch.ones(1, 1, 5), features, **options)
+    assert difference(found, expected) < 1e-3
+    logits, image = random(1, 4, 20, 20), picture(1, 3, 20, 20)
+    options = {"bilateral": {"sxy": 60, "srgb": 0.5, "compat": -1.0}, "backend": "exact"}
+    expected = dense_crf(logits, image, iterations=2, **options)
+    found = on_gpu(dense_crf, logits, image, iterations=2, **options, **FAST)
+    assert difference(found, expected) <= 1e-3
+
+
+def test_fast_mode_of_values_that_are_not_finite(on_gpu):
+    """They reach all points of their channel, but for pairs that are left out."""
+    features = 100 * (torch.arange(256) >= 128).float().view(1, 1, 256)
+    values = random(1, 2, 256)
+    values[0, 0, 3] = torch.nan
+    found = on_gpu(exact_gaussian_filter, values, features, **FAST)
+    assert found[0, 0, :128].isnan().all()
+    assert found[0, 0, 128:].isfinite().all() and found[0, 1].isfinite().all()
+    found = on_gpu(exact_gaussian_filter, values, features, **FAST, skip_tolerance=0)
+    assert found[0, 0].isnan().all() and found[0, 1].isfinite().all()
+
+
+def test_too_many_points_to_order(on_gpu):
+    """Known before anything of their size is allocated."""
+    features = torch.zeros(1, 1, 1).expand(2**24, 1, 1)
+    with pytest.raises((ValueError, RuntimeError), match=r"fewer than 2\^31 points"):
+        on_gpu(torch.ops.pydense.exact_gaussian_order, features)
+
+
 def test_fast_mode_on_a_picture(on_gpu, pictures):
     """A part of a photo at the usual parameters, and at sharp ones."""
     from PIL import Image

@@ -17,6 +17,8 @@ namespace pydense {
 constexpr int64_t kMaxFastDims = 10;
 constexpr int64_t kOrderTile = 128;  // points of a block; leaves of the tree have 32
 constexpr int64_t kOrderKeys = 64;
+// Points of all images, those that fill tiles up included.
+constexpr int64_t kMaxOrdered = (int64_t{1} << 31) - 1024;
 
 // The order of the points of some images and what is read in it, in one array of 4-byte words.
 struct PointOrder {

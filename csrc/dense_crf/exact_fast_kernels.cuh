@@ -4,39 +4,29 @@
 // taken from the middle of the block's queries, where they are small, times log2(e): a product in
 // which a and b are sums of two numbers of bfloat16 (what is left out is 2^-17 of |a| |b|), or of
 // three where the queries lie far apart, with -|a|^2 / 2 as its last number; -|b|^2 / 2 is what the
-// product is added to. Kernel values and values are rounded to TF32, each within 2^-12 of it and on
-// its own, and summed in float.
+// product is added to. All of these are as large as |a|^2 while their sum is small: they are summed
+// in float, to within some 2^-23 of |a|^2, too rough where the queries lie farther apart still.
+// There exponents are squares of differences. Kernel values and values are rounded to TF32, each
+// within 2^-12 of it and on its own, and summed in float.
 #pragma once
 
 #include "common/exp2.cuh"
-#include "dense_crf/exact_fast_data.cuh"
+#include "dense_crf/exact_fast_weights.cuh"
 
 namespace pydense {
 
-// kParts: numbers of bfloat16 for each of a feature. kWidth: rows of values.
-template <int kDims, int kParts, int kWidth>
+// Weights: makes the exponents. kWidth: rows of values.
+template <class Weights, int kDims, int kWidth>
 class ExactFast {
   using Shared = FastShared<kDims, kWidth>;
-  static constexpr int kSlots = kParts == 2 ? 3 : 6;  // of a dimension in the product's depth
-  static constexpr int kNorm = kSlots * kDims;        // the place of -|a|^2 / 2
-  static constexpr int kDepth = (kNorm + 16) / 16 * 16;
-  static constexpr int kSteps = kDepth / 16;
   static constexpr int kValues = Shared::kValues;
   static constexpr int kStage = Shared::kStage;
   static constexpr int kFeatures = kDims * kFastKeys;
   static constexpr int kWarps = Shared::kWarps;
 
-  // The parts that meet in a slot; their order is at most that of the last part.
-  static constexpr __device__ __forceinline__ int query_part(int slot) {
-    return slot == 5 ? 2 : slot == 2 || slot == 4 ? 1 : 0;
-  }
-  static constexpr __device__ __forceinline__ int key_part(int slot) {
-    return slot == 3 ? 2 : slot == 1 || slot == 4 ? 1 : 0;
-  }
-
  public:
   __device__ __forceinline__ ExactFast(const FastParams& p, Shared& shared)
-      : p_(p), shared_(shared), blocks_(p.order.padded / kFastKeys) {
+      : p_(p), shared_(shared), weights_(shared), blocks_(p.order.padded / kFastKeys) {
     uint32_t item = blockIdx.x;
     tile_ = item % static_cast<uint32_t>(p.order.tiles);
     item /= static_cast<uint32_t>(p.order.tiles);
@@ -75,7 +65,7 @@ class ExactFast {
   }
 
   __device__ __forceinline__ void run() {
-    load_queries();
+    weights_.load_queries(p_.order.features + (image_ * blocks_ + tile_ * 2) * (kDims * kFastKeys));
     int64_t next = segment_;
     while (next < blocks_) {
       __syncthreads();
@@ -90,66 +80,9 @@ class ExactFast {
   }
 
  private:
-  __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x); }
-  __device__ __forceinline__ static int lane() { return thread() % 32; }
-  __device__ __forceinline__ static int warp() { return thread() / 32; }
-
-  // Rows of the product's depth, turned so that eight of them lie in all banks.
-  __device__ __forceinline__ static int place(int row, int vector) {
-    const int turn = kSteps == 1 ? row / 4 % 2 : kSteps == 2 ? row / 2 % 4 : row % 8;
-    return row * kDepth + (vector ^ turn) * 8;
-  }
-
-  __device__ __forceinline__ void load_queries() {
-    const float* const from =
-        p_.order.features +
-        ((image_ * blocks_ + tile_ * 2 + thread() / kFastKeys) * kDims) * kFastKeys +
-        thread() % kFastKeys;
-    uint16_t row[kDepth] = {};
-    float norm = 0;
-#pragma unroll
-    for (int k = 0; k < kDims; ++k) {
-      const float a = from[k * kFastKeys] - shared_.middle[k];
-      norm = fmaf(a, a, norm);
-      uint16_t parts[kParts];
-      split_bfloat16(a, parts);
-#pragma unroll
-      for (int s = 0; s < kSlots; ++s) {
-        row[kSlots * k + s] = parts[query_part(s)];
-      }
-    }
-    norm *= -0.5F * kLog2E;
-    uint16_t rounded[1];
-    split_bfloat16(norm, rounded);
-    row[kNorm] = rounded[0];
-    // What of |a|^2 / 2 is not in the product.
-    shared_.factors[thread()] = fast_exp2(norm - bfloat16_value(rounded[0]));
-    uint16_t* const queries = reinterpret_cast<uint16_t*>(shared_.values);
-    store_row<0, kDepth>(queries, thread(), row);
-    __syncthreads();
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        load_matrix_x4(queries_[m][s],
-                       queries + place(warp() * 32 + m * 16 + lane() % 16, 2 * s + lane() / 16));
-      }
-    }
-  }
-
-  template <int kFirst, int kEnd>
-  __device__ __forceinline__ static void store_row(uint16_t* to, int row,
-                                                   const uint16_t (&from)[kDepth]) {
-#pragma unroll
-    for (int first = kFirst; first < kEnd; first += 8) {
-      Vector<uint16_t, 8> v;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        v[e] = from[first + e];
-      }
-      store_vector(to + place(row, first / 8), v);
-    }
-  }
+  __device__ __forceinline__ static int thread() { return fast_thread(); }
+  __device__ __forceinline__ static int lane() { return fast_lane(); }
+  __device__ __forceinline__ static int warp() { return fast_warp(); }
 
   // Adds those of the block's runs of keys, one of each thread, that some warp needs.
   __device__ __forceinline__ int list_near(int64_t block, int count) {
@@ -206,14 +139,14 @@ class ExactFast {
       }
       copy_async_commit();
       const float* const features = shared_.features[i % 2];
-      warp() < kWarps / 2 ? make_keys<0>(features) : make_keys<1>(features);
+      weights_.make_keys(features);
       __syncthreads();
       const uint32_t entry = shared_.list[i];
       if ((entry >> (28 + warp()) & 1U) != 0) {
         const float* const values = shared_.values + i % 2 * kStage;
         const uint32_t block = entry & 0x0FFFFFFFU;
         const bool own = !p_.self_term && block / 2 == tile_;
-        own ? multiply<true>(values, block) : multiply<false>(values, block);
+        own ? multiply<true>(features, values, block) : multiply<false>(features, values, block);
       }
     }
   }
@@ -237,71 +170,25 @@ class ExactFast {
     }
   }
 
-  // Half of the numbers of a key: the first half of the block's threads makes the first ones.
-  template <int kHalf>
-  __device__ __forceinline__ void make_keys(const float* features) {
-    constexpr int kFirst = kHalf * kDepth / 2;
-    constexpr int kEnd = kFirst + kDepth / 2;
-    const int key = thread() % kFastKeys;
-    uint16_t row[kDepth] = {};
-    float norm = 0;
-#pragma unroll
-    for (int k = 0; k < kDims; ++k) {
-      const float b = features[k * kFastKeys + key] - shared_.middle[k];
-      if (kHalf == 0) {
-        norm = fmaf(b, b, norm);
-      }
-      if (kSlots * (k + 1) > kFirst && kSlots * k < kEnd) {
-        uint16_t parts[kParts];
-        split_bfloat16(b * kLog2E, parts);
-#pragma unroll
-        for (int s = 0; s < kSlots; ++s) {
-          row[kSlots * k + s] = parts[key_part(s)];
-        }
-      }
-    }
-    row[kNorm] = 0x3F80;  // 1
-    // Of four neighbours a thread has two in a product and two in the next.
-    const int at = key / 16 * 16 + key % 4 / 2 * 8 + key % 16 / 4 * 2 + key % 2;
-    store_row<kFirst, kEnd>(shared_.keys, at, row);
-    if (kHalf == 0) {
-      shared_.norms[at] = norm * (-0.5F * kLog2E);
-    }
-  }
-
   // kOwn: without the points themselves.
   template <bool kOwn>
-  __device__ __forceinline__ void multiply(const float* values, uint32_t block) {
+  __device__ __forceinline__ void multiply(const float* features, const float* values,
+                                           uint32_t block) {
     [[maybe_unused]] const int self =
         static_cast<int>(block % 2) * kFastKeys - warp() * 32;  // key 0's own query
-#pragma unroll
+#pragma unroll(Weights::kUnroll)
     for (int first = 0; first < kFastKeys; first += 16) {
-      uint32_t keys[kSteps][4];
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        load_matrix_x4(keys[s], shared_.keys + place(first + lane() / 16 * 8 + lane() % 8,
-                                                     2 * s + lane() / 8 % 2));
-      }
+      float exponents[2][2][4];
+      weights_.exponents(features, first, exponents);
       uint32_t weights[2][2][4];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const auto norm = load_vector<2>(shared_.norms + first + 8 * j + lane() % 4 * 2);
-        const float norms[4] = {norm[0], norm[1], norm[0], norm[1]};
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           float d[4];
 #pragma unroll
-          for (int s = 0; s < kSteps; ++s) {
-            const uint32_t b[2] = {keys[s][2 * j], keys[s][2 * j + 1]};
-            if (s == 0) {
-              mma_m16n8k16_bf16(d, queries_[m][s], b, norms);
-            } else {
-              mma_m16n8k16<__nv_bfloat16>(d, queries_[m][s], b);
-            }
-          }
-#pragma unroll
           for (int e = 0; e < 4; ++e) {
-            d[e] = fast_exp2(d[e]);
+            d[e] = fast_exp2(exponents[m][j][e]);
           }
           if constexpr (kOwn) {
 #pragma unroll
@@ -348,7 +235,7 @@ class ExactFast {
       for (int half = 0; half < 2; ++half) {
         const int query = warp() * 32 + 16 * m + 8 * half + lane() / 4;
         const int32_t id = ids[query];
-        const float factor = shared_.factors[query];
+        const float factor = weights_.factor(query);
 #pragma unroll
         for (int n = 0; n < kWidth / 8; ++n) {
 #pragma unroll
@@ -365,17 +252,18 @@ class ExactFast {
 
   const FastParams& p_;
   Shared& shared_;
+  Weights weights_;
   int64_t blocks_;  // runs of keys of an image
   int64_t tile_;
   int32_t chunk_;
   int32_t segment_;
   int64_t image_;
-  uint32_t queries_[2][kSteps][4];
   float sums_[2][kWidth / 8][4] = {};
 };
 
-// Two parts are enough where queries are at most so far from their middle.
+// Where queries are at most so far from their middle two parts are enough, and three.
 constexpr float kFastReach = 3;
+constexpr float kFastFar = 32;
 
 template <int kDims, int kWidth>
 __global__ __launch_bounds__(kFastThreads,
@@ -383,11 +271,14 @@ __global__ __launch_bounds__(kFastThreads,
                                  ? 3
                                  : 2) void exact_fast_kernel(const __grid_constant__ FastParams p) {
   __shared__ FastShared<kDims, kWidth> shared;
-  ExactFast<kDims, 3, kWidth> wide(p, shared);
-  if (wide.find_boxes() <= kFastReach * kFastReach && kDims <= 5) {
-    ExactFast<kDims, 2, kWidth>(p, shared).run();
-  } else {
+  ExactFast<FastProducts<kDims, 3, kWidth>, kDims, kWidth> wide(p, shared);
+  const float squares = wide.find_boxes();
+  if (squares <= kFastReach * kFastReach && kDims <= 5) {
+    ExactFast<FastProducts<kDims, 2, kWidth>, kDims, kWidth>(p, shared).run();
+  } else if (squares <= kFastFar * kFastFar) {
     wide.run();
+  } else {
+    ExactFast<FastDifferences<kDims, kWidth>, kDims, kWidth>(p, shared).run();
   }
 }
 

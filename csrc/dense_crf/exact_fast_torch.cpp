@@ -44,6 +44,12 @@ Tensor order_op(const Tensor& features) {
             {},
             features.size(1),
             point_order(features.size(0), features.size(2), features.size(1), nullptr)};
+        // Before all that is sized, in part with 32 bits, by the number of points.
+        PYDENSE_CHECK(
+            args.order.padded <= kMaxOrdered &&
+                (args.order.padded == 0 || args.order.images <= kMaxOrdered / args.order.padded),
+            kOp, ": features must have fewer than 2^31 points, each image's rounded up to ",
+            kOrderTile, ", got ", features.size(0), " x ", features.size(2));
         const int64_t size[3] = {features.size(0), args.order.tiles,
                                  point_order_words(features.size(1))};
         words = new_dense(features, size, ScalarType::Int);

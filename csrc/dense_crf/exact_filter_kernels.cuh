@@ -146,11 +146,13 @@ class ExactFilter {
     }
   }
 
+  // kCheck: without the points themselves. Keys that do not exist are the last point again, and its
+  // difference from itself may be NaN.
   template <bool kCheck>
   __device__ __forceinline__ T weight(T squares, int q, int64_t key) const {
     constexpr T kFactor = T(-0.72134752044448170368);  // -log2(e) / 2
     const T w = fast_exp2(squares * kFactor);
-    return kCheck && key == query_of(q) ? T{0} : w;
+    return kCheck && min(key, p_.points - 1) == query_of(q) ? T{0} : w;
   }
 
   template <bool kCheck>

@@ -72,8 +72,7 @@ size_t point_order_workspace(const PointOrderArgs& args) {
 void point_order_cuda(const PointOrderArgs& args, void* workspace, int device, void* stream) {
   const PointOrder& order = args.order;
   const int64_t all = order.images * order.padded;
-  PYDENSE_CHECK(all <= std::numeric_limits<int32_t>::max() - kOrderThreads,
-                "exact_gaussian_order: features must have fewer than 2^31 points, got ", all);
+  static_assert(kMaxOrdered + kOrderThreads <= std::numeric_limits<int32_t>::max());
   const OrderSpace space(order, workspace);
   int levels = 0;  // of whole tiles
   while ((int64_t{1} << levels) < order.tiles) {

@@ -61,7 +61,9 @@ def exact_gaussian_filter(
             for float32 and d up to 10, with a relative L2 error of one pass of at most 1e-3 for
             values of one sign; for all else what ``"accurate"`` gives. Kernel values come from
             features split into two or three numbers of bfloat16, about the middle of 128
-            neighbours in a k-d tree; they and the values are rounded to TF32 and summed in float32.
+            neighbours in a k-d tree, or, where these lie farther than 32 from it, from differences
+            in float32, which is slower; they and the values are rounded to TF32 and summed in
+            float32.
         skip_tolerance: Runs of points that are so far apart that all kernel values between them
             are below this are left out, in fast mode alone: an output is then wrong by less than
             it times the sum of the values' magnitudes. None is 1e-4 there; 0 leaves out nothing,
@@ -79,8 +81,9 @@ def exact_gaussian_filter(
         infinities are taken as in any sum: in the values they reach all points of their channel; a
         NaN in the features reaches all points of its image; an infinite feature takes its point
         out of the sums of all others, and the point itself becomes NaN (with ``self_term=False``
-        and without normalisation, 0). On a GPU, fast mode takes finite features: others make NaN,
-        of neighbouring points too, or drop out.
+        and without normalisation, 0). On a GPU, in fast mode, those in the values do not pass pairs
+        of points that are left out (``skip_tolerance``), and features are to be finite: others make
+        NaN, of neighbouring points too, or drop out.
 
     Raises:
         ValueError: Shapes that do not fit, an unknown ``normalization`` or ``precision``, a

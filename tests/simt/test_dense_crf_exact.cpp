@@ -217,6 +217,14 @@ void fasts() {
   fast({1, 1, 30, 129, 10, false}, 1, 1e-4F);
 }
 
+// Queries far from their middle, and beyond what a product can tell.
+void fasts_far() {
+  fast({1, 1, 3, 200, 5, true}, 7, 0);
+  fast({1, 1, 3, 200, 1, true}, 500, 0);
+  fast({1, 1, 30, 150, 8, true}, 300, 1e-4F);
+  fast({2, 1, 5, 140, 2, true}, 1e30, 0, true);
+}
+
 // Most pairs are left out.
 void fast_areas() { fast({1, 1, 5, 1000, 2, true}, 40, 1e-4F); }
 
@@ -325,6 +333,7 @@ int main(int argc, char** argv) {
                              {"blocks", blocks},
                              {"orders", orders},
                              {"fast", fasts},
+                             {"fast, far apart", fasts_far},
                              {"fast, of areas", fast_areas},
                              {"counters", counters, simt::kTrace},
                          });
