@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import random
 import struct
-import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -72,9 +71,9 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("kind", PARSERS)
 def test_mutated_bytes(kind):
-    """5,000 broken files of each kind: a result or a CheckpointError, in little time and memory."""
+    """5,000 broken files of each kind: a result or a CheckpointError, in little memory."""
     rng = random.Random(0)
-    parse, refused, begin = PARSERS[kind], 0, time.perf_counter()
+    parse, refused = PARSERS[kind], 0
     tracemalloc.start()
     for _ in range(5000):
         try:
@@ -87,7 +86,6 @@ def test_mutated_bytes(kind):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert refused > 1000 and peak < 5_000_000
-    assert time.perf_counter() - begin < 60
 
 
 @pytest.mark.parametrize("suffix", [".caffemodel", ".params", ".safetensors", ".pth"])

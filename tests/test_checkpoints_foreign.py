@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +293,7 @@ def test_mutated_files(tmp_path):
     sources = [*sorted(FILES.glob("*.caffemodel")), *sorted(FILES.glob("*.params"))]
     sources = [*sources, *sources, tmp_path / "whole.pth"]
     whole = [(path.suffix, path.read_bytes()) for path in sources]
-    refused, begin = 0, time.perf_counter()
+    refused = 0
     for number in range(5000):
         suffix, data = whole[number % len(whole)]
         path = tmp_path / f"x{suffix}"
@@ -307,7 +306,7 @@ def test_mutated_files(tmp_path):
         else:
             tensors = [value for value in found.values() if isinstance(value, torch.Tensor)]
             assert sum(value.numel() for value in tensors) <= 4 * len(data)
-    assert 2500 < refused < 5000 and time.perf_counter() - begin < 300
+    assert 2500 < refused < 5000
 
 
 def mutated(raw: bytes, rng: random.Random) -> bytes:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import struct
 import threading
-import time
 import tracemalloc
 import zipfile
 from functools import partial
@@ -188,15 +187,29 @@ def test_the_divisor_of_statistics_is_missed():
 
 
 def test_wrappers_that_hold_themselves(tmp_path):
-    """Each mapping is searched once, whatever ways lead to it."""
-    found: dict[Any, Any] = {f"{i:06}": 0 for i in range(60_000)}
+    """Each mapping is searched a few times, whatever ways lead to it."""
+    asked = []
+
+    class Counted(dict[Any, Any]):
+        def get(self, *arguments):
+            asked.append(arguments[0])
+            return super().get(*arguments)
+
+        def __iter__(self):
+            asked.append("all names")
+            return super().__iter__()
+
+    found = Counted({f"{i:06}": 0 for i in range(1000)})
     for key in checkpoints._files._WRAPPERS:
         found[key] = found
-    torch.save(found, tmp_path / "x.pth")
-    begin = time.process_time()
     with pytest.raises(CheckpointError, match="holds no weights by name"):
+        checkpoints.load(models.UNet(3, width=2), found)
+    assert 0 < len(asked) <= 10 * len(checkpoints._files._WRAPPERS)
+    plain: dict[str, Any] = dict.fromkeys(map(str, range(1000)), 0)
+    plain.update(dict.fromkeys(checkpoints._files._WRAPPERS, plain))
+    torch.save(plain, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth"):
         checkpoints.read(tmp_path / "x.pth")
-    assert time.process_time() - begin < 5  # 20 s when each way was gone
 
 
 def test_wrappers_are_found_behind_ways_that_end():
@@ -254,10 +267,8 @@ def test_caffe_s_empty_fields():
     ids=["number, dimension", "float, double", "packed"],
 )
 def test_caffe_s_numbers_in_pieces(piece):
-    begin = time.process_time()
     with pytest.raises(CheckpointError, match="numbers in too many pieces"):
         _caffe.parse(caffe_file(piece * 200_000, 200_000))
-    assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize("where", ["net", "layer", "blob", "shape"])
@@ -278,16 +289,16 @@ def test_caffe_s_fields_are_counted(where, monkeypatch):
 
 
 @pytest.mark.parametrize(("tag", "kind"), [(0x2D, "<f4"), (0x41, "<f8")])
-def test_caffe_s_long_runs(tag, kind):
-    """Numbers one by one, as writers without packed fields make them, and their differences."""
+def test_caffe_s_long_runs(tag, kind, monkeypatch):
+    """Numbers one by one, as writers without packed fields make them, and their differences: each
+    run of them is one step."""
+    monkeypatch.setattr(_caffe, "_MAX_FIELDS", 100)
     count = 2_000_000
     rows = np.zeros(count, [("tag", "u1"), ("value", kind)])
     rows["tag"], rows["value"] = tag, np.arange(count)
     differences = rows.copy()
     differences["tag"] += 8
     raw = caffe_file(rows.tobytes() + differences.tobytes(), count)
-    begin = time.process_time()
     found = _caffe.parse(raw)["a.0"]
-    assert time.process_time() - begin < 2
     assert torch.equal(found, torch.arange(count, dtype=found.dtype))
     assert found.dtype == {"<f4": torch.float32, "<f8": torch.float64}[kind]
