@@ -89,10 +89,11 @@ Tensor separable_op(const Tensor& x, const Tensor& depthwise_weight,
   run_where(
       x,
       [&](auto device, void* stream) {
-        const auto wide = outer.has_value()
-                              ? std::optional<Tensor>(torch::stable::to(*outer, ScalarType::Float))
-                              : std::nullopt;
-        args.pointwise_bias = data_of(wide);
+        Tensor wide;
+        if (outer.has_value()) {
+          wide = torch::stable::to(*outer, ScalarType::Float);
+          args.pointwise_bias = wide.const_data_ptr();
+        }
         const std::array<int64_t, 1> bytes = {separable_cuda_workspace(kOp, dtype, args)};
         const Tensor workspace = new_dense(x, bytes, ScalarType::Byte);
         separable_cuda(kOp, dtype, args, workspace.mutable_data_ptr(), device, stream);
