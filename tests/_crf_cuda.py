@@ -1,19 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the dense CRF's gradients on CUDA share."""
+"""What the tests of the dense CRF and its filters on CUDA share."""
 
 import _backends
 import pytest
 import torch
 from _crf_gradients import variable
-from _ops import random
+from _ops import compats, random
 
 
-@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
-def gpu(request):
+@pytest.fixture
+def gpu(cuda_code):
     """Makes the CUDA kernels run in a ``with``, which gives their device."""
-    if reason := _backends.missing(request.param):
-        pytest.skip(reason)
-    return lambda schedule=2: _backends.use(request.param, schedule)
+    return lambda schedule=2: _backends.use(cuda_code, schedule)
+
+
+def difference(a, b):
+    return float((a.double() - b.double()).abs().max())
+
+
+def relative(found, expected):
+    """L2, of one pass."""
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def kernels(kind, labels, scale=1.0):
+    return {
+        "gaussian": {"sxy": 3, "compat": compats(kind, labels, scale)},
+        "bilateral": {"sxy": 40, "srgb": 13, "compat": compats(kind, labels, 2 * scale, seed=8)},
+    }
 
 
 def by_inputs(run, inputs, device="cpu", dtype=torch.float64):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -41,6 +41,34 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         pytest.skip(reason)
     with _backends.use(request.param) as chosen:
         yield chosen
+
+
+@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
+def cuda_code(request: pytest.FixtureRequest) -> str:
+    """The name of a backend that runs CUDA kernels, for ``_backends.use``."""
+    import _backends
+
+    name: str = request.param
+    if reason := _backends.missing(name):
+        pytest.skip(reason)
+    return name
+
+
+@pytest.fixture
+def on_gpu(cuda_code: str) -> Callable[..., Any]:
+    """Calls a function with its tensors where CUDA kernels run; the result on the CPU."""
+    import _backends
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    def call(
+        function: Callable[..., Any], *arguments: Any, schedule: int = 2, **options: Any
+    ) -> Any:
+        with _backends.use(cuda_code, schedule) as chosen:
+            given = tree_map_only(torch.Tensor, lambda x: x.to(chosen.device), (arguments, options))
+            return tree_map_only(torch.Tensor, lambda x: x.cpu(), function(*given[0], **given[1]))
+
+    return call
 
 
 @pytest.fixture(scope="session")

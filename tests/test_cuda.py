@@ -38,14 +38,6 @@ def result(call: Call, inputs, seed: int = 1):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out))]
 
 
-@pytest.fixture(params=["simt", pytest.param("cuda", marks=cuda)])
-def cuda_code(request):
-    """Names of the backends that run CUDA kernels, for ``_backends.use``."""
-    if reason := _backends.missing(request.param):
-        pytest.skip(reason)
-    return request.param
-
-
 @pytest.mark.small
 @dtypes
 def test_values_of_the_cpu_kernels_and_of_float64(cuda_code, name, dtype):

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _on_gpu import difference, kernels, relative
-from _on_gpu import on_gpu as on_gpu
+from _crf_cuda import difference, kernels, relative
 from _ops import NORMALIZATIONS, layouts, picture, random, same_bits
 from _ops import one_thread as one_thread
 from hypothesis import given, settings

@@ -23,13 +23,11 @@ from pydense.ops import atrous_separable_conv2d
 separable = sys.modules[atrous_separable_conv2d.__module__]
 
 
-@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
-def gpu(request, monkeypatch):
+@pytest.fixture
+def gpu(cuda_code, monkeypatch):
     """A kernel and a product of torch's; the device."""
-    if reason := _backends.missing(request.param):
-        pytest.skip(reason)
     monkeypatch.setattr(separable, "in_two_because", lambda *_: "it is a test")
-    with _backends.use(request.param) as chosen:
+    with _backends.use(cuda_code) as chosen:
         yield chosen.device
 
 
@@ -82,13 +80,11 @@ class TestOnAGpu:
         assert same_bits(function(*parts), atrous_separable_conv2d(*parts))
 
 
-@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
-def one_pass(request, monkeypatch):
+@pytest.fixture
+def one_pass(cuda_code, monkeypatch):
     """The fused kernel; the device."""
-    if reason := _backends.missing(request.param):
-        pytest.skip(reason)
     monkeypatch.setattr(separable, "in_two_because", lambda *_: None)
-    with _backends.use(request.param) as chosen:
+    with _backends.use(cuda_code) as chosen:
         yield chosen
 
 

@@ -40,12 +40,10 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
-def backend(request):
+@pytest.fixture
+def backend(cuda_code):
     """What runs CUDA kernels."""
-    if reason := _backends.missing(request.param):
-        pytest.skip(reason)
-    with _backends.use(request.param) as chosen:
+    with _backends.use(cuda_code) as chosen:
         yield chosen
 
 

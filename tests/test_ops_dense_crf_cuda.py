@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import _backends
 import pytest
 import torch
+from _crf_cuda import difference, kernels
 from _ops import NORMALIZATIONS, compats, layouts, picture, random, same_bits
 from _ops import one_thread as one_thread
 from hypothesis import given, settings
@@ -15,39 +15,6 @@ from pydense.nn import DenseCRF
 from pydense.ops import clear_lattice_cache, dense_crf, dense_crf_steps, permutohedral_filter
 
 KINDS = ("potts", "diagonal", "matrix")
-
-
-@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
-def on_gpu(request):
-    """Calls a function with its tensors where the CUDA kernels are; the result on the CPU."""
-    if reason := _backends.missing(request.param):
-        pytest.skip(reason)
-
-    def move(value, device):
-        if isinstance(value, torch.Tensor):
-            return value.to(device)
-        if isinstance(value, dict):
-            return {key: move(item, device) for key, item in value.items()}
-        return [move(item, device) for item in value] if isinstance(value, list) else value
-
-    def call(function, *arguments, schedule=2, **options):
-        with _backends.use(request.param, schedule) as chosen:
-            return function(
-                *(move(x, chosen.device) for x in arguments), **move(options, chosen.device)
-            ).cpu()
-
-    return call
-
-
-def difference(a, b):
-    return float((a.double() - b.double()).abs().max())
-
-
-def kernels(kind, labels, scale=1.0):
-    return {
-        "gaussian": {"sxy": 3, "compat": compats(kind, labels, scale)},
-        "bilateral": {"sxy": 40, "srgb": 13, "compat": compats(kind, labels, 2 * scale, seed=8)},
-    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
