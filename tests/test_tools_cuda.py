@@ -13,31 +13,53 @@ from test_tools import load
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PTXAS = """ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_Zplain' for 'sm_80'
-ptxas info    : Function properties for _Zplain
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 26 registers, used 1 barriers, 512 bytes smem, 392 bytes cmem[0]
-ptxas info    : Compiling entry function '_Zheavy' for 'sm_90a'
-ptxas info    : Function properties for _Zheavy
-    96 bytes stack frame, 60 bytes spill stores, 64 bytes spill loads
-ptxas info    : Used 255 registers, used 0 barriers
+USAGE = """
+Fatbin elf code:
+================
+arch = sm_80
+code version = [1,8]
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _Zplain:
+  REG:26 STACK:0 SHARED:512 LOCAL:0 CONSTANT[0]:392 TEXTURE:0 SURFACE:0 SAMPLER:0
+
+Fatbin elf code:
+================
+arch = sm_90a
+code version = [1,8]
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _Zheavy:
+  REG:255 STACK:96 SHARED:1024 LOCAL:0 CONSTANT[2]:104 CONSTANT[0]:576 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 
 
-SASS = """\t.target\tsm_90a
-//--------------------- .text._Zproduct --------------------------
-\t.section\t.text._Zproduct,"ax",@progbits
-.text._Zproduct:
-        /*0000*/                   LDC R1, c[0x0][0x28] ;
+SASS = """
+Fatbin elf code:
+================
+arch = sm_90a
+host = linux
+
+\tcode for sm_90a
+\t.target\tsm_90a
+
+\t\tFunction : _Zproduct
+\t.headerflags\t@"EF_CUDA_SM90"
+                                                                /* 0x000a00ff017624 */
+        /*0000*/                   LDC R1, c[0x0][0x28] ;       /* 0x00000a00ff017624 */
         /*0050*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
         /*0060*/              @UP1 BRA `(.L_x_0) ;
         /*0070*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
         /*0070*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24 ;
 .L_x_0:
         /*0080*/                   STG.E.64 desc[UR4][R2.64], R4 ;
-//--------------------- .text._Zlocal --------------------------
-\t.section\t.text._Zlocal,"ax",@progbits
+\t\t..........
+
+\t\tFunction : _Zlocal
         /*0000*/                   STL.64 [R1], R2 ;
 """
 
@@ -47,33 +69,31 @@ def gates():
     return load("tools/ci/cuda_gates.py")
 
 
-def test_ptxas_report_is_read(gates):
-    assert list(gates.parse(PTXAS)) == [
-        gates.Kernel("_Zplain", "sm_80", 26, 512, 0, 0),
-        gates.Kernel("_Zheavy", "sm_90a", 255, 0, 96, 124),
+def test_resource_usage_is_read(gates):
+    assert list(gates.read_usage(USAGE)) == [
+        gates.Kernel("_Zplain", "sm_80", 26, 512, 0),
+        gates.Kernel("_Zheavy", "sm_90a", 255, 0, 96),
     ]
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("", "_Zheavy on sm_90a: 96 bytes of local memory, 124 bytes spilled"),
-        ("_Zheavy sm_90a stack=96 spills=124 its table has a dynamic index", None),
-        ("heavy * stack=200 spills=200 its table has a dynamic index", None),
-        ("_Zheavy sm_80 stack=96 spills=124 its table has a dynamic index", "_Zheavy on sm_90a"),
-        ("_Zheavy sm_90a stack=95 spills=124 its table has a dynamic index", "_Zheavy on sm_90a"),
-        ("_Zplain * stack=1 spills=0 is not needed at all", "nothing needs '_Zplain'"),
+        ("", "_Zheavy on sm_90a: 96 bytes of local memory"),
+        ("_Zheavy sm_90a stack=96 its table has a dynamic index", None),
+        ("heavy * stack=200 its table has a dynamic index", None),
+        ("_Zheavy sm_80 stack=96 its table has a dynamic index", "_Zheavy on sm_90a"),
+        ("_Zheavy sm_90a stack=95 its table has a dynamic index", "_Zheavy on sm_90a"),
+        ("_Zplain * stack=1 is not needed at all", "nothing needs '_Zplain'"),
     ],
 )
 def test_spills_need_an_exception_that_is_needed(gates, line, problem):
-    problems = gates.judge(gates.parse(PTXAS), gates.read_allowances(line))
+    problems = gates.judge(gates.read_usage(USAGE), gates.read_allowances(line))
     assert bool(problems) == (problem is not None)
     assert problem is None or any(problem in text for text in problems)
 
 
-@pytest.mark.parametrize(
-    "line", ["_Zheavy * stack=1 spills=1", "_Zheavy * stack=1 spills=1 because"]
-)
+@pytest.mark.parametrize("line", ["_Zheavy * stack=1", "_Zheavy * stack=1 because"])
 def test_an_exception_needs_a_reason(gates, line):
     with pytest.raises(ValueError, match="a reason is needed"):
         gates.read_allowances(line)
@@ -90,7 +110,7 @@ def test_an_exception_needs_a_reason(gates, line):
     ],
 )
 def test_budgets(gates, line, problem):
-    kernels = list(gates.parse(PTXAS))
+    kernels = list(gates.read_usage(USAGE))
     if problem == "cannot read":
         with pytest.raises(ValueError, match=problem):
             gates.read_budgets(line)
@@ -129,15 +149,15 @@ GOOD = "_Zproduct * HMMA.BF16 LDG.128 !STG.128"
 @pytest.mark.parametrize(
     ("lines", "exception", "problem"),
     [
-        ((GOOD,), "_Zlocal * stack=8 spills=0 of a library", None),
-        ((GOOD,), "_Zlocal sm_80 stack=8 spills=0 of a library", "_Zlocal on sm_90a: has STL, of"),
+        ((GOOD,), "_Zlocal * stack=8 of a library", None),
+        ((GOOD,), "_Zlocal sm_80 stack=8 of a library", "_Zlocal on sm_90a: has STL, of"),
         ((GOOD,), "", "_Zlocal on sm_90a: has STL, of local memory"),
-        (("_Zproduct * IMMA",), "_Zlocal * stack=8 spills=0 of a library", "has no IMMA"),
-        (("_Zproduct * LDG.64",), "_Zlocal * stack=8 spills=0 of a library", "has no LDG.64"),
-        (("_Zproduct * !LDG",), "_Zlocal * stack=8 spills=0 of a library", "sm_90a: has LDG"),
-        ((GOOD, "_Zother * LDG"), "_Zlocal * stack=8 spills=0 of a library", "no kernel is"),
-        (("_Zproduct sm_80 HMMA",), "_Zlocal * stack=8 spills=0 of a library", "no kernel is"),
-        ((), "_Zlocal * stack=8 spills=0 of a library", "cuda_sass.txt does not name it"),
+        (("_Zproduct * IMMA",), "_Zlocal * stack=8 of a library", "has no IMMA"),
+        (("_Zproduct * LDG.64",), "_Zlocal * stack=8 of a library", "has no LDG.64"),
+        (("_Zproduct * !LDG",), "_Zlocal * stack=8 of a library", "sm_90a: has LDG"),
+        ((GOOD, "_Zother * LDG"), "_Zlocal * stack=8 of a library", "no kernel is"),
+        (("_Zproduct sm_80 HMMA",), "_Zlocal * stack=8 of a library", "no kernel is"),
+        ((), "_Zlocal * stack=8 of a library", "cuda_sass.txt does not name it"),
     ],
 )
 def test_instructions_are_expected(gates, lines, exception, problem):
@@ -160,8 +180,8 @@ def test_expectations_of_the_project_can_be_read(gates):
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 def test_a_lost_vector_load_of_a_real_kernel_is_found(gates, tmp_path):
-    if (disassembler := gates.find_disassembler()) is None:
-        pytest.skip("no nvdisasm")
+    if (reader := gates.find_reader()) is None:
+        pytest.skip("no cuobjdump")
     source, cubin = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
     expected = gates.read_expectations("kernel * LDG.128 STG.128")
     for alignment, lost in ((16, 0), (8, 2)):
@@ -170,23 +190,23 @@ def test_a_lost_vector_load_of_a_real_kernel_is_found(gates, tmp_path):
             'extern "C" __global__ void kernel(Four* y, const Four* x) { y[0] = x[1]; }\n'
         )
         subprocess.run(["nvcc", "-arch=sm_80", "-cubin", source, "-o", cubin], check=True)
-        command = [disassembler, "-c", str(cubin)]
-        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        assert len(gates.unexpected(list(gates.read_code(shown)), expected, [])) == lost
+        codes = list(gates.read_code(gates.dump(reader, "-sass", cubin)))
+        assert len(gates.unexpected(codes, expected, [])) == lost
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 def test_local_memory_of_a_real_kernel_is_found(gates, tmp_path):
-    source = tmp_path / "kernel.cu"
+    if (reader := gates.find_reader()) is None:
+        pytest.skip("no cuobjdump")
+    source, cubin = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
     source.write_text(
         "__global__ void kernel(float* y, const int* i, int n) {\n"
         "  float table[200];\n"
         "  for (int k = 0; k < 200; ++k) table[k] = y[k * n];\n"
         "  for (int k = 0; k < n; ++k) y[k] = table[i[k]];\n}\n"
     )
-    command = ["nvcc", "-arch=sm_80", "-Xptxas=-v", "-c", str(source), "-o", "/dev/null"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    (kernel,) = gates.parse(done.stdout + done.stderr)
+    subprocess.run(["nvcc", "-arch=sm_80", "-cubin", source, "-o", cubin], check=True)
+    (kernel,) = gates.read_usage(gates.dump(reader, "-res-usage", cubin))
     assert kernel.stack >= 800
     assert gates.judge([kernel], []) != []
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles every CUDA kernel for every architecture; looks at what ptxas says and what it made.
+"""Compiles every CUDA kernel for every architecture, and looks at what nvcc made of it.
 
     python tools/ci/cuda_gates.py [BUILD_DIR] [--table]  # default: build/gates; MAX_JOBS at a time
 
-Flags and sources are those of CMakeLists.txt, warnings included, which are errors there. What ptxas
-says of each kernel is read: registers that spill, or a stack frame, fail the run unless the kernel
-is in ``tools/ci/cuda_exceptions.txt`` with a limit and a reason. An exception that nothing needs
-fails too. Kernels that ``tools/ci/cuda_budgets.txt`` names stay within its registers and static
-shared memory.
+The objects are those of every build: sources, flags and architectures of CMakeLists.txt, warnings
+included, which are errors there. So ccache compiles them once for this and for the wheel. They are
+read with cuobjdump (the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm):
 
-The machine code is read, too (nvdisasm, of the package nvidia-cuda-nvdisasm): kernels have the
-instructions that ``tools/ci/cuda_sass.txt`` says, so that a matrix product or a vector load that
-the compiler lost is noticed. Every kernel with matrix instructions must be there, and none without
-an exception may have loads or stores of local memory.
+- A stack frame, which is where registers spill to, fails the run unless the kernel is in
+  ``tools/ci/cuda_exceptions.txt`` with a limit and a reason. An exception that nothing needs fails.
+- Kernels that ``tools/ci/cuda_budgets.txt`` names stay within its registers and shared memory.
+- Kernels have the machine instructions that ``tools/ci/cuda_sass.txt`` says, so that a matrix
+  product or a vector load that the compiler lost is noticed. Every kernel with matrix instructions
+  must be there, and none without an exception may have loads or stores of local memory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import argparse
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,28 +36,26 @@ BUDGETS = Path(__file__).with_name("cuda_budgets.txt")
 INSTRUCTIONS = Path(__file__).with_name("cuda_sass.txt")
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 
-ENTRY = re.compile(r"Compiling entry function '([^']+)' for '([^']+)'")
-FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
-TARGET = re.compile(r"\s*\.target\s+(\w+)")
-SECTION = re.compile(r"\s*\.section\s+\.text\.([^,\s]+)")
+ARCHITECTURE = re.compile(r"arch = (\w+)")
+FUNCTION = re.compile(r"\s+Function (?:: )?([^\s:]+):?$")
+USED = re.compile(r"\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) ")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Za-z0-9_.]*)")
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA")
 LOCAL = ("LDL", "STL")
+RESERVED = 1024  # bytes of shared memory that the system takes of each block, and cuobjdump counts
 
 
 _Named = TypeVar("_Named", "Kernel", "Code")
 
 
 class Kernel(NamedTuple):
-    """What ptxas used for one kernel on one architecture."""
+    """What one kernel uses on one architecture: registers of a thread, and bytes."""
 
     name: str
     architecture: str
     registers: int
     shared: int
     stack: int
-    spills: int
 
 
 class Allowance(NamedTuple):
@@ -68,7 +64,6 @@ class Allowance(NamedTuple):
     pattern: re.Pattern[str]
     architecture: str
     stack: int
-    spills: int
     reason: str
 
     def covers(self, kernel: Kernel) -> bool:
@@ -76,40 +71,34 @@ class Allowance(NamedTuple):
             self.architecture in ("*", kernel.architecture)
             and self.pattern.search(kernel.name) is not None
             and kernel.stack <= self.stack
-            and kernel.spills <= self.spills
         )
 
 
-def parse(output: str) -> Iterator[Kernel]:
-    """The kernels in what ``nvcc -Xptxas=-v`` prints; names are mangled."""
-    name = architecture = ""
-    stack = spills = 0
-    for line in output.splitlines():
-        if entry := ENTRY.search(line):
-            name, architecture = entry[1], entry[2]
-            stack = spills = 0
-        elif frame := FRAME.search(line):
-            # Also of functions that a kernel calls: their frames count as the kernel's.
-            stack = max(stack, int(frame[1]))
-            spills = max(spills, int(frame[2]) + int(frame[3]))
-        elif (used := USED.search(line)) and name:
-            yield Kernel(name, architecture, int(used[1]), int(used[2] or 0), stack, spills)
-            name = ""
+def read_usage(dump: str) -> Iterator[Kernel]:
+    """The kernels in what ``cuobjdump -res-usage`` prints; names are mangled."""
+    architecture = name = ""
+    for line in dump.splitlines():
+        if found := ARCHITECTURE.match(line):
+            architecture = found[1]
+        elif found := FUNCTION.match(line):
+            name = found[1]
+        elif found := USED.match(line):
+            registers, stack, shared = map(int, found.groups())
+            own = shared - (RESERVED if architecture != "sm_80" else 0)
+            yield Kernel(name, architecture, registers, own, stack)
 
 
 def read_allowances(text: str) -> list[Allowance]:
-    """Lines ``PATTERN ARCHITECTURE stack=N spills=N REASON``; ValueError for any other."""
+    """Lines ``PATTERN ARCHITECTURE stack=N REASON``; ValueError for any other."""
     allowances = []
     for line in (line.strip() for line in text.splitlines()):
         if not line or line.startswith("#"):
             continue
-        match = re.fullmatch(r"(\S+)\s+(\S+)\s+stack=(\d+)\s+spills=(\d+)\s+(\S.{9,})", line)
+        match = re.fullmatch(r"(\S+)\s+(\S+)\s+stack=(\d+)\s+(\S.{9,})", line)
         if match is None:
             raise ValueError(f"cuda_exceptions.txt: cannot read {line!r}; a reason is needed too")
-        pattern, architecture, stack, spills, reason = match.groups()
-        allowances.append(
-            Allowance(re.compile(pattern), architecture, int(stack), int(spills), reason)
-        )
+        pattern, architecture, stack, reason = match.groups()
+        allowances.append(Allowance(re.compile(pattern), architecture, int(stack), reason))
     return allowances
 
 
@@ -118,14 +107,13 @@ def judge(kernels: Iterable[Kernel], allowances: Sequence[Allowance]) -> list[st
     found = []
     needed = set()
     for kernel in kernels:
-        if kernel.stack == 0 and kernel.spills == 0:
+        if kernel.stack == 0:
             continue
         covering = [i for i, allowance in enumerate(allowances) if allowance.covers(kernel)]
         needed.update(covering)
         if not covering:
             found.append(
-                f"{kernel.name} on {kernel.architecture}: {kernel.stack} bytes of local memory, "
-                f"{kernel.spills} bytes spilled"
+                f"{kernel.name} on {kernel.architecture}: {kernel.stack} bytes of local memory"
             )
     found += [
         f"cuda_exceptions.txt: nothing needs '{allowance.pattern.pattern}'"
@@ -196,19 +184,19 @@ class Code(NamedTuple):
         )
 
 
-def read_code(disassembly: str) -> Iterator[Code]:
-    """The functions in what ``nvdisasm -c`` prints of a cubin; names are mangled."""
-    architecture = name = ""
-    found: dict[str, set[str]] = {}
-    for line in disassembly.splitlines():
-        if target := TARGET.match(line):
-            architecture = target[1]
-        elif section := SECTION.match(line):
-            name = section[1]
-            found[name] = set()
-        elif name and (instruction := INSTRUCTION.match(line)):
-            found[name].add(instruction[1])
-    for name, kinds in found.items():
+def read_code(dump: str) -> Iterator[Code]:
+    """The functions in what ``cuobjdump -sass`` prints; names are mangled."""
+    architecture = ""
+    found: dict[tuple[str, str], set[str]] = {}
+    kinds: set[str] = set()
+    for line in dump.splitlines():
+        if instruction := INSTRUCTION.match(line):
+            kinds.add(instruction[1])
+        elif header := ARCHITECTURE.match(line):
+            architecture = header[1]
+        elif function := FUNCTION.match(line):
+            kinds = found.setdefault((function[1], architecture), set())
+    for (name, architecture), kinds in found.items():
         yield Code(name, architecture, frozenset(kinds))
 
 
@@ -279,39 +267,39 @@ def demangled(rows: Sequence[_Named]) -> list[_Named]:
     return [row._replace(name=name) for row, name in zip(rows, names, strict=True)]
 
 
-def find_disassembler() -> str | None:
-    """nvdisasm on PATH, or of the package nvidia-cuda-nvdisasm."""
+def find_reader() -> str | None:
+    """cuobjdump on PATH, or of the package nvidia-cuda-cuobjdump; it needs nvdisasm beside it."""
     packages = Path(sysconfig.get_path("purelib")) / "nvidia"
-    own = sorted(packages.glob("*/bin/nvdisasm"))
-    return shutil.which("nvdisasm") or (str(own[-1]) if own else None)
+    folders = [*map(str, sorted(packages.glob("*/bin"))), os.environ.get("PATH", os.defpath)]
+    found = [
+        shutil.which(tool, path=os.pathsep.join(folders)) for tool in ("cuobjdump", "nvdisasm")
+    ]
+    return found[0] if all(found) else None
 
 
-def commands(build: Path) -> list[list[str]]:
-    """The compiler calls of all CUDA sources, with ptxas's report and without an output."""
-    options = ["-DPYDENSE_TESTS=ON", "-DPYDENSE_CUDA=ON"]
-    archs = ";".join(f"{name.removeprefix('sm_')}-real" for name in ARCHITECTURES)
-    subprocess.run(
-        [
-            "cmake",
-            "-S",
-            ROOT,
-            "-B",
-            build,
-            "-G",
-            "Ninja",
-            f"-DPYDENSE_CUDA_ARCHS={archs}",
-            *options,
-        ],
+def dump(reader: str, what: str, compiled: Path) -> str:
+    """What cuobjdump prints of an object; it starts nvdisasm, which it looks for on PATH."""
+    path = os.pathsep.join([str(Path(reader).parent), os.environ.get("PATH", os.defpath)])
+    done = subprocess.run(
+        [reader, what, compiled],
         check=True,
-        stdout=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
     )
-    found = []
-    for entry in json.loads((build / "compile_commands.json").read_text(encoding="utf-8")):
-        if entry["file"].endswith(".cu"):
-            words = shlex.split(entry["command"])
-            output = words.index("-o")
-            found.append([*words[:output], "-o", os.devnull, "-Xptxas=-v"])
-    return found
+    return done.stdout
+
+
+def compile_all(build: Path, jobs: int) -> list[Path]:
+    """The objects of all CUDA sources; CalledProcessError where one does not compile."""
+    options = ["-DPYDENSE_TESTS=ON", "-DPYDENSE_CUDA=ON", "-UPYDENSE_CUDA_ARCHS"]
+    configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options]
+    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+    entries = json.loads((build / "compile_commands.json").read_text(encoding="utf-8"))
+    objects = [Path(e["output"]) for e in entries if e["file"].endswith(".cu")]
+    targets = [str(path.relative_to(build.resolve())) for path in objects]
+    subprocess.run(["ninja", "-C", str(build), "-j", str(jobs), *targets], check=True)
+    return objects
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -322,34 +310,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if shutil.which("nvcc") is None and "CUDACXX" not in os.environ:
         print("cuda_gates: no nvcc on PATH")
         return 2
-
-    disassembler = find_disassembler()
-    if disassembler is None:
-        print("cuda_gates: no nvdisasm: pip install -r tools/ci/requirements.txt")
+    reader = find_reader()
+    if reader is None:
+        print("cuda_gates: no cuobjdump or nvdisasm: pip install -r tools/ci/requirements.txt")
         return 2
 
-    def compile_one(command: list[str]) -> tuple[str, int, list[Code]]:
-        # Beside the cubins, nvcc keeps some 100 MB that nobody needs.
-        with tempfile.TemporaryDirectory(dir=options.build) as folder:
-            command = [*command, "--keep", "--keep-dir", folder]
-            done = subprocess.run(command, capture_output=True, text=True)
-            codes = []
-            for cubin in sorted(Path(folder).glob("*.cubin")):
-                shown = subprocess.run(
-                    [disassembler, "-c", cubin], check=True, capture_output=True, text=True
-                )
-                codes += read_code(shown.stdout)
-        return done.stdout + done.stderr, done.returncode, codes
+    jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    try:
+        objects = compile_all(options.build, jobs)
+    except subprocess.CalledProcessError as error:
+        print(f"cuda_gates: {error}")
+        return 1
+
+    def read(compiled: Path) -> tuple[list[Kernel], list[Code]]:
+        usage, code = (dump(reader, what, compiled) for what in ("-res-usage", "-sass"))
+        return list(read_usage(usage)), list(read_code(code))
 
     kernels: list[Kernel] = []
     codes: list[Code] = []
-    jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(jobs) as pool:
-        for output, status, own in pool.map(compile_one, commands(options.build)):
-            if status != 0:
-                print(output)
-                return 1
-            kernels += parse(output)
+        for used, own in pool.map(read, objects):
+            kernels += used
             codes += own
     kernels = sorted(set(demangled(kernels)))
     codes = demangled(codes)
