@@ -214,24 +214,9 @@ class DenseMma {
   }
 
   __device__ __forceinline__ void write_part() const {
-    float* const to = p_.parts + int64_t{part_} * (kDenseRows * kColumns) + warp() * kDenseColumns +
-                      lane() % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = i * kDenseGroup + 8 * half + lane() / 4;
-        if (row < rows_) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            Vector<float, 2> pair;
-            pair[0] = sums_[i][j][2 * half];
-            pair[1] = sums_[i][j][2 * half + 1];
-            store_vector(to + row * kColumns + 8 * j, pair);
-          }
-        }
-      }
-    }
+    store_part<kColumns>(
+        p_.parts + int64_t{part_} * (kDenseRows * kColumns) + warp() * kDenseColumns, sums_, lane(),
+        0, rows_);
   }
 
   // Through shared memory, so that rows leave in long pieces. What a warp writes there is its own.

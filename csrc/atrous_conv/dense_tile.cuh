@@ -115,6 +115,29 @@ struct DenseFactors {
   }
 };
 
+// A warp's sums of a split, 32 columns of kPitch, as they lie over its lanes; `to` is the block's
+// row 0 in the warp's first column, `first_row` the first of the warp.
+template <int kPitch, int kGroups>
+__device__ __forceinline__ void store_part(float* to, const float (&sums)[kGroups][4][4], int lane,
+                                           int first_row, int rows) {
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first_row + i * kDenseGroup + 8 * half + lane / 4;
+      if (row < rows) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          Vector<float, 2> pair;
+          pair[0] = sums[i][j][2 * half];
+          pair[1] = sums[i][j][2 * half + 1];
+          store_vector(to + row * kPitch + lane % 4 * 2 + 8 * j, pair);
+        }
+      }
+    }
+  }
+}
+
 // kRows pixels of kDenseColumns outputs in shared memory, in the order in which they leave: pixel
 // by pixel where outputs lie side by side in memory, else output by output.
 template <class T>

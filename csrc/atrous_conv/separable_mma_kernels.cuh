@@ -302,24 +302,9 @@ class SeparableMma {
   }
 
   __device__ __forceinline__ void write_part() const {
-    float* const to = p_.dense.parts + int64_t{part_} * (kDenseRows * kSeparableColumns) +
-                      first_column() + lane() % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = first_row() + i * kDenseGroup + 8 * half + lane() / 4;
-        if (row < rows_) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            Vector<float, 2> pair;
-            pair[0] = sums_[i][j][2 * half];
-            pair[1] = sums_[i][j][2 * half + 1];
-            store_vector(to + row * kSeparableColumns + 8 * j, pair);
-          }
-        }
-      }
-    }
+    store_part<kSeparableColumns>(
+        p_.dense.parts + int64_t{part_} * (kDenseRows * kSeparableColumns) + first_column(), sums_,
+        lane(), first_row(), rows_);
   }
 
   // As of dense convolutions: through shared memory, where a warp's part is its own.

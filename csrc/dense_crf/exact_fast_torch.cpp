@@ -5,9 +5,8 @@
 #include <cmath>
 
 #include "dense_crf/exact_fast.h"
-#include "dense_crf/exact_filter.h"
+#include "dense_crf/exact_filter_torch.h"
 #include "torch/memory.h"
-#include "torch/picture.h"
 
 namespace pydense {
 namespace {
@@ -15,10 +14,8 @@ namespace {
 using torch::headeronly::ScalarType;
 
 void check_floats(const char* op, const char* name, const Tensor& x) {
-  PYDENSE_CHECK(x.dim() == 3, op, ": ", name, " must have 3 dimensions, got ", x.dim());
+  check_points(op, name, x);
   require_dtype(op, name, x, ScalarType::Float);
-  PYDENSE_CHECK(x.is_cpu() || x.is_cuda(), op, ": ", name,
-                " must be on the CPU or a GPU (cuda), got another device");
 }
 
 void check_dims(const char* op, const Tensor& features) {
@@ -105,9 +102,7 @@ Tensor filter_op(const Tensor& values, const Tensor& features, const Tensor& ord
   check_floats(kOp, "values", values);
   check_floats(kOp, "features", features);
   check_dims(kOp, features);
-  require_same_device(kOp, "features", features, values);
-  PYDENSE_CHECK(features.size(2) == values.size(2), kOp, ": features must have ", values.size(2),
-                " points as the values have, got ", features.size(2));
+  check_points_fit(kOp, values, features);
   PYDENSE_CHECK(features.size(0) == values.size(0) || features.size(0) == 1, kOp,
                 ": features must have 1 or ", values.size(0), " images, got ", features.size(0));
   PYDENSE_CHECK(skip_tolerance >= 0 && skip_tolerance < 1, kOp,
@@ -126,22 +121,7 @@ Tensor filter_op(const Tensor& values, const Tensor& features, const Tensor& ord
 #else
   static_cast<void>(order);
 #endif
-  ExactFilterArgs<float> args{features.const_data_ptr<float>(),
-                              values.const_data_ptr<float>(),
-                              out.mutable_data_ptr<float>(),
-                              values.size(0),
-                              features.size(0),
-                              values.size(1),
-                              values.size(2),
-                              features.size(1),
-                              {},
-                              {},
-                              self_term};
-  for (int64_t axis = 0; axis < 3; ++axis) {
-    args.feature_strides[axis] = features.stride(axis);
-    args.value_strides[axis] = values.stride(axis);
-  }
-  exact_filter(args, torch_parallel_for);
+  exact_filter(exact_filter_args<float>(values, features, self_term, out), torch_parallel_for);
   return out;
 }
 

@@ -1,36 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "dense_crf/exact_filter.h"
+#include "dense_crf/exact_filter_torch.h"
+
 #include "torch/memory.h"
-#include "torch/picture.h"
 
 namespace pydense {
 namespace {
 
 constexpr const char* kOp = "exact_gaussian_filter";
 
-void check_array(const char* name, const Tensor& x) {
-  PYDENSE_CHECK(x.dim() == 3, kOp, ": ", name, " must have 3 dimensions, got ", x.dim());
-  PYDENSE_CHECK(x.is_cpu() || x.is_cuda(), kOp, ": ", name,
-                " must be on the CPU or a GPU (cuda), got another device");
-}
-
 template <class T>
 void run(const Tensor& values, const Tensor& features, bool self_term, Tensor& out) {
-  ExactFilterArgs<T> args{features.const_data_ptr<T>(),
-                          values.const_data_ptr<T>(),
-                          out.mutable_data_ptr<T>(),
-                          values.size(0),
-                          features.size(0),
-                          values.size(1),
-                          values.size(2),
-                          features.size(1),
-                          {},
-                          {},
-                          self_term};
-  for (int64_t axis = 0; axis < 3; ++axis) {
-    args.feature_strides[axis] = features.stride(axis);
-    args.value_strides[axis] = values.stride(axis);
-  }
+  const auto args = exact_filter_args<T>(values, features, self_term, out);
   check_exact_filter(args);
   if (out.numel() == 0) {
     return;
@@ -48,16 +28,13 @@ void run(const Tensor& values, const Tensor& features, bool self_term, Tensor& o
 
 Tensor exact_gaussian_filter_op(const Tensor& values, const Tensor& features, bool self_term) {
   using torch::headeronly::ScalarType;
-  check_array("values", values);
-  check_array("features", features);
-  require_same_device(kOp, "features", features, values);
+  check_points(kOp, "values", values);
+  check_points(kOp, "features", features);
   const ScalarType dtype = values.scalar_type();
   PYDENSE_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, kOp,
                 ": values must be of dtype Float or Double, got ",
                 torch::headeronly::toString(dtype));
-  require_dtype(kOp, "features", features, dtype);
-  PYDENSE_CHECK(features.size(2) == values.size(2), kOp, ": features must have ", values.size(2),
-                " points as the values have, got ", features.size(2));
+  check_points_fit(kOp, values, features);
   Tensor out = torch::stable::new_empty(values, values.sizes());
   if (dtype == ScalarType::Float) {
     run<float>(values, features, self_term, out);

@@ -6,6 +6,7 @@
 #include "dense_crf/feature_gradient.h"
 #include "dense_crf/pictures_torch.h"
 #include "dense_crf/schemas_torch.h"
+#include "dense_crf/training_torch.h"
 
 namespace pydense {
 namespace {
@@ -38,11 +39,7 @@ std::tuple<Tensor, Tensor> mean_field_training_op(
     const std::string& /*feature_gradient*/, bool recompute) {
   constexpr const char* kOp = "dense_crf_mean_field_training";
   check_labels(kOp, unary);
-  PYDENSE_CHECK(output == "probabilities" || output == "logits", kOp,
-                ": output must be probabilities or logits, got '", output, "'");
-  const int64_t least = q.has_value() ? 1 : 0;
-  PYDENSE_CHECK(iterations >= least && iterations <= INT32_MAX, kOp, ": iterations must be in [",
-                least, ", 2^31), got ", iterations);
+  check_training(kOp, output, iterations, q.has_value());
   if (q.has_value()) {
     check_same_shape(kOp, *q, unary);
   }
@@ -90,9 +87,8 @@ std::vector<Tensor> mean_field_backward_op(const Tensor& grad, const std::option
                                            bool from_q, bool channels_last, bool keep) {
   constexpr const char* kOp = "dense_crf_mean_field_backward";
   check_labels(kOp, grad);
-  const bool recompute = iterations > 0 && kept.size(1) == 0;
-  PYDENSE_CHECK(!recompute || (unary.has_value() && q.has_value() == from_q), kOp,
-                ": unary and q must be given where the marginals were not kept");
+  const bool recompute =
+      check_recompute(kOp, kept, iterations, unary.has_value(), q.has_value(), from_q);
   for (const std::optional<Tensor>& other : {unary, result, q}) {
     if (other.has_value()) {
       check_same_shape(kOp, *other, grad);
@@ -123,11 +119,9 @@ std::vector<Tensor> mean_field_backward_op(const Tensor& grad, const std::option
     if (grad.numel() == 0) {
       return out;
     }
-    PYDENSE_CHECK(recompute || iterations == 0 ||
-                      (kept.dim() == 4 && kept.is_contiguous() && kept.size(0) == images &&
-                       kept.size(1) == iterations && kept.size(2) == grad.size(2) * grad.size(3) &&
-                       kept.size(3) == again.tensor.size(3)),
-                  kOp, ": kept must come from dense_crf_mean_field_training");
+    if (!recompute && iterations > 0) {
+      check_kept(kOp, kept, grad, iterations, again.tensor.size(3));
+    }
     const Terms<T> terms(kOp, grad, lattices, compats);
     const Pictures from(grad);
     const Pictures logits(unary.has_value() ? *unary : grad);
@@ -195,15 +189,10 @@ Tensor feature_gradient_op(const Tensor& features, const Tensor& lattice, const 
   constexpr const char* kOp = "dense_crf_feature_gradient";
   check_pictures(kOp, "features", features);
   check_pictures(kOp, "a", a);
-  PYDENSE_CHECK(mode == "filter" || mode == "lattice", kOp,
-                ": mode must be filter or lattice, got '", mode, "'");
+  check_feature_gradient(kOp, features, a, mode);
   check_same_shape(kOp, b, a);
-  require_dtype(kOp, "features", features, a.scalar_type());
   require_dtype(kOp, "lattice", lattice, ScalarType::Byte);
   const int64_t images = a.size(0);
-  PYDENSE_CHECK((features.size(0) == 1 || features.size(0) == images) &&
-                    features.size(2) == a.size(2) && features.size(3) == a.size(3),
-                kOp, ": features must have 1 or ", images, " images of the size of a");
   return with_dtype(kOp, "a", a, [&]<class T>(T) {
     Tensor out = torch::stable::new_zeros(features, features.sizes());
     if (a.numel() == 0) {
