@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _mutated import mutated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,28 +46,6 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("kind", PARSERS)
 def test_what_is_written_is_read(kind):
     assert same(PARSERS[kind](memoryview(FILES[kind])), STATE)
-
-
-def mutated(raw: bytes, rng: random.Random) -> bytes:
-    data = bytearray(raw)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(data)) if rng.random() < 0.3 else rng.randrange(min(len(data), 160))
-        choice = rng.randrange(6)
-        if choice == 0:
-            data[at] = rng.randrange(256)
-        elif choice == 1:
-            data[at] ^= 1 << rng.randrange(8)
-        elif choice == 2:
-            data[at : at + 8] = rng.choice([b"\xff" * 8, bytes(8), b"\xff" * 7 + b"\x7f"])
-        elif choice == 3:
-            del data[at : at + rng.randint(1, 40)]
-        elif choice == 4:
-            data[at:at] = rng.randbytes(rng.randint(1, 12))
-        else:
-            data = data[: max(1, at)]
-        if not data:
-            return b"\0"
-    return bytes(data)
 
 
 @pytest.mark.parametrize("kind", PARSERS)

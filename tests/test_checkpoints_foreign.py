@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _mutated import mutated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -307,23 +308,3 @@ def test_mutated_files(tmp_path):
             tensors = [value for value in found.values() if isinstance(value, torch.Tensor)]
             assert sum(value.numel() for value in tensors) <= 4 * len(data)
     assert 2500 < refused < 5000
-
-
-def mutated(raw: bytes, rng: random.Random) -> bytes:
-    data = bytearray(raw)
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(data))
-        choice = rng.randrange(5)
-        if choice == 0:
-            data[at] ^= 1 << rng.randrange(8)
-        elif choice == 1:
-            data[at : at + 8] = rng.choice([b"\xff" * 8, bytes(8), b"\xff" * 7 + b"\x7f"])
-        elif choice == 2:
-            del data[at : at + rng.randint(1, 40)]
-        elif choice == 3:
-            data[at:at] = rng.randbytes(rng.randint(1, 12))
-        else:
-            data = data[: max(1, at)]
-        if not data:
-            return b"\0"
-    return bytes(data)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from _crf_cuda import difference, kernels, relative
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from pydense.nn import DenseCRF
+from pydense.nn import CRFasRNN, DenseCRF, use_operators
 from pydense.ops import dense_crf, exact_gaussian_filter
 
 FAST = {"precision": "fast"}
@@ -104,8 +107,7 @@ def test_fast_mode_on_a_picture(on_gpu, pictures):
 
     with Image.open(pictures / "crf" / "pydensecrf" / "im1.png") as photo:
         data = photo.convert("RGB").resize((40, 30))
-        image = torch.tensor(list(data.getdata()), dtype=torch.uint8)
-    image = image.view(1, 30, 40, 3).movedim(3, 1)
+        image = torch.from_numpy(np.array(data))[None].movedim(3, 1)
     rows, columns = torch.meshgrid(torch.arange(30.0), torch.arange(40.0), indexing="ij")
     values = random(1, 5, 30, 40).softmax(1)
     for sxy, srgb in ((80, 13), (67, 3)):
@@ -213,9 +215,29 @@ def test_fast_mode_on_the_cpu_is_accurate():
 def test_bad_options_of_the_fast_mode(options, kind, text):
     with pytest.raises(kind, match=text):
         exact_gaussian_filter(random(1, 2, 5), random(1, 2, 5), **options)
-    for layer in (dense_crf, DenseCRF):
+    for call in (
+        lambda: dense_crf(random(1, 2, 5), **FAST),
+        lambda: DenseCRF(**FAST),
+        lambda: CRFasRNN(2, **FAST),
+    ):
         with pytest.raises(ValueError, match="precision must be 'accurate' with backend='lattice'"):
-            layer(random(1, 2, 5), precision="fast") if layer is dense_crf else layer(**FAST)
+            call()
+
+
+@pytest.mark.parametrize(
+    "layer", [DenseCRF(backend="exact", **FAST), CRFasRNN(3, backend="exact", **FAST)]
+)
+def test_layers_of_the_fast_mode(on_gpu, layer):
+    """They ask for it, and their plain-torch twins, which have no such thing, do not."""
+    inputs = random(1, 3, 9, 16), picture(1, 3, 9, 16)
+    assert "precision='fast'" in repr(layer)
+    with torch.no_grad():
+        accurate = layer(*inputs)
+        fast = on_gpu(lambda *x: copy.deepcopy(layer).to(x[0].device)(*x), *inputs)
+        twin = use_operators(copy.deepcopy(layer), "reference")(*inputs)
+    scale = max(1, float(accurate.abs().max()))  # probabilities, or logits
+    assert 0 < difference(fast, accurate) <= 1e-2 * scale
+    torch.testing.assert_close(twin, accurate, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_of_the_fast_mode(on_gpu):

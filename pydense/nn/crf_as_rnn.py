@@ -44,6 +44,7 @@ class CRFasRNN(UsesOperators, nn.Module):
         self_term: Whether a point's own marginals are part of its messages.
         backend: ``"lattice"`` or ``"exact"``.
         recompute: Run the iterations again in backward instead of keeping their marginals.
+        precision: ``"accurate"`` or, with ``backend="exact"`` on a GPU, ``"fast"``.
 
     Shape:
         - logits: (N, L, H, W) or (N, L, D, H, W), any strides.
@@ -89,13 +90,14 @@ class CRFasRNN(UsesOperators, nn.Module):
         self_term: bool = True,
         backend: str = "lattice",
         recompute: bool = False,
+        precision: str = "accurate",
     ) -> None:
         super().__init__()
         self.num_labels = check.integer(_OP, "num_labels", num_labels, 1, check.MAX_LABELS)
         self.iterations = check.integer(_OP, "iterations", iterations, 0, check.MAX_ITERATIONS)
         check.choice(_OP, "kernel_weights", kernel_weights, ("matrix", "label", "scalar"))
         check.choice(_OP, "normalization", normalization, check.NORMALIZATIONS)
-        check.choice(_OP, "backend", backend, check.BACKENDS)
+        check.backend(_OP, backend, precision)
         check.flag(_OP, "self_term", self_term)
         check.flag(_OP, "train_bandwidths", train_bandwidths)
         check.flag(_OP, "recompute", recompute)
@@ -103,6 +105,7 @@ class CRFasRNN(UsesOperators, nn.Module):
         self.self_term = self_term
         self.backend = backend
         self.recompute = recompute
+        self.precision = precision
         one = {
             "matrix": torch.eye(self.num_labels),
             "label": torch.ones(self.num_labels),
@@ -145,8 +148,8 @@ class CRFasRNN(UsesOperators, nn.Module):
                 for weights in (self.spatial_ker_weights, self.bilateral_ker_weights)
             )
             place, far, shade = (self.bandwidth(name) for name in self._bandwidths)
-            # What is kept for backward is nothing that plain torch could be told.
-            memory = {} if self.plain else {"recompute": self.recompute}
+            # What is kept for backward, and how kernels sum, plain torch cannot be told.
+            own = {"recompute": self.recompute, "precision": self.precision}
             refined: Tensor = self.operators.dense_crf(
                 logits,
                 image,
@@ -157,7 +160,7 @@ class CRFasRNN(UsesOperators, nn.Module):
                 self_term=self.self_term,
                 backend=self.backend,
                 output="logits",
-                **memory,
+                **({} if self.plain else own),
             )
             return refined
 
@@ -172,7 +175,7 @@ class CRFasRNN(UsesOperators, nn.Module):
         """The arguments of the constructor that are not parameters."""
         parts: list[Any] = [str(self.num_labels)]
         names = ("iterations", "train_bandwidths", "normalization", "self_term", "backend")
-        parts += [f"{name}={getattr(self, name)!r}" for name in (*names, "recompute")]
+        parts += [f"{name}={getattr(self, name)!r}" for name in (*names, "recompute", "precision")]
         with torch.no_grad():
             parts += [f"{name}={float(self.bandwidth(name)):g}" for name in self._bandwidths]
         return ", ".join(parts)

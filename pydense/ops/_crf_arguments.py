@@ -25,6 +25,7 @@ MAX_ITERATIONS = 2**31 - 1
 
 NORMALIZATIONS = ("symmetric", "before", "after", None)
 BACKENDS = ("lattice", "exact")
+PRECISIONS = ("accurate", "fast")  # of the exact backend
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # What N, C and the axes are called in messages, by the number of dimensions.
@@ -41,6 +42,14 @@ def choice(op: str, name: str, value: object, options: Sequence[object]) -> None
     if not (value is None or isinstance(value, str)) or value not in options:
         words = ", ".join(repr(option) for option in options)
         raise ValueError(f"{op}: {name} must be one of {words}, got {value!r}")
+
+
+def backend(op: str, name: object, precision: object) -> None:
+    """Check the name of a backend and what it is asked for."""
+    choice(op, "backend", name, BACKENDS)
+    choice(op, "precision", precision, PRECISIONS)
+    if precision == "fast" and name != "exact":
+        raise ValueError(f"{op}: precision must be 'accurate' with backend={name!r}, got 'fast'")
 
 
 def flag(op: str, name: str, value: object) -> None:

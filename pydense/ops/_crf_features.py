@@ -19,7 +19,6 @@ from torch import Tensor
 
 from . import _crf_arguments as check
 from ._crf_autograd import needs_gradient
-from ._exact import PRECISIONS
 from ._lattice_cache import LATTICES, is_eager
 from ._memory_format import suggested
 
@@ -72,10 +71,7 @@ def make_model(
     ``devices`` are those that the function has kernels for.
     """
     check.choice(op, "normalization", normalization, check.NORMALIZATIONS)
-    check.choice(op, "backend", backend, check.BACKENDS)
-    check.choice(op, "precision", precision, PRECISIONS)
-    if precision == "fast" and backend != "exact":
-        raise ValueError(f"{op}: precision must be 'accurate' with backend='lattice', got 'fast'")
+    check.backend(op, backend, precision)
     check.choice(op, "unary_type", unary_type, ("logits", "probabilities", "energy"))
     check.flag(op, "self_term", self_term)
     check.floating(op, "unary", unary, devices=devices)

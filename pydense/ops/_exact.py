@@ -18,7 +18,6 @@ from ._forward_ad import refuse_tangent
 
 _library.load()
 
-PRECISIONS = ("accurate", "fast")
 # Of the fast mode: dimensions it takes, and kernel values that it may leave out.
 _FAST_DIMS = 10
 _SKIP_TOLERANCE = 1e-4
@@ -125,7 +124,7 @@ def exact_gaussian_filter(
 
 def check_precision(op: str, precision: str, skip_tolerance: float | None = None) -> float:
     """The tolerance that is meant."""
-    check.choice(op, "precision", precision, PRECISIONS)
+    check.choice(op, "precision", precision, check.PRECISIONS)
     if skip_tolerance is None:
         return _SKIP_TOLERANCE if precision == "fast" else 0.0
     if not isinstance(skip_tolerance, Real):
