@@ -27,13 +27,18 @@ COUNTS = ROOT / "benchmarks" / "cuda" / "counts.json"
 GPU = ROOT / "benchmarks" / "cuda" / "gpu.json"
 DOCUMENT = ROOT / "benchmarks" / "README.md"
 BLOCK = re.compile(r"(<!-- cuda-kernels -->\n).*?(<!-- /cuda-kernels -->)", re.DOTALL)
-# What the shim cannot run, and nothing chooses by itself; no counts, so no prediction.
+# What nothing chooses by itself; no counts, so no prediction.
 EXPERIMENTAL = {
     "dense_wgmma_kernel": (
         "compiled for sm_90a alone, with `wgmma` and copies of boxes; its tiles and steps are "
         "proven on the CPU (`tests/cpp/test_dense_boxes.cpp`), the kernel never ran. "
         "`PYDENSE_EXPERIMENTAL_KERNELS=1` puts it in the place of `dense_mma_kernel` for 16-bit "
         "types on such a card"
+    ),
+    "exact_wgmma_kernel": (
+        "for sm_90a alone, with `wgmma`; proven under the shim, whose emulation of `wgmma` follows "
+        "the PTX manual, and never run on a GPU. `PYDENSE_EXPERIMENTAL_KERNELS=1` puts it in the "
+        "place of `exact_fast_kernel` on such a card"
     ),
 }
 KERNEL = re.compile(
