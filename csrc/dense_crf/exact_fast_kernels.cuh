@@ -31,12 +31,13 @@ class ExactFast {
   __device__ __forceinline__ void run() {
     weights_.load_queries(block_.query_features());
     block_.for_lists([this](int count) { multiply_listed(count); });
+    const Block block = block_.again();
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int query = warp() * 32 + 16 * m + 8 * half + lane() / 4;
-        block_.write(query, weights_.factor(query), sums_[m], half);
+        block.write(query, weights_.factor(query), sums_[m], half);
       }
     }
   }

@@ -17,9 +17,8 @@ class FastBlock {
   static constexpr int kBoxes = Near::kBoxes;
 
  public:
-  __device__ __forceinline__ FastBlock(const FastParams& p, Near& near)
-      : p_(p), near_(near), runs_(p.order.padded / kFastKeys) {
-    uint32_t item = blockIdx.x;
+  __device__ __forceinline__ FastBlock(const FastParams& p, Near& near) : p_(p), near_(near) {
+    uint32_t item = static_cast<uint32_t>(opaque(static_cast<int>(blockIdx.x)));
     tile_ = item % static_cast<uint32_t>(p.order.tiles);
     item /= static_cast<uint32_t>(p.order.tiles);
     chunk_ = static_cast<int32_t>(item % static_cast<uint32_t>(p.row_chunks));
@@ -28,13 +27,16 @@ class FastBlock {
     image_ = item / static_cast<uint32_t>(p.segments);
   }
 
+  // The same, found again: over a loop that has other use for its registers.
+  __device__ __forceinline__ FastBlock again() const { return FastBlock(p_, near_); }
+
   // The boxes of 32 queries each and their middle. Returns how far queries are from it at most,
   // squared.
   __device__ __forceinline__ float find_boxes() {
     for (int i = fast_thread(); i < 2 * kDims * kBoxes; i += kThreads) {
       near_.boxes[i / kBoxes][i % kBoxes] =
-          p_.order.queries[(image_ * (2 * kDims) + i / kBoxes) * (2 * runs_) + tile_ * kBoxes +
-                           i % kBoxes];
+          p_.order.queries[(int64_t{image_} * (2 * kDims) + i / kBoxes) * (2 * runs()) +
+                           tile_ * kBoxes + i % kBoxes];
     }
     __syncthreads();
     if (fast_thread() < kDims) {
@@ -58,14 +60,16 @@ class FastBlock {
   }
 
   // Features of the queries, [2, kDims, kFastKeys].
-  __device__ __forceinline__ const float* query_features() const { return features(tile_ * 2); }
+  __device__ __forceinline__ const float* query_features() const {
+    return features(int64_t{tile_} * 2);
+  }
   __device__ __forceinline__ const float* features(int64_t run) const {
-    return p_.order.features + (image_ * runs_ + run) * (kDims * kFastKeys);
+    return p_.order.features + (image_ * runs() + run) * (kDims * kFastKeys);
   }
   template <int kWidth>
   __device__ __forceinline__ const float* values(int64_t run) const {
-    return p_.packed +
-           ((image_ * p_.row_chunks + chunk_) * runs_ + run) * int64_t{kWidth * kFastKeys};
+    return p_.packed + ((int64_t{image_} * p_.row_chunks + chunk_) * runs() + run) *
+                           int64_t{kWidth * kFastKeys};
   }
   // Whether the run has queries of the block that shall not see themselves.
   __device__ __forceinline__ bool hides(uint32_t run) const {
@@ -75,12 +79,14 @@ class FastBlock {
   // Calls multiply(count) for lists of runs.
   template <class Multiply>
   __device__ __forceinline__ void for_lists(const Multiply& multiply) {
+    const int64_t runs = this->runs();
     int64_t next = segment_;
-    while (next < runs_) {
+    while (next < runs) {
       __syncthreads();
+      const FastBlock block = again();
       int count = 0;
-      while (next < runs_ && count <= Near::kList - kThreads) {
-        count = list_near(next + static_cast<int64_t>(threadIdx.x) * p_.segments, count);
+      while (next < runs && count <= Near::kList - kThreads) {
+        count = block.list_near(next + static_cast<int64_t>(threadIdx.x) * p_.segments, count);
         next += int64_t{kThreads} * p_.segments;
       }
       multiply(count);
@@ -93,7 +99,8 @@ class FastBlock {
                                         int half) const {
     const int64_t row = int64_t{chunk_} * p_.chunk_rows;
     const int rows = static_cast<int>(min(int64_t{p_.chunk_rows}, p_.rows - row));
-    float* const out = p_.out + segment_ * p_.all + (image_ * p_.rows + row) * p_.order.points;
+    float* const out =
+        p_.out + segment_ * p_.all + (int64_t{image_} * p_.rows + row) * p_.order.points;
     const int32_t id = p_.order.ids[image_ * p_.order.padded + tile_ * kOrderTile + query];
 #pragma unroll
     for (int n = 0; n < kGroups; ++n) {
@@ -108,16 +115,20 @@ class FastBlock {
   }
 
  private:
+  // Of keys, of an image.
+  __device__ __forceinline__ int64_t runs() const { return p_.order.padded / kFastKeys; }
+
   // Adds those of the block's runs of keys, one of each thread, that some box of queries needs.
-  __device__ __forceinline__ int list_near(int64_t run, int count) {
+  __device__ __forceinline__ int list_near(int64_t run, int count) const {
+    const int64_t runs = this->runs();
     uint32_t entry = 0;
-    if (run < runs_) {
+    if (run < runs) {
       float squares[kBoxes] = {};
-      const float* const box = p_.order.keys + image_ * (2 * kDims) * runs_ + run;
+      const float* const box = p_.order.keys + int64_t{image_} * (2 * kDims) * runs + run;
 #pragma unroll
       for (int k = 0; k < kDims; ++k) {
-        const float low = box[k * runs_];
-        const float high = box[(kDims + k) * runs_];
+        const float low = box[k * runs];
+        const float high = box[(kDims + k) * runs];
         const auto lows = load_vector<kBoxes>(near_.boxes[k]);
         const auto highs = load_vector<kBoxes>(near_.boxes[kDims + k]);
 #pragma unroll
@@ -151,11 +162,10 @@ class FastBlock {
 
   const FastParams& p_;
   Near& near_;
-  int64_t runs_;  // of keys, of an image
-  int64_t tile_;
+  uint32_t tile_;
   int32_t chunk_;
   int32_t segment_;
-  int64_t image_;
+  uint32_t image_;
 };
 
 }  // namespace pydense

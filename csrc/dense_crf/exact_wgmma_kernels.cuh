@@ -19,6 +19,8 @@ class ExactWgmma {
   using Shared = FilterShared<kDims, kWidth>;
   using Block = FastBlock<kDims, kFilterThreads>;
   static constexpr int kStages = Shared::kStages;
+  // Whether registers last for making keys beside products.
+  static constexpr bool kOverlap = kDims <= 5 && kWidth <= 24;
 
  public:
   __device__ __forceinline__ ExactWgmma(Block& block, Shared& shared)
@@ -32,10 +34,11 @@ class ExactWgmma {
   __device__ __forceinline__ void run() {
     weights_.load_queries(block_.query_features());
     block_.for_lists([this](int count) { multiply_listed(count); });
+    const Block block = block_.again();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int query = fast_warp() * 16 + 8 * half + fast_lane() / 4;
-      block_.write(query, weights_.factor(query), sums_, half);
+      block.write(query, weights_.factor(query), sums_, half);
     }
   }
 
@@ -72,11 +75,17 @@ class ExactWgmma {
       if (needed) {
         multiply(entry & 0x0FFFFFFFU, i % 2, stage, weights);
       }
+      if constexpr (!kOverlap) {
+        wgmma_wait<0>();
+        wgmma_settle(sums_);
+      }
       if (makes) {
         weights_.make_keys(shared_.features[next], (i + 1) % 2);
       }
-      wgmma_wait<0>();
-      wgmma_settle(sums_);
+      if constexpr (kOverlap) {
+        wgmma_wait<0>();
+        wgmma_settle(sums_);
+      }
       stage = next;
     }
   }

@@ -276,6 +276,7 @@ void count(const char* shape, const char* sum_shape, int64_t channels, int64_t d
 // were counted of a photo with the bilateral kernel 80, 13 in runs of 64 by 64 points.
 constexpr double kNear = 0.29;
 constexpr const char* kFastShape = "1x21x321x481, bilateral 80, 13, 29 % of pairs";
+constexpr const char* kTwinShape = "1x21x321x481, bilateral 80, 13, 29 % of pairs, sm_90a";
 constexpr const char* kScattered = "points are read or written where they are in the picture";
 
 void count_fast() {
@@ -287,9 +288,10 @@ void count_fast() {
   Array<float> values(1, c.channels, c.points, false, "values");
   simt::fill(features.memory, 1);
   simt::fill(values.memory, 2);
-  const auto limits_of = [](const char* kernel, double bytes, double scale) {
+  const auto limits_of = [](const char* kernel, double bytes, double scale,
+                            const char* shape = kFastShape) {
     simt::Limits limits{.kernel = kernel, .minimum_bytes = bytes};
-    limits.shape = kFastShape;
+    limits.shape = shape;
     limits.scale = scale;
     return limits;
   };
@@ -311,19 +313,22 @@ void count_fast() {
                               c.channels,   c.self_term,          0};
   std::copy_n(values.strides, 3, args.value_strides);
   simt::Buffer<uint32_t> workspace(pydense::exact_fast_workspace(args) / 4, "workspace");
-  simt::Limits pack = limits_of("fast_pack_kernel", 4.0 * kFewer * (1 + 21 + 24), kMore);
-  pack.sectors = 8;
-  pack.reason = kScattered;
-  simt::Limits pass =
-      limits_of("exact_fast_kernel", 4.0 * kFewer * (6 + 24 + 2 * 21), kNear * kMore * kMore);
-  pass.moved = 4;
-  pass.sectors = 8;
-  pass.reason = kScattered;
-  simt::Limits sum = limits_of("exact_sum_kernel", 4.0 * kFewer * 21 * 3, 1);
-  sum.shape = "1x21x64x64, 8 parts";
-  sum.scale = more_parts(3 * out.size(), 8);
-  simt::counted({pack, pass, sum},
-                [&] { pydense::exact_fast_cuda(args, workspace.data(), 0, nullptr); });
+  for (const bool twin : {false, true}) {
+    choose_twin(twin);
+    const char* const shape = twin ? kTwinShape : kFastShape;
+    simt::Limits pack = limits_of("fast_pack_kernel", 4.0 * kFewer * (1 + 21 + 24), kMore, shape);
+    simt::Limits pass = limits_of(twin ? "exact_wgmma_kernel" : "exact_fast_kernel",
+                                  4.0 * kFewer * (6 + 24 + 2 * 21), kNear * kMore * kMore, shape);
+    pass.moved = 4;
+    pack.sectors = pass.sectors = 8;
+    pack.reason = pass.reason = kScattered;
+    simt::Limits sum = limits_of("exact_sum_kernel", 4.0 * kFewer * 21 * 3, 1,
+                                 twin ? "1x21x64x64, 8 parts, sm_90a" : "1x21x64x64, 8 parts");
+    sum.scale = more_parts(3 * out.size(), 8);
+    simt::counted({pack, pass, sum},
+                  [&] { pydense::exact_fast_cuda(args, workspace.data(), 0, nullptr); });
+  }
+  choose_twin(false);
 }
 
 void counters() {

@@ -117,10 +117,11 @@ void multiply(const Product& p, float* d) {
   }
 }
 
-// For the check of races: a lane stands for a part of what its warp reads.
+// For the check of races and what is counted: a lane stands for a part of what its warp reads,
+// eight lanes for a column of eight vectors.
 void show_reads(const Product& p) {
   for (unsigned i = self->lane; observer != nullptr && i < 16 * p.groups; i += kWarp) {
-    observer->product_read(vector_of(p.b, i / 2, i % 2), 16, p.from);
+    observer->product_read(vector_of(p.b, i / 16 * 8 + i % 8, i / 8 % 2), 16, p.from);
   }
 }
 
