@@ -20,10 +20,12 @@ struct FilterShared {
   static constexpr int kDepth = FastNumbers<kDims, 3>::kDepth;
   static constexpr int kStages = 3;
 
+  // Operands of products: the first one at a multiple of 1024 bytes, and so are the others.
+  static_assert(kValues * sizeof(float) % 1024 == 0 && kFastKeys * kDepth * 2 % 1024 == 0);
   // Of runs of keys: the one that is multiplied, the next and the one after.
-  alignas(1024) float values[kStages][kValues];
+  alignas(16) float values[kStages][kValues];
   // Of the run that is multiplied and of the next. Queries pass through here.
-  alignas(1024) uint16_t keys[2][kFastKeys * kDepth];
+  alignas(16) uint16_t keys[2][kFastKeys * kDepth];
   alignas(16) float features[kStages][kFeatures];
   alignas(16) float norms[2][kFastKeys];  // -|b|^2 / 2
   float factors[kOrderTile];
