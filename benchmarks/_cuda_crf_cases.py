@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ CRF_MATRIX = "1x21x321x481, bilateral 80, 13, matrix, 1 iteration and back"
 CRF_FEATURES = "1x21x321x481, bilateral 80, 13, features of 1 iteration"
 CRF_CHECK = "1x21x321x481, bilateral 80, 13, the lattice's own derivative"
 EXACT_FAST = "1x21x321x481, bilateral 80, 13, 29 % of pairs"
+EXACT_TWIN = f"{EXACT_FAST}, sm_90a"
 
 
 def _crf_features() -> Tensor:
@@ -81,7 +84,11 @@ def _crf_feature_gradient(mode: str = "filter") -> Calls:
     )
 
 
-def _exact(height: int, width: int, dims: int, fast: bool = False) -> Callable[[], Calls]:
+def _exact(
+    height: int, width: int, dims: int, fast: bool = False, twin: bool = False
+) -> Callable[[], Calls]:
+    """``twin``: with the kernel that only a switch chooses, as it does on cards that have it."""
+
     def make() -> Calls:
         from pydense.ops import exact_gaussian_filter  # noqa: F401
 
@@ -93,7 +100,8 @@ def _exact(height: int, width: int, dims: int, fast: bool = False) -> Callable[[
 
         def both() -> Tensor:
             order = op.exact_gaussian_order(features)
-            result: Tensor = op.exact_gaussian_filter_fast(values, features, order, True, 1e-4)
+            with patch.dict(os.environ, {"PYDENSE_EXPERIMENTAL_KERNELS": "1" if twin else "0"}):
+                result: Tensor = op.exact_gaussian_filter_fast(values, features, order, True, 1e-4)
             return result
 
         return Calls(both)
@@ -156,6 +164,8 @@ CRF_CASES: dict[str, Callable[[], Calls]] = {
     "exact_sum_kernel|1x21x64x64, 5 features, 32 parts": _exact(64, 64, 5),
     "exact_sum_kernel|1x21x64x64, 2 features, 32 parts": _exact(64, 64, 2),
     "exact_sum_kernel|1x21x64x64, 8 parts": _exact(64, 64, 5, fast=True),
+    "exact_sum_kernel|1x21x64x64, 8 parts, sm_90a": _exact(64, 64, 5, fast=True, twin=True),
+    **_each(EXACT_TWIN, _exact(321, 481, 5, fast=True, twin=True), "exact_wgmma", "fast_pack"),
     **_each(
         EXACT_FAST,
         _exact(321, 481, 5, fast=True),

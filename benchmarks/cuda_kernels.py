@@ -36,6 +36,14 @@ EXPERIMENTAL = {
         "types on such a card"
     ),
 }
+# What the shim runs, and nothing chooses by itself either.
+SWITCHED = {
+    "exact_wgmma_kernel": (
+        "for sm_90a alone, with `wgmma`, whose emulation follows the PTX manual; never run on a "
+        "GPU. `PYDENSE_EXPERIMENTAL_KERNELS=1` puts it in the place of `exact_fast_kernel` on such "
+        "a card"
+    ),
+}
 KERNEL = re.compile(
     r"__global__\s+(?:__launch_bounds__\([^)]*\)\s*)?void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\("
 )
@@ -63,7 +71,8 @@ def row(launch: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
     """A line of the list."""
     seconds, limit = predict(launch)
     result = measured.get(f"{launch['kernel']}|{launch['shape']}")
-    state, time = "shim-proven", ""
+    state = "shim-proven, off" if launch["kernel"] in SWITCHED else "shim-proven"
+    time = ""
     if result:
         state = f"GPU-proven ({result['card']}, {result['commit']})"
         time = f"{1e6 * result['seconds']:.1f} us, {result['seconds'] / seconds:.2f}x predicted"
@@ -95,7 +104,8 @@ def table(launches: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) ->
     reasons = sorted({f"`{x['kernel']}`: {x['reason']}." for x in launches if x["reason"]})
     if reasons:
         lines += ["", "Above 1.2 and 1.3 with a reason: " + " ".join(reasons)]
-    lines += ["", *(f"`{name}`: {why}." for name, why in sorted(EXPERIMENTAL.items()))]
+    notes = sorted({**EXPERIMENTAL, **SWITCHED}.items())
+    lines += ["", *(f"`{name}`: {why}." for name, why in notes)]
     return "\n" + "\n".join(lines) + "\n\n"
 
 

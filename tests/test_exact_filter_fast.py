@@ -21,6 +21,13 @@ from pydense.ops import dense_crf, exact_gaussian_filter
 FAST = {"precision": "fast"}
 
 
+@pytest.fixture(params=["0", "1"], ids=["all cards", "sm_90a"])
+def kernel(request, monkeypatch):
+    """The kernel for all cards, and its twin: under the shim, and on cards that can run it."""
+    monkeypatch.setenv("PYDENSE_EXPERIMENTAL_KERNELS", request.param)
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("self_term", [True, False])
 @pytest.mark.parametrize("dims", [1, 3, 5, 8])
 def test_fast_mode_against_float64(on_gpu, dims, self_term):
@@ -38,19 +45,21 @@ def test_fast_mode_against_float64(on_gpu, dims, self_term):
 @pytest.mark.parametrize("self_term", [True, False])
 @pytest.mark.parametrize("dims", [1, 5, 8])
 @pytest.mark.parametrize("extent", [30, 200, 1e6, 3e38])
-def test_fast_mode_of_points_that_lie_far_apart(on_gpu, extent, dims, self_term):
+def test_fast_mode_of_points_that_lie_far_apart(on_gpu, monkeypatch, extent, dims, self_term):
     """128 neighbours of some heaps at any distance, with the largest numbers there are."""
     corners = random(dims, 300, seed=2).sign() * torch.arange(300).remainder(3) / 2
     corners[:, :250] = corners[:, torch.arange(250) % 12]
     features = (extent * corners.double() + random(dims, 300, dtype=torch.float64)).float()[None]
     values = random(1, 3, 300, seed=1).abs()
     expected = exact_gaussian_filter(values.double(), features.double(), self_term=self_term)
-    for tolerance in (None, 0):
+    for tolerance, twin in ((None, "0"), (0, "0"), (0, "1")):
+        monkeypatch.setenv("PYDENSE_EXPERIMENTAL_KERNELS", twin)
         options = {"skip_tolerance": tolerance, "self_term": self_term, **FAST}
         found = on_gpu(exact_gaussian_filter, values, features, **options)
         assert relative(found, expected) <= 1e-3
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dims", [1, 5, 8])
 @pytest.mark.parametrize("extent", [50, 200, 1000])
 def test_fast_mode_of_scattered_points(on_gpu, extent, dims):
@@ -61,6 +70,7 @@ def test_fast_mode_of_scattered_points(on_gpu, extent, dims):
     assert relative(found, exact_gaussian_filter(values.double(), features.double())) <= 1e-3
 
 
+@pytest.mark.usefixtures("kernel")
 def test_fast_mode_with_points_far_from_all_others(on_gpu):
     """Also for blocks of queries that lie near to each other: runs of keys have such points."""
     features, values = random(1, 2, 384), random(1, 2, 384, seed=1).abs()
@@ -69,6 +79,7 @@ def test_fast_mode_with_points_far_from_all_others(on_gpu):
     assert relative(found, exact_gaussian_filter(values.double(), features.double())) <= 1e-3
 
 
+@pytest.mark.usefixtures("kernel")
 def test_fast_mode_of_sharp_kernels(on_gpu):
     features = torch.tensor([[[0.0, 1, 2, 1000, 2000]]])
     options = {"self_term": False, "normalization": "symmetric"}
@@ -82,6 +93,7 @@ def test_fast_mode_of_sharp_kernels(on_gpu):
     assert difference(found, expected) <= 1e-3
 
 
+@pytest.mark.usefixtures("kernel")
 def test_fast_mode_of_values_that_are_not_finite(on_gpu):
     """They reach all points of their channel, but for pairs that are left out."""
     features = 100 * (torch.arange(256) >= 128).float().view(1, 1, 256)
@@ -101,6 +113,7 @@ def test_too_many_points_to_order(on_gpu):
         on_gpu(torch.ops.pydense.exact_gaussian_order, features)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_fast_mode_on_a_picture(on_gpu, pictures):
     """A part of a photo at the usual parameters, and at sharp ones."""
     from PIL import Image
@@ -119,6 +132,7 @@ def test_fast_mode_on_a_picture(on_gpu, pictures):
             assert relative(found, expected) <= 1e-3
 
 
+@pytest.mark.usefixtures("kernel")
 def test_fast_mode_leaves_out_what_is_below_the_tolerance(on_gpu):
     """Two heaps: at their distance the kernel is 1e-3; each is a run of its own."""
     apart = (2 * torch.log(torch.tensor(1e3))).sqrt()
@@ -141,19 +155,38 @@ def test_fast_mode_leaves_out_what_is_below_the_tolerance(on_gpu):
     spatial=st.lists(st.integers(0, 6), min_size=1, max_size=3),
     normalization=st.sampled_from(NORMALIZATIONS),
     self_term=st.booleans(),
+    twin=st.sampled_from("01"),
 )
-def test_any_shape_in_fast_mode(on_gpu, batch, shared, channels, dims, spatial, **options):
+def test_any_shape_in_fast_mode(on_gpu, batch, shared, channels, dims, spatial, twin, **options):
     features = random(1 if shared else batch, dims, *spatial, seed=3)
     values = random(batch, channels, *spatial, seed=4).abs()
-    found = on_gpu(exact_gaussian_filter, values, features, **options, **FAST)
-    assert found.shape == values.shape and found.is_contiguous()
-    if found.numel():
-        expected = exact_gaussian_filter(values.double(), features.double(), **options)
-        assert difference(found, expected) <= 3e-3 * (1e-3 + float(expected.abs().max()))
-    for b in range(batch):
-        own = features if shared else features[b : b + 1]
-        alone = on_gpu(exact_gaussian_filter, values[b : b + 1], own, schedule=b, **options, **FAST)
-        assert same_bits(found[b : b + 1], alone)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYDENSE_EXPERIMENTAL_KERNELS", twin)
+        found = on_gpu(exact_gaussian_filter, values, features, **options, **FAST)
+        assert found.shape == values.shape and found.is_contiguous()
+        if found.numel():
+            expected = exact_gaussian_filter(values.double(), features.double(), **options)
+            assert difference(found, expected) <= 3e-3 * (1e-3 + float(expected.abs().max()))
+        for b in range(batch):
+            own = features if shared else features[b : b + 1]
+            alone = on_gpu(
+                exact_gaussian_filter, values[b : b + 1], own, schedule=b, **options, **FAST
+            )
+            assert same_bits(found[b : b + 1], alone)
+
+
+@pytest.mark.parametrize("self_term", [True, False])
+@pytest.mark.parametrize(("channels", "dims"), [(1, 2), (8, 5), (21, 5), (30, 3), (60, 8)])
+def test_twin_sums_what_the_kernel_for_all_cards_sums(
+    on_gpu, monkeypatch, channels, dims, self_term
+):
+    """And the same bits in whichever order threads run."""
+    features, values = random(1, dims, 700, seed=3) * 3, random(1, channels, 700, seed=4)
+    options = {"self_term": self_term, **FAST}
+    expected = on_gpu(exact_gaussian_filter, values, features, **options)
+    monkeypatch.setenv("PYDENSE_EXPERIMENTAL_KERNELS", "1")
+    found = [on_gpu(exact_gaussian_filter, values, features, schedule=k, **options) for k in (0, 3)]
+    assert relative(found[0], expected) <= 1e-3 and same_bits(*found)
 
 
 def test_fast_mode_takes_any_layout(on_gpu):
@@ -240,6 +273,7 @@ def test_layers_of_the_fast_mode(on_gpu, layer):
     torch.testing.assert_close(twin, accurate, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_gradients_of_the_fast_mode(on_gpu):
     """Near those of float64; by the features they are not made fast."""
 
@@ -254,6 +288,7 @@ def test_gradients_of_the_fast_mode(on_gpu):
         assert relative(one, expected) <= 2e-3
 
 
+@pytest.mark.usefixtures("kernel")
 def test_mean_field_in_fast_mode(on_gpu):
     logits, image = random(2, 21, 9, 16), picture(2, 3, 9, 16)
     layer = DenseCRF(backend="exact", precision="fast", iterations=5)

@@ -2,11 +2,10 @@
 #include <cudaTypedefs.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
 #include "atrous_conv/dense_wgmma.h"
 #include "atrous_conv/dense_wgmma_kernels.cuh"
+#include "common/experimental.cuh"
 #include "common/launch.cuh"
 #include "common/parallel.h"
 
@@ -60,19 +59,7 @@ CUtensorMap map_of(PFN_cuTensorMapEncodeTiled_v12000 encode, const T* data,
 
 }  // namespace
 
-bool dense_wgmma_is_wanted(int device) {
-  const char* const switched = std::getenv("PYDENSE_EXPERIMENTAL_KERNELS");
-  if (switched == nullptr || std::strcmp(switched, "1") != 0) {
-    return false;
-  }
-  int major = 0;
-  int minor = 0;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-             "cudaDeviceGetAttribute");
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-             "cudaDeviceGetAttribute");
-  return major == 9 && minor == 0;
-}
+bool dense_wgmma_is_wanted(int device) { return experimental_sm90_kernels(device); }
 
 template <class T>
 void dense_wgmma(const char* op, const DenseConvArgs* args, int count, const DenseMmaParams<T>& p,

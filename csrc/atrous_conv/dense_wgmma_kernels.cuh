@@ -10,7 +10,7 @@
 
 #include "atrous_conv/dense_boxes.h"
 #include "atrous_conv/dense_tile.cuh"
-#include "common/wgmma.cuh"
+#include "common/tensor_copy.cuh"
 
 namespace pydense {
 

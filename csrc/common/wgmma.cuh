@@ -1,91 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix products of four warps, copies of boxes of tensors to shared memory, and barriers that
-// wait for them: of compute capability 9.0 alone (sm_90a). The shim has none of it.
+// Matrix products of four warps, of compute capability 9.0 alone (sm_90a): PTX under nvcc,
+// emulation under the shim, which has no product with both operands in shared memory. Products run
+// beside the threads that issue them, and read registers and shared memory until those have waited
+// for them.
 #pragma once
 
-#include <cuda.h>
-
 #include "common/cuda.cuh"
+
+#ifdef PYDENSE_SIMT
+#include "wgmma_emulation.h"
+#endif
 
 namespace pydense {
 
 __device__ __forceinline__ uint32_t shared_address(const void* at) {
+#ifdef PYDENSE_SIMT
+  return ::simt::shared_address(at);
+#else
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+#endif
 }
 
-// ---- barriers in shared memory, of 8 bytes ------------------------------------------------------
-
-__device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-               "r"(arrivals)
-               : "memory");
-}
-// For the copy engine to see what was initialised.
-__device__ __forceinline__ void barrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-               : "memory");
-}
-// Arrives, and has the phase wait for so many bytes of copies.
-__device__ __forceinline__ void barrier_expect(uint64_t* barrier, int bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-      "r"(bytes)
-      : "memory");
-}
-// Until the phase of this parity is over.
-__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
-  uint32_t over = 0;
-  do {
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(over)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-  } while (over == 0);
-}
-
-// ---- copies of boxes ----------------------------------------------------------------------------
-// Of the tensor that a map describes, from the coordinates on, innermost first; zeros for what lies
-// beside it. Counts as bytes of the barrier.
-
-__device__ __forceinline__ void copy_box_4d(void* to, const CUtensorMap& map, uint64_t* barrier,
-                                            int32_t a, int32_t b, int32_t c, int32_t d) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
-      "l"(&map), "r"(shared_address(barrier)), "r"(a), "r"(b), "r"(c), "r"(d)
-      : "memory");
-}
-__device__ __forceinline__ void copy_box_3d(void* to, const CUtensorMap& map, uint64_t* barrier,
-                                            int32_t a, int32_t b, int32_t c) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
-      "l"(&map), "r"(shared_address(barrier)), "r"(a), "r"(b), "r"(c)
-      : "memory");
-}
-
-// ---- products of four warps ---------------------------------------------------------------------
-
-// Rows of 128 bytes in shared memory, swizzled as copies of boxes leave them, eight rows after each
-// other; the first row at a multiple of 1024 bytes.
+// An operand in shared memory: rows of kRowBytes (32, 64, 128), of which vectors of 16 bytes are
+// swizzled as copies of boxes leave them: vector v of row r is where v ^ r / (128 / kRowBytes)
+// would be, within the row. Eight rows after each other; the first one at a multiple of 8
+// kRowBytes.
+template <int kRowBytes = 128>
 __device__ __forceinline__ uint64_t matrix_descriptor(const void* at) {
-  constexpr uint64_t kEightRows = 1024 >> 4;
-  constexpr uint64_t kSwizzle128 = 1;
+  static_assert(kRowBytes == 32 || kRowBytes == 64 || kRowBytes == 128);
+  constexpr uint64_t kEightRows = 8 * kRowBytes >> 4;
+  constexpr uint64_t kSwizzle = kRowBytes == 128 ? 1 : kRowBytes == 64 ? 2 : 3;
   return (shared_address(at) & 0x3FFFFU) >> 4 | uint64_t{1} << 16 | kEightRows << 32 |
-         kSwizzle128 << 62;
+         kSwizzle << 62;
 }
-// Of elements further on in the rows.
+// Of elements further on in the rows, or further rows.
 __device__ __forceinline__ uint64_t matrix_descriptor_step(int bytes) {
   return static_cast<uint64_t>(bytes >> 4);
 }
 
-// The 64 registers of a product as operands of one instruction, which cannot be written as a loop.
+#ifndef PYDENSE_SIMT
+// The registers of a product as operands of one instruction, which cannot be written as a loop.
 #define PYDENSE_EIGHT(d, i)                                                                   \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -114,36 +68,118 @@ __device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], uint64_t a, uin
 }
 #undef PYDENSE_WGMMA
 #undef PYDENSE_EIGHT
+#endif
 
-// Before the first product, and after registers of D were written.
+#ifndef PYDENSE_SIMT
+#define PYDENSE_FOUR(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define PYDENSE_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+#endif
+
+// D += A B of 64 x 64 and depth 16, of __nv_bfloat16; A in registers, B lies as [64, 16]. Rows and
+// columns of D over lanes are those of mma_m16n8k16, eight times side by side, with 16 rows for
+// each warp; A is as there.
+__device__ __forceinline__ void wgmma_m64n64k16_bf16(float (&d)[8][4], const uint32_t (&a)[4],
+                                                     uint64_t b) {
+#ifdef PYDENSE_SIMT
+  ::simt::wgmma_bf16(d, a, b);
+#else
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "{%32,%33,%34,%35}, %36, 1, 1, 1, 0;"
+      : PYDENSE_FOUR(0), PYDENSE_FOUR(1), PYDENSE_FOUR(2), PYDENSE_FOUR(3), PYDENSE_FOUR(4),
+        PYDENSE_FOUR(5), PYDENSE_FOUR(6), PYDENSE_FOUR(7)
+      : PYDENSE_A, "l"(b));
+#endif
+}
+
+// D += A B of 64 x 8 kGroups and depth 8, of float: TF32, to which operands are rounded before. A
+// is as for mma_m16n8k8; B lies as [8 kGroups, 8].
+template <int kGroups>
+__device__ __forceinline__ void wgmma_k8_tf32(float (&d)[kGroups][4], const uint32_t (&a)[4],
+                                              uint64_t b) {
+#ifdef PYDENSE_SIMT
+  ::simt::wgmma_tf32(d, a, b);
+#else
+  if constexpr (kGroups == 1) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, 1, 1, 1;"
+        : PYDENSE_FOUR(0)
+        : PYDENSE_A, "l"(b));
+  } else if constexpr (kGroups == 3) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n24k8.f32.tf32.tf32 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11}, {%12,%13,%14,%15}, %16, 1, 1, 1;"
+        : PYDENSE_FOUR(0), PYDENSE_FOUR(1), PYDENSE_FOUR(2)
+        : PYDENSE_A, "l"(b));
+  } else {
+    static_assert(kGroups == 6);
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n48k8.f32.tf32.tf32 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23}, "
+        "{%24,%25,%26,%27}, %28, 1, 1, 1;"
+        : PYDENSE_FOUR(0), PYDENSE_FOUR(1), PYDENSE_FOUR(2), PYDENSE_FOUR(3), PYDENSE_FOUR(4),
+          PYDENSE_FOUR(5)
+        : PYDENSE_A, "l"(b));
+  }
+#endif
+}
+#ifndef PYDENSE_SIMT
+#undef PYDENSE_FOUR
+#undef PYDENSE_A
+#endif
+
+// Before the first product, and after registers of A or D were written.
 __device__ __forceinline__ void wgmma_fence() {
+#ifdef PYDENSE_SIMT
+  ::simt::wgmma_fence();
+#else
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
 }
 __device__ __forceinline__ void wgmma_commit() {
+#ifdef PYDENSE_SIMT
+  ::simt::wgmma_commit();
+#else
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
 }
 // Until at most `Pending` groups are under way.
 template <int Pending>
 __device__ __forceinline__ void wgmma_wait() {
+#ifdef PYDENSE_SIMT
+  ::simt::wgmma_wait(Pending);
+#else
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+#endif
 }
 // After wgmma_wait: to the compiler D is there once a product is issued, so that it could read D
 // before the wait.
-__device__ __forceinline__ void wgmma_settle(float (&d)[64]) {
+__device__ __forceinline__ void wgmma_settle(float& x) {
+#ifdef PYDENSE_SIMT
+  static_cast<void>(x);
+#else
+  asm volatile("" : "+f"(x)::"memory");
+#endif
+}
+template <class T, int kCount>
+__device__ __forceinline__ void wgmma_settle(T (&d)[kCount]) {
 #pragma unroll
-  for (float& x : d) {
-    asm volatile("" : "+f"(x)::"memory");
+  for (T& x : d) {
+    wgmma_settle(x);
   }
 }
 
-// Registers of the threads of four warps: fewer for those that copy, more for those that multiply.
-template <int kCount>
-__device__ __forceinline__ void give_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
-}
-template <int kCount>
-__device__ __forceinline__ void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+// What a thread wrote to shared memory, or copied there, products may read once the threads have
+// met at a barrier after this.
+__device__ __forceinline__ void show_to_products() {
+#ifdef PYDENSE_SIMT
+  ::simt::show_to_products();
+#else
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 
 }  // namespace pydense

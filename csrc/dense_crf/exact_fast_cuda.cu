@@ -4,10 +4,12 @@
 #include <limits>
 
 #include "common/carver.h"
+#include "common/experimental.cuh"
 #include "common/launch.cuh"
 #include "common/parallel.h"
 #include "dense_crf/exact_fast_kernels.cuh"
 #include "dense_crf/exact_filter_kernels.cuh"
+#include "dense_crf/exact_wgmma.h"
 
 namespace pydense {
 namespace {
@@ -55,6 +57,10 @@ void launch(const FastParams& p, int64_t packed_blocks, int64_t blocks, int devi
   const LaunchConfig pack = {dim3(static_cast<unsigned>(packed_blocks)), dim3(kWidth * 16), 0,
                              device, stream};
   PYDENSE_LAUNCH(fast_pack_kernel<kWidth>, pack, p);
+  if (p.swizzled) {
+    exact_wgmma_cuda(p, kWidth, blocks, device, stream);
+    return;
+  }
   const LaunchConfig config = {dim3(static_cast<unsigned>(blocks)), dim3(kFastThreads), 0, device,
                                stream};
   if (p.order.width == 5) {
@@ -90,6 +96,7 @@ void exact_fast_cuda(const ExactFastArgs& args, void* workspace, int device, voi
   p.limit = args.skip_tolerance > 0 ? -2 * std::log(args.skip_tolerance)
                                     : std::numeric_limits<float>::infinity();
   p.self_term = args.self_term;
+  p.swizzled = experimental_sm90_kernels(device);
   const int64_t packed_blocks = order.images * plan.chunks * (order.padded / kOrderKeys);
   const int64_t blocks = order.images * plan.segments * plan.chunks * order.tiles;
   PYDENSE_CHECK(std::max(packed_blocks, blocks) <= std::numeric_limits<int32_t>::max() &&

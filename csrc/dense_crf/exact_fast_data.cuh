@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Values as the filter of exact_fast.h takes them: in the order of the points, 64 at a time,
-// rounded to TF32.
+// What the kernels of exact_fast.h share: their parameters, and values as they take them: in the
+// order of the points, 64 at a time, rounded to TF32.
 #pragma once
 
 #include "common/mma.cuh"
@@ -27,11 +27,18 @@ struct FastParams {
   int32_t segments;
   float limit;  // of a squared distance, beyond which pairs are left out
   bool self_term;
+  bool swizzled;  // packed values, as products of four warps read them
 };
 
 // Where 4 keys of a row lie: those that a product reads of two rows are in all banks.
 __device__ __forceinline__ int fast_value_at(int row, int vector) {
   return row * kFastKeys + (vector ^ (row % 2 * 4)) * 4;
+}
+// The same for products of four warps: rows of 32 keys, swizzled (wgmma.cuh), of the first half of
+// a run's keys and then of the second.
+template <int kWidth>
+__device__ __forceinline__ int fast_swizzled_value_at(int row, int vector) {
+  return (vector / 8 * kWidth + row) * (kFastKeys / 2) + (vector % 8 ^ row % 8) * 4;
 }
 
 // A block has 64 keys, a thread 4 of them and a row.
@@ -57,9 +64,23 @@ __global__ __launch_bounds__(kWidth *
     const float x = valid && ids[e] >= 0 ? from[ids[e] * p.value_strides[2]] : 0.0F;
     v[e] = __uint_as_float(round_to_tf32(__float_as_uint(x)));
   }
-  store_vector(
-      p.packed + (item * blocks + block) * (kWidth * kFastKeys) + fast_value_at(row, vector), v);
+  const int at =
+      p.swizzled ? fast_swizzled_value_at<kWidth>(row, vector) : fast_value_at(row, vector);
+  store_vector(p.packed + (item * blocks + block) * (kWidth * kFastKeys) + at, v);
 }
+
+// The boxes of a block's queries, and which runs of keys are near.
+template <int kDims, int kThreads>
+struct FastNear {
+  static constexpr int kBoxes = kFastThreads / 32;  // of 32 queries
+  static constexpr int kList = 512;                 // runs of keys at a time
+
+  alignas(16) float boxes[2 * kDims][kBoxes];
+  float middle[kDims];
+  float reach[kDims];    // of the queries from the middle
+  uint32_t list[kList];  // a run, and above it a bit for every box of queries that needs it
+  int32_t counts[kThreads / 32];
+};
 
 template <int kDims, int kWidth>
 struct FastShared {
@@ -68,7 +89,6 @@ struct FastShared {
   // Queries pass through the place of two runs of values.
   static constexpr int kStage =
       4 * kValues > kFastThreads* kDepth ? kValues : kFastThreads * kDepth / 4;
-  static constexpr int kList = 512;  // runs of keys at a time
   static constexpr int kWarps = kFastThreads / 32;
 
   // Of two runs of keys: one is multiplied while the next is on its way.
@@ -76,12 +96,8 @@ struct FastShared {
   alignas(16) float features[2][kDims * kFastKeys];
   alignas(16) uint16_t keys[kFastKeys * kDepth];
   alignas(16) float norms[kFastKeys];  // -|b|^2 / 2
-  alignas(16) float boxes[2 * kDims][kWarps];
-  float middle[kDims];
-  float reach[kDims];  // of the queries from the middle
   float factors[kFastThreads];
-  uint32_t list[kList];  // a run, and above it a bit for every warp that needs it
-  int32_t counts[kWarps];
+  FastNear<kDims, kFastThreads> near;
 };
 
 }  // namespace pydense

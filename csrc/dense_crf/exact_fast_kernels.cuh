@@ -19,111 +19,33 @@ namespace pydense {
 template <class Weights, int kDims, int kWidth>
 class ExactFast {
   using Shared = FastShared<kDims, kWidth>;
+  using Block = FastBlock<kDims, kFastThreads>;
   static constexpr int kValues = Shared::kValues;
   static constexpr int kStage = Shared::kStage;
   static constexpr int kFeatures = kDims * kFastKeys;
-  static constexpr int kWarps = Shared::kWarps;
 
  public:
-  __device__ __forceinline__ ExactFast(const FastParams& p, Shared& shared)
-      : p_(p), shared_(shared), weights_(shared), blocks_(p.order.padded / kFastKeys) {
-    uint32_t item = blockIdx.x;
-    tile_ = item % static_cast<uint32_t>(p.order.tiles);
-    item /= static_cast<uint32_t>(p.order.tiles);
-    chunk_ = static_cast<int32_t>(item % static_cast<uint32_t>(p.row_chunks));
-    item /= static_cast<uint32_t>(p.row_chunks);
-    segment_ = static_cast<int32_t>(item % static_cast<uint32_t>(p.segments));
-    image_ = item / static_cast<uint32_t>(p.segments);
-  }
-
-  // The boxes of the warps' queries and their middle. Returns how far queries are from it at most,
-  // squared.
-  __device__ __forceinline__ float find_boxes() {
-    for (int i = thread(); i < 2 * kDims * kWarps; i += kFastThreads) {
-      shared_.boxes[i / kWarps][i % kWarps] =
-          p_.order.queries[(image_ * (2 * kDims) + i / kWarps) * (2 * blocks_) + tile_ * kWarps +
-                           i % kWarps];
-    }
-    __syncthreads();
-    if (thread() < kDims) {
-      float low = INFINITY;
-      float high = -INFINITY;
-      for (int w = 0; w < kWarps; ++w) {
-        low = fminf(low, shared_.boxes[thread()][w]);
-        high = fmaxf(high, shared_.boxes[kDims + thread()][w]);
-      }
-      shared_.middle[thread()] = 0.5F * low + 0.5F * high;
-      shared_.reach[thread()] = 0.5F * high - 0.5F * low;
-    }
-    __syncthreads();
-    float squares = 0;
-#pragma unroll
-    for (int k = 0; k < kDims; ++k) {
-      squares = fmaf(shared_.reach[k], shared_.reach[k], squares);
-    }
-    return squares;
-  }
+  __device__ __forceinline__ ExactFast(Block& block, Shared& shared)
+      : block_(block), shared_(shared), weights_(shared) {}
 
   __device__ __forceinline__ void run() {
-    weights_.load_queries(p_.order.features + (image_ * blocks_ + tile_ * 2) * (kDims * kFastKeys));
-    int64_t next = segment_;
-    while (next < blocks_) {
-      __syncthreads();
-      int count = 0;
-      while (next < blocks_ && count <= Shared::kList - kFastThreads) {
-        count = list_near(next + static_cast<int64_t>(threadIdx.x) * p_.segments, count);
-        next += int64_t{kFastThreads} * p_.segments;
+    weights_.load_queries(block_.query_features());
+    block_.for_lists([this](int count) { multiply_listed(count); });
+    const Block block = block_.again();
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int query = warp() * 32 + 16 * m + 8 * half + lane() / 4;
+        block.write(query, weights_.factor(query), sums_[m], half);
       }
-      multiply_listed(count);
     }
-    write();
   }
 
  private:
   __device__ __forceinline__ static int thread() { return fast_thread(); }
   __device__ __forceinline__ static int lane() { return fast_lane(); }
   __device__ __forceinline__ static int warp() { return fast_warp(); }
-
-  // Adds those of the block's runs of keys, one of each thread, that some warp needs.
-  __device__ __forceinline__ int list_near(int64_t block, int count) {
-    uint32_t entry = 0;
-    if (block < blocks_) {
-      float squares[kWarps] = {};
-      const float* const box = p_.order.keys + image_ * (2 * kDims) * blocks_ + block;
-#pragma unroll
-      for (int k = 0; k < kDims; ++k) {
-        const float low = box[k * blocks_];
-        const float high = box[(kDims + k) * blocks_];
-        const auto lows = load_vector<kWarps>(shared_.boxes[k]);
-        const auto highs = load_vector<kWarps>(shared_.boxes[kDims + k]);
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-          const float gap = fmaxf(fmaxf(low - highs[w], lows[w] - high), 0.0F);
-          squares[w] = fmaf(gap, gap, squares[w]);
-        }
-      }
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        entry |= squares[w] > p_.limit ? 0U : 1U << (28 + w);
-      }
-      entry |= entry != 0 ? static_cast<uint32_t>(block) : 0U;
-    }
-    const unsigned near = __ballot_sync(~0U, entry != 0 ? 1 : 0);
-    if (lane() == 0) {
-      shared_.counts[warp()] = __popc(near);
-    }
-    __syncthreads();
-    int at = count;
-    for (int w = 0; w < kWarps; ++w) {
-      at += w < warp() ? shared_.counts[w] : 0;
-      count += shared_.counts[w];
-    }
-    if (entry != 0) {
-      shared_.list[at + __popc(near & ((1U << lane()) - 1))] = entry;
-    }
-    __syncthreads();
-    return count;
-  }
 
   __device__ __forceinline__ void multiply_listed(int count) {
     if (count > 0) {
@@ -141,23 +63,20 @@ class ExactFast {
       const float* const features = shared_.features[i % 2];
       weights_.make_keys(features);
       __syncthreads();
-      const uint32_t entry = shared_.list[i];
+      const uint32_t entry = shared_.near.list[i];
       if ((entry >> (28 + warp()) & 1U) != 0) {
         const float* const values = shared_.values + i % 2 * kStage;
-        const uint32_t block = entry & 0x0FFFFFFFU;
-        const bool own = !p_.self_term && block / 2 == tile_;
-        own ? multiply<true>(features, values, block) : multiply<false>(features, values, block);
+        const uint32_t run = entry & 0x0FFFFFFFU;
+        block_.hides(run) ? multiply<true>(features, values, run)
+                          : multiply<false>(features, values, run);
       }
     }
   }
 
   __device__ __forceinline__ void bring(int i, int stage) const {
-    const int64_t block = shared_.list[i] & 0x0FFFFFFFU;
-    const float* const values =
-        p_.packed + ((image_ * p_.row_chunks + chunk_) * blocks_ + block) * kValues;
-    copy_run<kValues / 4>(shared_.values + stage * kStage, values);
-    copy_run<kFeatures / 4>(shared_.features[stage],
-                            p_.order.features + (image_ * blocks_ + block) * kFeatures);
+    const int64_t run = shared_.near.list[i] & 0x0FFFFFFFU;
+    copy_run<kValues / 4>(shared_.values + stage * kStage, block_.template values<kWidth>(run));
+    copy_run<kFeatures / 4>(shared_.features[stage], block_.features(run));
   }
   template <int kVectors>
   __device__ __forceinline__ static void copy_run(float* to, const float* from) {
@@ -173,9 +92,9 @@ class ExactFast {
   // kOwn: without the points themselves.
   template <bool kOwn>
   __device__ __forceinline__ void multiply(const float* features, const float* values,
-                                           uint32_t block) {
+                                           uint32_t run) {
     [[maybe_unused]] const int self =
-        static_cast<int>(block % 2) * kFastKeys - warp() * 32;  // key 0's own query
+        static_cast<int>(run % 2) * kFastKeys - warp() * 32;  // key 0's own query
 #pragma unroll(Weights::kUnroll)
     for (int first = 0; first < kFastKeys; first += 16) {
       float exponents[2][2][4];
@@ -219,51 +138,11 @@ class ExactFast {
     }
   }
 
-  // Rounded, once the lower bits are left out, as the product does.
-  __device__ __forceinline__ static uint32_t near_tf32(float x) {
-    return __float_as_uint(x) + 0x1000U;
-  }
-
-  __device__ __forceinline__ void write() const {
-    const int64_t row = int64_t{chunk_} * p_.chunk_rows;
-    const int rows = static_cast<int>(min(int64_t{p_.chunk_rows}, p_.rows - row));
-    float* const out = p_.out + segment_ * p_.all + (image_ * p_.rows + row) * p_.order.points;
-    const int32_t* const ids = p_.order.ids + image_ * p_.order.padded + tile_ * kOrderTile;
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int query = warp() * 32 + 16 * m + 8 * half + lane() / 4;
-        const int32_t id = ids[query];
-        const float factor = weights_.factor(query);
-#pragma unroll
-        for (int n = 0; n < kWidth / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int channel = 8 * n + lane() % 4 * 2 + e;
-            if (id >= 0 && channel < rows) {
-              out[channel * p_.order.points + id] = factor * sums_[m][n][2 * half + e];
-            }
-          }
-        }
-      }
-    }
-  }
-
-  const FastParams& p_;
+  Block& block_;
   Shared& shared_;
   Weights weights_;
-  int64_t blocks_;  // runs of keys of an image
-  int64_t tile_;
-  int32_t chunk_;
-  int32_t segment_;
-  int64_t image_;
   float sums_[2][kWidth / 8][4] = {};
 };
-
-// Where queries are at most so far from their middle two parts are enough, and three.
-constexpr float kFastReach = 3;
-constexpr float kFastFar = 32;
 
 template <int kDims, int kWidth>
 __global__ __launch_bounds__(kFastThreads,
@@ -271,14 +150,14 @@ __global__ __launch_bounds__(kFastThreads,
                                  ? 3
                                  : 2) void exact_fast_kernel(const __grid_constant__ FastParams p) {
   __shared__ FastShared<kDims, kWidth> shared;
-  ExactFast<FastProducts<kDims, 3, kWidth>, kDims, kWidth> wide(p, shared);
-  const float squares = wide.find_boxes();
+  FastBlock<kDims, kFastThreads> block(p, shared.near);
+  const float squares = block.find_boxes();
   if (squares <= kFastReach * kFastReach && kDims <= 5) {
-    ExactFast<FastProducts<kDims, 2, kWidth>, kDims, kWidth>(p, shared).run();
+    ExactFast<FastProducts<kDims, 2, kWidth>, kDims, kWidth>(block, shared).run();
   } else if (squares <= kFastFar * kFastFar) {
-    wide.run();
+    ExactFast<FastProducts<kDims, 3, kWidth>, kDims, kWidth>(block, shared).run();
   } else {
-    ExactFast<FastDifferences<kDims, kWidth>, kDims, kWidth>(p, shared).run();
+    ExactFast<FastDifferences<kDims, kWidth>, kDims, kWidth>(block, shared).run();
   }
 }
 

@@ -68,6 +68,8 @@ class Observer {
   virtual void barrier() = 0;
   virtual void warp_sync(unsigned warp, unsigned lanes) = 0;
   virtual void matrix_product() = 0;  // of a warp, mma.sync m16n8k16
+  virtual void shown() = 0;           // what the thread wrote, to products of four warps
+  virtual void product_read(const void* address, size_t bytes, const void* from) = 0;  // by those
   virtual void launch_ends() = 0;
   virtual void access(const void* address, size_t bytes, bool write, bool atomic,
                       const void* from) = 0;
@@ -101,7 +103,7 @@ struct Place {
 enum class Vote { kCount, kAnd, kOr };
 enum class Shuffle { kIndex, kUp, kDown, kXor };
 // Operations of a warp: lanes that meet must meet in the same one.
-enum class WarpKind { kSync, kShuffle, kBallot, kMatch, kMmaA, kMmaB, kLoadMatrix };
+enum class WarpKind { kSync, kShuffle, kBallot, kMatch, kMmaA, kMmaB, kLoadMatrix, kWgmma };
 
 [[noreturn]] void fail(const std::string& what);
 void* dynamic_shared();

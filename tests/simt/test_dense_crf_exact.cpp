@@ -174,6 +174,11 @@ void orders() {
   order_of({1, 1, 1, 1100, 2, true});
 }
 
+// The kernel for all cards, and its twin for sm_90a.
+void choose_twin(bool twin) {
+  setenv("PYDENSE_EXPERIMENTAL_KERNELS", twin ? "1" : "0", 1);  // NOLINT(concurrency-mt-unsafe)
+}
+
 void fast(const Case& c, double scale, float skip_tolerance, bool last = false) {
   Array<float> features(c.images, c.dims, c.points, last, "features");
   Array<float> values(c.batches, c.channels, c.points, last, "values");
@@ -187,24 +192,28 @@ void fast(const Case& c, double scale, float skip_tolerance, bool last = false) 
     most += values.at(0, 0, i);
   }
   const Ordered built(c, features);
-  simt::Buffer<float> out(static_cast<size_t>(c.batches * c.channels * c.points), "out");
-  pydense::ExactFastArgs args{built.order, values.memory.data(), {},          out.data(),
-                              c.batches,   c.channels,           c.self_term, skip_tolerance};
-  std::copy_n(values.strides, 3, args.value_strides);
-  simt::Buffer<uint32_t> workspace(pydense::exact_fast_workspace(args) / 4, "workspace");
-  pydense::exact_fast_cuda(args, workspace.data(), 0, nullptr);
   const std::vector<double> expected = by_definition(c, features, values);
-  double errors = 0;
-  double squares = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double error = static_cast<double>(out[i]) - expected[i];
-    errors += error * error;
-    squares += expected[i] * expected[i];
-    if (i < static_cast<size_t>(c.points)) {  // the first channel, whose sum is known
-      SIMT_EXPECT(std::abs(error) <= 5e-3 * expected[i] + skip_tolerance * most);
+  for (const bool twin : {false, true}) {
+    choose_twin(twin);
+    simt::Buffer<float> out(static_cast<size_t>(c.batches * c.channels * c.points), "out");
+    pydense::ExactFastArgs args{built.order, values.memory.data(), {},          out.data(),
+                                c.batches,   c.channels,           c.self_term, skip_tolerance};
+    std::copy_n(values.strides, 3, args.value_strides);
+    simt::Buffer<uint32_t> workspace(pydense::exact_fast_workspace(args) / 4, "workspace");
+    pydense::exact_fast_cuda(args, workspace.data(), 0, nullptr);
+    double errors = 0;
+    double squares = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double error = static_cast<double>(out[i]) - expected[i];
+      errors += error * error;
+      squares += expected[i] * expected[i];
+      if (i < static_cast<size_t>(c.points)) {  // the first channel, whose sum is known
+        SIMT_EXPECT(std::abs(error) <= 5e-3 * expected[i] + skip_tolerance * most);
+      }
     }
+    SIMT_EXPECT(std::sqrt(errors) <= 1e-3 * std::sqrt(squares));
   }
-  SIMT_EXPECT(std::sqrt(errors) <= 1e-3 * std::sqrt(squares));
+  choose_twin(false);
 }
 
 void fasts() {
@@ -267,6 +276,7 @@ void count(const char* shape, const char* sum_shape, int64_t channels, int64_t d
 // were counted of a photo with the bilateral kernel 80, 13 in runs of 64 by 64 points.
 constexpr double kNear = 0.29;
 constexpr const char* kFastShape = "1x21x321x481, bilateral 80, 13, 29 % of pairs";
+constexpr const char* kTwinShape = "1x21x321x481, bilateral 80, 13, 29 % of pairs, sm_90a";
 constexpr const char* kScattered = "points are read or written where they are in the picture";
 
 void count_fast() {
@@ -278,9 +288,10 @@ void count_fast() {
   Array<float> values(1, c.channels, c.points, false, "values");
   simt::fill(features.memory, 1);
   simt::fill(values.memory, 2);
-  const auto limits_of = [](const char* kernel, double bytes, double scale) {
+  const auto limits_of = [](const char* kernel, double bytes, double scale,
+                            const char* shape = kFastShape) {
     simt::Limits limits{.kernel = kernel, .minimum_bytes = bytes};
-    limits.shape = kFastShape;
+    limits.shape = shape;
     limits.scale = scale;
     return limits;
   };
@@ -302,19 +313,22 @@ void count_fast() {
                               c.channels,   c.self_term,          0};
   std::copy_n(values.strides, 3, args.value_strides);
   simt::Buffer<uint32_t> workspace(pydense::exact_fast_workspace(args) / 4, "workspace");
-  simt::Limits pack = limits_of("fast_pack_kernel", 4.0 * kFewer * (1 + 21 + 24), kMore);
-  pack.sectors = 8;
-  pack.reason = kScattered;
-  simt::Limits pass =
-      limits_of("exact_fast_kernel", 4.0 * kFewer * (6 + 24 + 2 * 21), kNear * kMore * kMore);
-  pass.moved = 4;
-  pass.sectors = 8;
-  pass.reason = kScattered;
-  simt::Limits sum = limits_of("exact_sum_kernel", 4.0 * kFewer * 21 * 3, 1);
-  sum.shape = "1x21x64x64, 8 parts";
-  sum.scale = more_parts(3 * out.size(), 8);
-  simt::counted({pack, pass, sum},
-                [&] { pydense::exact_fast_cuda(args, workspace.data(), 0, nullptr); });
+  for (const bool twin : {false, true}) {
+    choose_twin(twin);
+    const char* const shape = twin ? kTwinShape : kFastShape;
+    simt::Limits pack = limits_of("fast_pack_kernel", 4.0 * kFewer * (1 + 21 + 24), kMore, shape);
+    simt::Limits pass = limits_of(twin ? "exact_wgmma_kernel" : "exact_fast_kernel",
+                                  4.0 * kFewer * (6 + 24 + 2 * 21), kNear * kMore * kMore, shape);
+    pass.moved = 4;
+    pack.sectors = pass.sectors = 8;
+    pack.reason = pass.reason = kScattered;
+    simt::Limits sum = limits_of("exact_sum_kernel", 4.0 * kFewer * 21 * 3, 1,
+                                 twin ? "1x21x64x64, 8 parts, sm_90a" : "1x21x64x64, 8 parts");
+    sum.scale = more_parts(3 * out.size(), 8);
+    simt::counted({pack, pass, sum},
+                  [&] { pydense::exact_fast_cuda(args, workspace.data(), 0, nullptr); });
+  }
+  choose_twin(false);
 }
 
 void counters() {

@@ -31,6 +31,7 @@ struct Access {
   uint32_t clock;  // of the lane
   uint16_t thread;
   bool atomic;
+  uint64_t number;  // of all accesses
 };
 struct Cell {
   Access write;
@@ -82,7 +83,8 @@ std::string source_line(const void* address) {
   std::array<char, 800> command{};
   // The innermost inlined function that is the kernel's own.
   std::snprintf(command.data(), command.size(),
-                "addr2line -i -s -e '%s' %#zx | grep -vE '^(simt|cuda_names|cuda)\\.' | head -1",
+                "addr2line -i -s -e '%s' %#zx | grep -vE "
+                "'^(simt|cuda_names|cuda|wgmma_emulation)\\.' | head -1",
                 file.data(),
                 static_cast<size_t>(reinterpret_cast<uintptr_t>(address) - program_base() - 1));
   std::array<char, 400> line{};
@@ -187,10 +189,28 @@ class Trace final : public Observer {
     } else if (config().preempt && one_in_16()) {
       yield_now();
     }
-    check_races(
-        *region, address, bytes, shared,
-        {from, block_, epoch_, clock_of_self(), static_cast<uint16_t>(self->linear), atomic},
-        write);
+    check_races(*region, address, bytes, shared,
+                {from, block_, epoch_, clock_of_self(), static_cast<uint16_t>(self->linear), atomic,
+                 ++accesses_},
+                write);
+  }
+
+  void shown() override { shown_[self->linear] = accesses_; }
+
+  // One of four warps counts: all read the same, once.
+  void product_read(const void* pointer, size_t bytes, const void* from) override {
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    for (size_t i = 0; on_ && i < bytes; ++i) {
+      const Access& write = dynamic_.cells[address - dynamic_.begin + i].write;
+      if (write.block == block_ && write.number > shown_[write.thread]) {
+        fail("a product at " + source_line(from) + " reads what thread " +
+             std::to_string(write.thread) + " wrote at " + source_line(write.from) +
+             " and did not show to products");
+      }
+    }
+    if (!counting_ || self->warp % 4 == 0) {
+      access(pointer, bytes, false, false, from);
+    }
   }
 
   void matrix_product() override {
@@ -298,6 +318,8 @@ class Trace final : public Observer {
   bool counting_ = false;
   uint32_t block_ = 0;
   uint32_t first_block_ = 1;
+  uint64_t accesses_ = 0;
+  std::array<uint64_t, 1024> shown_{};  // of each thread, the last access that products may see
   uint32_t epoch_ = 0;
   uint64_t random_ = 1;
   std::array<std::array<std::array<uint32_t, 32>, 32>, 32> clocks_{};  // [warp][lane][of lane]
