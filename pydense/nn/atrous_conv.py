@@ -58,9 +58,10 @@ def convolution(
 class AtrousConv2d(UsesOperators, nn.Conv2d):
     """``nn.Conv2d`` over :func:`pydense.ops.atrous_conv2d`: the same arguments, parameters, keys.
 
-    Padding other than with zeros is torch's. ``activation`` is None; it is ``"relu"`` where
-    :func:`fold_batchnorm` made what follows a part of the layer. ``winograd_tile`` is as of the
-    function, for speed at the expense of some precision.
+    Padding other than with zeros is torch's. Without dilation it gains where 3x3 convolutions have
+    many channels (Winograd's algorithm, float32, on the CPU). ``activation`` is None; it is
+    ``"relu"`` where :func:`fold_batchnorm` made what follows a part of the layer. ``winograd_tile``
+    is as of the function, for speed at the expense of some precision.
 
     In eval mode and without gradients, a weight that pydense's dense kernels read is packed once
     and kept beside the parameter, until that changes (an optimizer's step counts, other writing
