@@ -61,7 +61,8 @@ class TestRule:
         assert choose_winograd(CALL, SAME, (2, 3), 2) is None
         assert choose_winograd(CALL, SAME, SAME, None) is None
         plain = CALL._replace(dilation=(1, 1))
-        assert choose_winograd(plain, (1, 1), (1, 1), 2) is None
+        assert choose_winograd(plain, (0, 0), (0, 0), 2) is None
+        assert choose_winograd(plain, (1, 1), (1, 1), 2) is not None
 
     def test_explained(self):
         x, weight, _ = problem()
@@ -79,20 +80,21 @@ class TestRule:
 
 class TestValues:
     @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
-    @pytest.mark.parametrize("tile", TILES)
-    def test_error(self, form, tile):
+    @pytest.mark.parametrize(("tile", "rate"), [*((t, RATE) for t in TILES), (2, 1)])
+    def test_error(self, form, tile, rate):
         """Within what is documented, of the result and of the picture's gradient."""
         x, weight, bias = problem()
         x = x.contiguous(memory_format=form)
         x.requires_grad_()
-        out = atrous_conv2d(x, weight, bias, dilation=RATE, winograd_tile=tile)
+        assert best_tile(1, 33, 33, rate, tile) is not None
+        out = atrous_conv2d(x, weight, bias, dilation=rate, winograd_tile=tile)
         assert out.is_contiguous(memory_format=form)
         grad = random(*out.shape, seed=3).contiguous(memory_format=form)
         (of_x,) = torch.autograd.grad(out, x, grad)
 
         def direct(dtype):
             own = x.detach().to(dtype).requires_grad_()
-            made = conv2d(own, weight.to(dtype), bias.to(dtype), padding=RATE, dilation=RATE)
+            made = conv2d(own, weight.to(dtype), bias.to(dtype), padding=rate, dilation=rate)
             return made.detach(), torch.autograd.grad(made, own, grad.to(dtype))[0]
 
         exact = direct(torch.float64)

@@ -229,6 +229,15 @@ class TestPromises:
             )
             assert all(map(same_bits, own, eager))
 
+    @pytest.mark.parametrize("flipped", [False, True])
+    @pytest.mark.parametrize(("channels", "outputs"), [(5, 3), (37, 70), (32, 64)])
+    def test_weight_in_channels_last_is_read_as_it_lies(self, channels, outputs, flipped):
+        x, weight, bias = problem((1, channels, 9, 8), outputs, flipped=flipped)
+        last = weight.contiguous(memory_format=FORMATS[1])
+        for tile in rule.TILES:
+            one, other = (kernel(x, w, bias, 2, False, flipped, tile) for w in (weight, last))
+            assert same_bits(one, other)
+
     def test_flop(self):
         x, weight, *_ = problem((2, 3, 8, 9), 4)
         with FlopCounterMode(display=False) as counter:

@@ -33,6 +33,8 @@ struct WinogradArgs {
   const float* bias;    // [outputs] or null
   bool relu;
   float* out;  // dense, [images, outputs, height, width]
+  // The weight lies as a channels_last tensor, the numbers of its second axis side by side.
+  bool weight_last = false;
 };
 
 void winograd(const char* op, const WinogradArgs& args, ParallelFor parallel_for);

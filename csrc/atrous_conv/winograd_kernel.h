@@ -92,35 +92,77 @@ class WinogradTiles {
   }
 
  private:
+  // Taps of some channels, [channel][tap][output of a panel].
+  using Taps = float[kLanes][9][kColumns];
+
   // Panels of the products' columns, 0 behind the last output.
   void transform_weights(ParallelFor parallel_for) {
-    const int64_t of_output = args_.flipped ? 9 : args_.channels * 9;
-    const int64_t of_channel = args_.flipped ? args_.outputs * 9 : 9;
     parallel_tasks(parallel_for, gemm_panels(args_.outputs, kColumns), [&](int64_t task) {
       const int64_t first = task * kColumns;
       const int64_t count = smaller(kColumns, args_.outputs - first);
-      float taps[9][kColumns] = {};
-      for (int64_t c = 0; c < args_.channels; ++c) {
-        const float* from = args_.weight + first * of_output + c * of_channel;
-        for (int64_t o = 0; o < count; ++o, from += of_output) {
-          for (int t = 0; t < 9; ++t) {
-            taps[t][o] = from[args_.flipped ? 8 - t : t];
-          }
+      Taps taps = {};
+      for (int64_t begin = 0; begin < args_.channels; begin += kLanes) {
+        const int64_t channels = smaller(kLanes, args_.channels - begin);
+        if (args_.weight_last) {
+          read_last(first, count, begin, channels, taps);
+        } else {
+          read_contiguous(first, count, begin, channels, taps);
         }
-        float* const to = weights_ + first * args_.channels + c * kColumns;
-        for (int64_t o = 0; o < kColumns; o += kLanes) {
-          V g[9];
-          V u[kPlaces];
-          for (int t = 0; t < 9; ++t) {
-            g[t] = load<V>(taps[t] + o);
-          }
-          transform_weight<M>(g, u);
-          for (int i = 0; i < kPlaces; ++i) {
-            store(to + i * weight_ + o, u[i]);
+        float* to = weights_ + first * args_.channels + begin * kColumns;
+        for (int64_t c = 0; c < channels; ++c, to += kColumns) {
+          for (int64_t o = 0; o < kColumns; o += kLanes) {
+            V g[9];
+            V u[kPlaces];
+            for (int t = 0; t < 9; ++t) {
+              g[t] = load<V>(taps[c][t] + o);
+            }
+            transform_weight<M>(g, u);
+            for (int i = 0; i < kPlaces; ++i) {
+              store(to + i * weight_ + o, u[i]);
+            }
           }
         }
       }
     });
+  }
+
+  void read_contiguous(int64_t first, int64_t count, int64_t begin, int64_t channels,
+                       Taps& taps) const {
+    const int64_t of_output = args_.flipped ? 9 : args_.channels * 9;
+    const int64_t of_channel = args_.flipped ? args_.outputs * 9 : 9;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float* from = args_.weight + first * of_output + (begin + c) * of_channel;
+      for (int64_t o = 0; o < count; ++o, from += of_output) {
+        for (int t = 0; t < 9; ++t) {
+          taps[c][t][o] = from[args_.flipped ? 8 - t : t];
+        }
+      }
+    }
+  }
+
+  // Of a weight [outputs, 3, 3, channels] or, flipped, [channels, 3, 3, outputs].
+  void read_last(int64_t first, int64_t count, int64_t begin, int64_t channels, Taps& taps) const {
+    for (int64_t o = 0; o < count; o += kLanes) {
+      const int64_t outputs = smaller(kLanes, count - o);
+      for (int t = 0; t < 9; ++t) {
+        V square[kLanes] = {};
+        if (args_.flipped) {
+          for (int64_t c = 0; c < channels; ++c) {
+            const int64_t row = (begin + c) * 9 + 8 - t;
+            square[c] = part_of(args_.weight + row * args_.outputs + first + o, outputs);
+          }
+        } else {
+          for (int64_t i = 0; i < outputs; ++i) {
+            const int64_t row = (first + o + i) * 9 + t;
+            square[i] = part_of(args_.weight + row * args_.channels + begin, channels);
+          }
+          transpose_square(square);
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+          store(taps[c][t] + o, square[c]);
+        }
+      }
+    }
   }
 
   // A row of tiles of all images' rows: where its outputs begin.

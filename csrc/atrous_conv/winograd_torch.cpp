@@ -44,7 +44,8 @@ void winograd_op(const Tensor& out, const Tensor& x, const Tensor& weight,
   }
   const bool last = is_channels_last(x);
   const Tensor picture = as_dense(x, last);
-  const Tensor kernel = as_contiguous(weight);
+  const bool weight_last = !weight.is_contiguous() && is_channels_last(weight);
+  const Tensor kernel = as_dense(weight, weight_last);
   const Tensor result = as_dense(out, last);
   PYDENSE_CHECK(result.const_data_ptr() == out.const_data_ptr(), kOp,
                 ": out must be dense in the memory format of x, got other strides");
@@ -53,7 +54,7 @@ void winograd_op(const Tensor& out, const Tensor& x, const Tensor& weight,
             static_cast<const float*>(picture.const_data_ptr()),
             static_cast<const float*>(kernel.const_data_ptr()), flipped,
             shifts.has_value() ? static_cast<const float*>(shifts->const_data_ptr()) : nullptr,
-            relu, static_cast<float*>(out.mutable_data_ptr())},
+            relu, static_cast<float*>(out.mutable_data_ptr()), weight_last},
            torch_parallel_for);
 }
 

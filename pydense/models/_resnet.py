@@ -8,29 +8,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pydense.nn import AtrousConv2d
+from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 
 from ._pool import MaxPool
 
 LAYERS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
-
-
-def convolution(
-    inputs: int, outputs: int, kernel_size: int, stride: int = 1, dilation: int = 1
-) -> nn.Conv2d:
-    """Without bias, padded to keep the size; an :class:`AtrousConv2d` where it is dilated."""
-    kind = AtrousConv2d if dilation > 1 and kernel_size > 1 else nn.Conv2d
-    return kind(
-        inputs,
-        outputs,
-        kernel_size,
-        stride=stride,
-        padding=dilation * (kernel_size // 2),
-        dilation=dilation,
-        bias=False,
-    )
 
 
 class Bottleneck(nn.Module):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pydense.nn import AtrousConv2d
 from pydense.nn._operators import UsesOperators
+from pydense.nn.atrous_conv import convolution
 
 CHANNELS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -40,10 +40,10 @@ def add_convolutions(
     inputs = 3
     for stage, (outputs, count) in enumerate(zip(CHANNELS, CONVOLUTIONS, strict=True)):
         rate = dilations[stage]
-        kind = AtrousConv2d if rate > 1 else nn.Conv2d
         for index in range(count):
             first = stage == index == 0
-            conv = kind(inputs, outputs, 3, padding=padding if first else rate, dilation=rate)
+            margin = padding if first else rate
+            conv = convolution(inputs, outputs, 3, dilation=rate, padding=margin, bias=True)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
             module.add_module(f"conv{stage + 1}_{index + 1}", conv)

@@ -18,12 +18,12 @@ from torch.nn.functional import leaky_relu, max_pool2d, pad
 
 from pydense.nn import AtrousConv2d
 from pydense.nn._operators import UsesOperators, use_operators
+from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 
 from ._base import SegmentationModel, set_norm_momentum
 from ._pool import MaxPool
 from ._registry import register_model
-from ._resnet import convolution
 
 # Of levels 2 to 7: channels of a block's convolutions, and blocks.
 _CHANNELS = ((128, 128), (256, 256), (512, 512), (512, 1024), (512, 1024, 2048), (1024, 2048, 4096))

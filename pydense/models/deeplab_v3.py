@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pydense.nn import ASPP
+from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 
 from . import _resnet as resnet
@@ -22,7 +23,7 @@ RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 def _fcn_head(inputs: int, num_classes: int) -> nn.Sequential:
     inner = inputs // 4
     return nn.Sequential(
-        nn.Conv2d(inputs, inner, 3, padding=1, bias=False),
+        convolution(inputs, inner, 3),
         nn.BatchNorm2d(inner),
         nn.ReLU(),
         nn.Dropout(0.1),
@@ -133,7 +134,7 @@ class DeepLabV3(_OnResNet):
             raise ValueError(f"DeepLabV3: output_stride must be 8 or 16, got {output_stride!r}")
         classifier = nn.Sequential(
             ASPP(2048, RATES[output_stride] if rates is None else rates, 256),
-            nn.Conv2d(256, 256, 3, padding=1, bias=False),
+            convolution(256, 256, 3),
             nn.BatchNorm2d(256),
             nn.ReLU(),
             nn.Conv2d(256, num_classes, 1),

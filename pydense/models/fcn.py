@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import local_response_norm, pad
 
 from pydense.nn import UpsampleCrop
+from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 from pydense.ops import bilinear_filler, crop_offset
 from pydense.ops.coord_map import Conv, Deconv, Pool
@@ -306,7 +307,7 @@ class FCNAlexNet(_FCN):
         self.norm_first = norm_first
         self.conv1 = nn.Conv2d(3, 96, 11, stride=4, padding=margin)
         self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=2)
-        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
+        self.conv3 = convolution(256, 384, 3, bias=True)
         self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)
         self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
         self.pool = MaxPool(3, ceil_mode=ceil_mode)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pydense.nn.atrous_conv import convolution
+
 from ._base import SegmentationModel
 from ._hrnet import HRNetHead, HRNetTrunk, HRNetWidth, start_small
 from ._registry import register_model
@@ -124,7 +126,7 @@ class HRNetOCR(HRNetTrunk, SegmentationModel):
         self.align_corners = align_corners
         self.feature_channels = {str(i): c for i, c in enumerate(row)}
         self.conv3x3_ocr = nn.Sequential(
-            nn.Conv2d(sum(row), channels, 3, padding=1),
+            convolution(sum(row), channels, 3, bias=True),
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
         )

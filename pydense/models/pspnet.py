@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pydense.nn._operators import UsesOperators
+from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 
 from . import _resnet as resnet
@@ -55,7 +56,7 @@ class PyramidPooling(UsesOperators, nn.Module):
 
 def _classifier(inputs: int, inner: int, num_classes: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, inner, 3, padding=1, bias=False),
+        convolution(inputs, inner, 3),
         nn.BatchNorm2d(inner),
         nn.ReLU(inplace=True),
         nn.Dropout2d(dropout),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pydense.nn import ChainedResidualPooling, ResidualConvUnit
+from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 
 from ._base import SegmentationModel
@@ -91,7 +92,7 @@ class RefineNet(SegmentationModel):
         """What lies between the ResNet and the logits, 1 being the coarsest path."""
 
         def conv(inputs: int, outputs: int, size: int = kernel_size) -> nn.Conv2d:
-            return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+            return convolution(inputs, outputs, size)
 
         inputs = list(reversed(CHANNELS.values()))
         for k in (1, 2, 3, 4):

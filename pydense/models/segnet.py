@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import local_response_norm
 
+from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 
 from ._base import SegmentationModel
@@ -22,7 +23,7 @@ _BASIC = ((64,), (64,), (64,), (64,))
 
 
 def _finished(inputs: int, outputs: int, kernel_size: int, relu: bool) -> nn.Module:
-    conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2)
+    conv = convolution(inputs, outputs, kernel_size, bias=True)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     norm = nn.BatchNorm2d(outputs)

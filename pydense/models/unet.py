@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pydense.nn._operators import UsesOperators
+from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 
 from ._base import SegmentationModel
@@ -22,10 +23,10 @@ class _DoubleConv(nn.Module):
         super().__init__()
         inner = inner or outputs
         self.double_conv = nn.Sequential(
-            nn.Conv2d(inputs, inner, 3, padding=1, bias=False),
+            convolution(inputs, inner, 3),
             nn.BatchNorm2d(inner),
             nn.ReLU(inplace=True),
-            nn.Conv2d(inner, outputs, 3, padding=1, bias=False),
+            convolution(inner, outputs, 3),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
         )

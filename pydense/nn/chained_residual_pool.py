@@ -18,6 +18,7 @@ from pydense.ops.chained_residual_pool import (
 )
 
 from ._operators import UsesOperators
+from .atrous_conv import convolution
 
 _MAX_CHANNELS = 2**20
 
@@ -30,10 +31,6 @@ def _kernel(op: str, value: Any) -> int:
     if check.integer(op, "kernel_size", value, 1, 3) == 2:
         raise ValueError(f"{op}: kernel_size must be 1 or 3, got 2")
     return int(value)
-
-
-def _convolution(inputs: int, outputs: int, kernel_size: int, bias: bool = False) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=bias)
 
 
 class ChainedResidualPooling(UsesOperators, nn.Module):
@@ -82,7 +79,7 @@ class ChainedResidualPooling(UsesOperators, nn.Module):
         self.variant = variant
         self.pool_size = window_size(op, "pool_size", pool_size)
         for i in range(self.stages):
-            layer = _convolution(channels, channels, self.kernel_size, bias)
+            layer = convolution(channels, channels, self.kernel_size, bias=bias)
             self.add_module(f"{i + 1}_outvar_dimred", layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,8 +124,8 @@ class ResidualConvUnit(nn.Module):
         channels = _channels(op, "channels", channels)
         self.units = check.integer(op, "units", units, 1, 1000)
         for i in range(self.units):
-            self.add_module(f"{i + 1}_conv", _convolution(channels, channels, 3, bias=True))
-            self.add_module(f"{i + 1}_conv_relu_varout_dimred", _convolution(channels, channels, 3))
+            self.add_module(f"{i + 1}_conv", convolution(channels, channels, 3, bias=True))
+            self.add_module(f"{i + 1}_conv_relu_varout_dimred", convolution(channels, channels, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """The last unit's sum."""
@@ -173,7 +170,7 @@ class MultiResolutionFusion(UsesOperators, nn.Module):
         check.flag(op, "relu", relu)
         self.relu = relu
         kernel_size = _kernel(op, kernel_size)
-        self.convs = nn.ModuleList(_convolution(c, outputs, kernel_size) for c in counts)
+        self.convs = nn.ModuleList(convolution(c, outputs, kernel_size) for c in counts)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """The sum at the largest size."""

@@ -7,7 +7,8 @@ On the CPU torch leaves taps beside the map out as well, where tensors are chann
 has instructions for their dtype; there pydense's kernels are as fast, within some percent, and
 torch's stay. Contiguous tensors of large rates it multiplies with their padding, and 16-bit ones
 for which the CPU has no instructions it convolves pixel by pixel where they are dilated.
-In float32, Winograd's algorithm (``_winograd.py``) comes first, in either format.
+In float32, Winograd's algorithm (``_winograd.py``) comes first, in either format and at any rate,
+for torch multiplies all nine taps at rate 1, too.
 
 On CUDA pydense's dense kernels are for tensor cores: bfloat16, float16, and float32 where torch
 multiplies convolutions in TF32. Nothing says that cuDNN leaves taps beside the map out; where rates
@@ -176,7 +177,7 @@ def choose_winograd(
         tile: 2, 3 or 4; None for none.
     """
     rate = call.dilation[0]
-    same = call.dilation == before == after == (rate, rate) and rate > 1
+    same = call.dilation == before == after == (rate, rate)
     plain = call.groups == 1 and call.stride == (1, 1) and call.kernel == (3, 3)
     if tile is None or call.device != "cpu" or not (same and plain):
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which atrous convolutions Winograd's algorithm serves, and with which tiles.
+"""Which 3x3 convolutions Winograd's algorithm serves, dilated or not, and with which tiles.
 
 At rate r an output reads pixels of its own phase grid alone, (y mod r, x mod r): r * r plain 3x3
 convolutions. Tiles of m x m outputs take (m + 2)^2 multiplications for each pair of channels
@@ -45,9 +45,10 @@ def winograd_wins(
             "Winograd's transforms take longer than what it saves"
         )
     share = (tile + 2) ** 2 / (9 * tile**2)
+    grids = f" on {rate * rate} phase grids" if rate > 1 else ""
     return True, (
-        f"Winograd F({tile}x{tile}, 3x3) on {rate * rate} phase grids: {share:.0%} of the "
-        "multiplications, on maps that are not too small for the rate"
+        f"Winograd F({tile}x{tile}, 3x3){grids}: {share:.0%} of the multiplications, on maps that "
+        "are not too small for the rate"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, conv_transpose2d
 from torch.utils.flop_counter import register_flop_formula
 
 from pydense import _library
@@ -80,9 +80,9 @@ def _direct(
             x, weight, None, bias, height, width, *(rate,) * 4, flipped, relu
         )
         return made
-    kernel = weight.transpose(0, 1).flip(2, 3) if flipped else weight
+    convolve = conv_transpose2d if flipped else conv2d  # no copy of the weight turned round
     with without_autocast(x.device.type):  # backward may run in its region
-        made = conv2d(x, kernel, bias, padding=rate, dilation=rate)
+        made = convolve(x, weight, bias, padding=rate, dilation=rate)
     out = in_format(made, torch.channels_last if last else torch.contiguous_format)
     return out.relu_() if relu else out
 

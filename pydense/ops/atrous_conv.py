@@ -59,7 +59,7 @@ def atrous_conv2d(
     activation: str | None = None,
     winograd_tile: int | None = 2,
 ) -> Tensor:
-    r"""``F.conv2d``, with kernels of its own where torch's are slow at dilated convolutions.
+    r"""``F.conv2d``, with kernels of its own where torch's are slow, as at dilated convolutions.
 
     .. math:: \mathrm{out}(o, y, x) = f\Big(b_o + \sum_{c, i, j} w_{o c i j} \,
               \mathrm{in}(c, y s + i d - p, x s + j d - p)\Big)
@@ -68,8 +68,9 @@ def atrous_conv2d(
     kernels, and so do those dense ones (``groups`` 1) that torch multiplies with their padding
     (contiguous, of large rates) or pixel by pixel (dilated, in a 16-bit dtype for which the CPU has
     no instructions): taps beside the map are left out, so that large rates cost less. Dense 3x3
-    convolutions in float32 whose padding is the rate run Winograd's algorithm on the phase grids of
-    the rate, F(2x2, 3x3) with 16 multiplications instead of 36, where maps are large enough for it.
+    convolutions in float32 whose padding is the rate (1 included) run Winograd's algorithm on the
+    phase grids of the rate, F(2x2, 3x3) with 16 multiplications instead of 36, where maps are large
+    enough for it and channels many enough.
     On CUDA, dense convolutions with stride 1 and a rate of 6 or more run pydense's kernels for
     tensor cores in bfloat16, float16 and, where ``torch.backends.cudnn`` allows TF32, float32; they
     leave taps beside the map out, too; depthwise ones with stride 1 that are 3x3 or dilated run

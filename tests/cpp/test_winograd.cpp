@@ -64,8 +64,15 @@ class Problem {
     const std::vector<float> serial = out_;
     std::fill(out_.begin(), out_.end(), 9.0F);
     winograd("op", args_, thread_for);
-    EXPECT(serial.empty() ||
-           std::memcmp(serial.data(), out_.data(), serial.size() * sizeof(float)) == 0);
+    EXPECT(same(serial));
+    const std::vector<float> last = weight_last();
+    args_.weight = last.data();
+    args_.weight_last = true;
+    std::fill(out_.begin(), out_.end(), 9.0F);
+    winograd("op", args_, thread_for);
+    EXPECT(same(serial));
+    args_.weight = weight_.data();
+    args_.weight_last = false;
     args_.relu = false;
     winograd("op", args_, serial_for);
     compare(true, false);
@@ -75,6 +82,22 @@ class Problem {
   }
 
  private:
+  bool same(const std::vector<float>& wanted) const {
+    return wanted.empty() ||
+           std::memcmp(wanted.data(), out_.data(), wanted.size() * sizeof(float)) == 0;
+  }
+
+  // The weight's taps before its second axis.
+  std::vector<float> weight_last() const {
+    const auto inner = static_cast<size_t>(args_.flipped ? c_.outputs : c_.channels);
+    std::vector<float> last(weight_.size());
+    for (size_t i = 0; i < weight_.size(); ++i) {
+      const size_t row = i / 9 / inner;
+      last[(row * 9 + i % 9) * inner + i / 9 % inner] = weight_[i];
+    }
+    return last;
+  }
+
   void compare(bool bias, bool relu) const {
     double worst = 0;
     for (int64_t n = 0; n < c_.images; ++n) {
