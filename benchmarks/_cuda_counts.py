@@ -60,7 +60,7 @@ def count(build: Path) -> list[dict[str, Any]]:
     """The counted launches of every driver of a SIMT build, with their instructions."""
     found = []
     for program in sorted((build / "tests" / "simt").glob("simt_*_trace")):
-        if program.name == "simt_planted_trace":  # of the harness itself
+        if program.name in ("simt_planted_trace", "simt_wgmma_trace"):  # of the harness itself
             continue
         with tempfile.TemporaryDirectory() as folder:
             counters = Path(folder) / "counters.json"
