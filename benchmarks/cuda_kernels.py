@@ -39,7 +39,7 @@ EXPERIMENTAL = {
 # What the shim runs, and nothing chooses by itself either.
 SWITCHED = {
     "exact_wgmma_kernel": (
-        "for sm_90a alone, with `wgmma`, whose emulation follows the PTX manual; never run on a "
+        "for sm_90a alone, with `wgmma`, whose emulation is ours as well; never run on a "
         "GPU. `PYDENSE_EXPERIMENTAL_KERNELS=1` puts it in the place of `exact_fast_kernel` on such "
         "a card"
     ),

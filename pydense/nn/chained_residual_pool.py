@@ -79,7 +79,10 @@ class ChainedResidualPooling(UsesOperators, nn.Module):
         self.variant = variant
         self.pool_size = window_size(op, "pool_size", pool_size)
         for i in range(self.stages):
-            layer = convolution(channels, channels, self.kernel_size, bias=bias)
+            # Holds what the operator takes.
+            layer = nn.Conv2d(
+                channels, channels, self.kernel_size, padding=self.kernel_size // 2, bias=bias
+            )
             self.add_module(f"{i + 1}_outvar_dimred", layer)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ USED = re.compile(r"\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) ")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Za-z0-9_.]*)")
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA")
 LOCAL = ("LDL", "STL")
-RESERVED = 1024  # bytes of shared memory that the system takes of each block, and cuobjdump counts
+RESERVED = 1024  # bytes of shared memory of a block that are the system's, and are counted
 
 
 _Named = TypeVar("_Named", "Kernel", "Code")
@@ -74,18 +74,18 @@ class Allowance(NamedTuple):
         )
 
 
-def read_usage(dump: str) -> Iterator[Kernel]:
+def read_usage(printed: str) -> Iterator[Kernel]:
     """The kernels in what ``cuobjdump -res-usage`` prints; names are mangled."""
     architecture = name = ""
-    for line in dump.splitlines():
+    for line in printed.splitlines():
         if found := ARCHITECTURE.match(line):
             architecture = found[1]
         elif found := FUNCTION.match(line):
             name = found[1]
         elif found := USED.match(line):
             registers, stack, shared = map(int, found.groups())
-            own = shared - (RESERVED if architecture != "sm_80" else 0)
-            yield Kernel(name, architecture, registers, own, stack)
+            reserved = 0 if architecture == "sm_80" else min(shared, RESERVED)
+            yield Kernel(name, architecture, registers, shared - reserved, stack)
 
 
 def read_allowances(text: str) -> list[Allowance]:
@@ -184,12 +184,12 @@ class Code(NamedTuple):
         )
 
 
-def read_code(dump: str) -> Iterator[Code]:
+def read_code(printed: str) -> Iterator[Code]:
     """The functions in what ``cuobjdump -sass`` prints; names are mangled."""
     architecture = ""
     found: dict[tuple[str, str], set[str]] = {}
     kinds: set[str] = set()
-    for line in dump.splitlines():
+    for line in printed.splitlines():
         if instruction := INSTRUCTION.match(line):
             kinds.add(instruction[1])
         elif header := ARCHITECTURE.match(line):
