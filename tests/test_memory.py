@@ -68,6 +68,27 @@ def test_the_next_result_has_the_pages_of_a_freed_one():
     assert kept() == 0
 
 
+def test_a_small_piece_does_not_cost_a_large_one():
+    def make(mib: int) -> torch.Tensor:
+        return upsample_bilinear(torch.rand(1, mib, 4, 4), (512, 512))
+
+    large, small = make(40), make(16)
+    place = large.data_ptr()
+    del large, small  # the large one is the oldest
+    assert kept() == 56 * MIB
+    small = make(12)  # too little for the pages of 16
+    assert kept() == 40 * MIB
+    del small
+    large = make(40)
+    assert large.data_ptr() == place
+    del large
+
+    for _ in range(200):  # one that nobody asks for is spared for some time, not for ever
+        make(16)
+        make(12)
+    assert kept() in (12 * MIB, 28 * MIB)
+
+
 def test_what_is_still_seen_is_not_reused():
     x, expected = large()
     views = {
@@ -179,6 +200,19 @@ print(torch.ops.pydense._cached_bytes())
         done = run("import pydense; pydense.build_info()", PYDENSE_CACHE_MIB=wrong)
         assert "PYDENSE_CACHE_MIB must be a whole number from 0 to " in done.stderr
         assert f"got '{wrong}'" in done.stderr
+
+
+def test_a_part_of_the_machines_memory_is_kept():
+    limit = max(256 * MIB, os.sysconf("SC_PHYS_PAGES") // 16 * os.sysconf("SC_PAGESIZE"))
+    size = 260 * MIB
+    code = f"""
+import torch, pydense
+from pydense.ops import upsample_bilinear
+upsample_bilinear(torch.rand(1, 65, 8, 8), (1024, 1024))
+print({size} - torch.ops.pydense._cached_bytes())
+"""
+    done = run(code, PYDENSE_CACHE_MIB="")
+    assert done.stdout.strip() == ("0" if limit >= size else str(size)), done.stderr
 
 
 def test_the_numpy_functions_keep_theirs():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from _chains import DTYPES, FORMATS, OPS, VARIANTS, gradients, leaves, problem, shapes_of, wide
-from _ops import expansions, layouts, random, same_bits, threads
+from _ops import expansions, layouts, random, rms_error, same_bits, threads
 from _ops import one_thread as one_thread
 from torch.autograd import gradcheck
 from torch.library import opcheck
@@ -45,6 +45,34 @@ class TestAgainstTorch:
                     for f in (chained_residual_pool, reference.chained_residual_pool)
                 ]
                 assert error[0] <= 2 * error[1] + 2**-22 * float(exact.abs().max()), error
+
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_wide_3x3_stages(self, variant, form):
+        """With Winograd's algorithm, whose error is known, on any number of threads."""
+        arguments = problem((1, 128, 33, 35), 3, 3, torch.float32, form, True)
+        exact = reference.chained_residual_pool(*wide(arguments), variant=variant)
+        theirs = reference.chained_residual_pool(*arguments, variant=variant)
+        found = []
+        for count in (1, 2, 4):
+            with threads(count):
+                found.append(chained_residual_pool(*arguments, variant=variant))
+        assert all(same_bits(found[0], other) for other in found[1:])
+        assert found[0].stride() == arguments[0].stride()
+        assert not same_bits(found[0], theirs)
+        assert rms_error(found[0], exact) <= 2.5 * rms_error(theirs, exact)
+
+    def test_gradients_of_a_wide_3x3_stage(self):
+        """One stage: behind the first, rounding moves maxima, torch's as well."""
+        arguments = problem((1, 128, 33, 35), 1, 3, torch.float32, FORMATS[0], False)
+        grad = random(1, 128, 33, 35, seed=99)
+        exact = gradients(reference.chained_residual_pool, wide(arguments), grad.double())
+        theirs = gradients(reference.chained_residual_pool, arguments, grad)
+        for form in FORMATS:
+            given = arguments[0].contiguous(memory_format=form), *arguments[1:]
+            own = gradients(chained_residual_pool, given, grad)
+            for a, b, e in zip(own, theirs, exact, strict=True):
+                assert rms_error(a, e) <= 2.5 * rms_error(b, e)
 
     @pytest.mark.parametrize("variant", VARIANTS)
     @pytest.mark.parametrize("dtype", DTYPES[1:3])

@@ -4,6 +4,7 @@
 #ifdef __linux__
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -14,12 +15,29 @@
 #include "common/check.h"
 
 namespace pydense {
+namespace {
+
+// What a training step over a batch keeps for its backward pass must come back in the next step,
+// or the system fills as many pages again: hence a part of the machine's memory.
+size_t default_kept_bytes() {
+  constexpr size_t kLeast = size_t{256} << 20;
+#ifdef __linux__
+  const int64_t pages = sysconf(_SC_PHYS_PAGES);
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0) {
+    return std::max(kLeast, static_cast<size_t>(pages) / 16 * static_cast<size_t>(page));
+  }
+#endif
+  return kLeast;
+}
+
+}  // namespace
 
 size_t max_kept_bytes() {
   static const size_t bytes = [] {
     const char* wanted = std::getenv("PYDENSE_CACHE_MIB");  // NOLINT(concurrency-mt-unsafe)
     if (wanted == nullptr || *wanted == '\0') {
-      return size_t{256} << 20;
+      return default_kept_bytes();
     }
     constexpr int64_t kMost = int64_t{1} << 30;
     char* end = nullptr;
@@ -39,6 +57,7 @@ namespace {
 constexpr size_t kPage = 65536;  // the largest there is; smaller ones divide it
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int kMaxMappings = 64;
+constexpr int kMaxSpared = 256;
 
 // The end of a mapping gets a huge page of its own if it fills half of it.
 size_t rounded(size_t bytes) {
@@ -72,13 +91,7 @@ class KeptMappings {
  public:
   // One that is large enough and wastes a quarter at most.
   Mapping take(size_t size) {
-    int best = -1;
-    for (int i = 0; i < count_; ++i) {
-      const size_t has = kept_[i].bytes;
-      if (has >= size && has - size <= size / 4 && (best < 0 || has < kept_[best].bytes)) {
-        best = i;
-      }
-    }
+    const int best = smallest(size, size + size / 4);
     const Mapping found = best < 0 ? Mapping{} : remove(best);
     use(best < 0 ? size : found.bytes);
     return found;
@@ -87,11 +100,12 @@ class KeptMappings {
   void give_back(Mapping mapping) {
     in_use_ -= mapping.bytes;
     if (count_ == kMaxMappings) {
-      drop_oldest();
+      drop(0);
     }
     // Its pages are the first that the system takes when memory is short, and no fault if it did
     // not.
     static_cast<void>(madvise(mapping.data, mapping.bytes, MADV_FREE));
+    spared_[count_] = 0;
     kept_[count_++] = mapping;
     kept_bytes_ += mapping.bytes;
     make_room();
@@ -102,7 +116,7 @@ class KeptMappings {
 
   void drop_all() {
     while (count_ > 0) {
-      drop_oldest();
+      drop(0);
     }
     most_ = in_use_;
   }
@@ -119,24 +133,52 @@ class KeptMappings {
 
   void make_room() {
     while (count_ > 0 && (in_use_ + kept_bytes_ > most_ || kept_bytes_ > max_kept_)) {
-      drop_oldest();
+      const size_t total = in_use_ + kept_bytes_;
+      drop(victim(std::max(total - std::min(total, most_),
+                           kept_bytes_ - std::min(kept_bytes_, max_kept_))));
     }
+  }
+
+  // What costs least to get again: else a few KB too much would cost the results of a whole batch,
+  // in every step. One that nobody takes is spared so many times and no more.
+  int victim(size_t excess) {
+    const int best = std::max(0, smallest(excess, SIZE_MAX));
+    for (int i = 0; i < best; ++i) {
+      if (++spared_[i] > kMaxSpared) {
+        return i;
+      }
+    }
+    return best;
+  }
+
+  // The oldest of the smallest ones with `least` to `most` bytes, or -1.
+  int smallest(size_t least, size_t most) const {
+    int best = -1;
+    for (int i = 0; i < count_; ++i) {
+      const size_t has = kept_[i].bytes;
+      if (has >= least && has <= most && (best < 0 || has < kept_[best].bytes)) {
+        best = i;
+      }
+    }
+    return best;
   }
 
   Mapping remove(int i) {
     const Mapping mapping = kept_[i];
     std::copy(kept_ + i + 1, kept_ + count_, kept_ + i);
+    std::copy(spared_ + i + 1, spared_ + count_, spared_ + i);
     --count_;
     kept_bytes_ -= mapping.bytes;
     return mapping;
   }
 
-  void drop_oldest() {
-    const Mapping mapping = remove(0);
+  void drop(int i) {
+    const Mapping mapping = remove(i);
     munmap(mapping.data, mapping.bytes);
   }
 
   Mapping kept_[kMaxMappings];
+  int spared_[kMaxMappings];
   int count_ = 0;
   size_t kept_bytes_ = 0;
   size_t max_kept_ = 0;

@@ -25,8 +25,8 @@ Mapping map_memory(size_t bytes);
 // the pages of a kept one where it runs short.
 void unmap_memory(Mapping mapping) noexcept;
 
-// 256 MiB, or what PYDENSE_CACHE_MIB says; 0: every mapping is a fresh one. Throws
-// std::invalid_argument where that is not a number of MiB.
+// A sixteenth of the machine's memory, at least 256 MiB, or what PYDENSE_CACHE_MIB says; 0: every
+// mapping is a fresh one. Throws std::invalid_argument where that is not a number of MiB.
 size_t max_kept_bytes();
 
 // Gives all kept mappings back to the system, and forgets how much was in use before.

@@ -89,6 +89,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     unary, lattices, compats, features, iterations, energies, q, kind, mode, recompute = inputs
     result, kept = output
     ctx.mark_non_differentiable(kept)
+    ctx.set_materialize_grads(False)  # else zeros of the size of all marginals, for nobody
     ctx.options = iterations, energies, kind, mode
     ctx.count = len(lattices)
     ctx.from_q = q is not None
@@ -105,11 +106,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     )
 
 
-def _backward(ctx: Any, grad: Tensor, _kept: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _kept: Tensor | None) -> tuple[Any, ...]:
+    count = ctx.count
+    if grad is None:
+        tracked = [None] * len(ctx.needs_input_grad[3] or [])
+        return None, [None] * count, [None] * count, tracked, *[None] * 6
     refuse_tangent("dense_crf (backward)", "grad", grad)
     iterations, energies, _, mode = ctx.options
     unary, q, result, kept, *lists = ctx.saved_tensors
-    count = ctx.count
     lattices, compats, features = (lists[i * count : (i + 1) * count] for i in range(3))
     needed_features = list(ctx.needs_input_grad[3]) or [False] * count
     grad_unary, grad_q, steps, again, *grad_compats = _OPS.dense_crf_mean_field_backward(

@@ -56,10 +56,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 def _setup_with_offsets(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.kernel_size = inputs[1]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros for the offsets
     ctx.save_for_backward(output[1])
 
 
-def _backward_with_offsets(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
+def _backward_with_offsets(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
+    if grad is None:
+        return None, None
     refuse_tangent("max_pool2d_same (backward)", "grad", grad)
     (offsets,) = ctx.saved_tensors
     return _OPS.max_pool2d_same_backward(grad, offsets, None, ctx.kernel_size), None

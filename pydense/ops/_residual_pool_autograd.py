@@ -40,6 +40,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, weights, biases, ctx.pool_first, ctx.pool_size, ctx.save_inputs, ctx.save_offsets = inputs
     saved = output[1:]
     ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)  # else zeros of the size of all that is saved
     ctx.stages, ctx.with_bias = len(weights), bool(biases)
     first = [x] if ctx.save_inputs and not ctx.pool_first else []
     ctx.save_for_backward(*weights, *first, *saved)
@@ -51,7 +52,7 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     need_weights, need_biases = list(need_weights), list(need_biases or [])
     grad = grads[0]
     if grad is None:
-        return (None,) * 7
+        return None, [None] * len(need_weights), [None] * len(need_biases), *[None] * 4
     refuse_tangent(op, "grad", grad)
     if not ctx.save_offsets or (any(need_weights) and not ctx.save_inputs):
         raise RuntimeError(

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
 
 from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
 from ._convolution_arguments import as_convolution, parameter, tensors
+from .atrous_conv import atrous_conv2d
 
 _library.load()
 
@@ -102,7 +102,9 @@ def chained_residual_pool(
 
     1x1 convolutions (Light-Weight RefineNet) are one operator: on the CPU the pooled tile goes from
     the pool into the matrix product without reaching memory, on CUDA the product is a kernel of its
-    own, and the residuals are added on the way out. 3x3 convolutions are torch's, around the pool.
+    own, and the residuals are added on the way out. 3x3 convolutions are those of
+    :func:`atrous_conv2d` (Winograd's algorithm on the CPU in float32 with many channels, else
+    torch's), around the pool.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
@@ -119,9 +121,9 @@ def chained_residual_pool(
         for products of bfloat16 (``avx512_bf16``) take subnormal numbers for 0 there, as torch's
         convolutions do, and differ by rounding from CPUs without. The 1x1 form is bitwise
         the same for any number of threads, and so is its backward. Its backward in bfloat16 on CPUs
-        with AMX, and the 3x3 form, use torch's convolutions, which are so at a fixed number of
-        threads only. On CUDA the 1x1 form is bitwise the same from run to run, and float32 is never
-        rounded to TF32; its backward leaves both to torch's matrix products.
+        with AMX uses torch's convolutions, and so may the 3x3 form: they are so at a fixed number
+        of threads only. On CUDA the 1x1 form is bitwise the same from run to run, and float32 is
+        never rounded to TF32; its backward leaves both to torch's matrix products.
 
     Raises:
         ValueError: A shape, size or word out of range.
@@ -156,7 +158,7 @@ def chained_residual_pool(
     x, (row, shifts) = as_convolution(x, row, shifts)
     _check_shapes(op, x, row, shifts)
     if row[0].shape[2] == 3:
-        return _with_torchs_convolutions(x, row, shifts, variant == "pool_conv", size)
+        return _stage_by_stage(x, row, shifts, variant == "pool_conv", size)
     recorded = torch.is_grad_enabled()
     save_inputs = recorded and any(w.requires_grad for w in row)
     save_offsets = recorded and any(t.requires_grad for t in (x, *row, *shifts))
@@ -180,16 +182,16 @@ def _check_shapes(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor
             parameter(op, f"{name}[{i}]", tensor, x, shape)
 
 
-def _with_torchs_convolutions(
+def _stage_by_stage(
     x: Tensor, weights: list[Tensor], biases: list[Tensor], pool_first: bool, size: int
 ) -> Tensor:
     top, total = x, x
     for i, weight in enumerate(weights):
         bias = biases[i] if biases else None
         if pool_first:
-            top = conv2d(max_pool2d_same(top, size), weight, bias, padding=1)
+            top = atrous_conv2d(max_pool2d_same(top, size), weight, bias, padding=1)
         else:
-            top = max_pool2d_same(conv2d(top, weight, bias, padding=1), size)
+            top = max_pool2d_same(atrous_conv2d(top, weight, bias, padding=1), size)
         # The first sum is new memory, and no derivative needs a sum.
         total = total + top if i == 0 else total.add_(top)
     return total
