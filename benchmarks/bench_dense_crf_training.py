@@ -7,7 +7,8 @@ tensors and parameters:
 
 * ``forward``: the same layer under ``torch.no_grad``. step / forward is 1 / the ratio shown: the
   aim is at most 2.5, a ratio of 0.4.
-* ``recompute``: the step that keeps no marginals.
+* ``recompute``: the step that keeps no marginals. Not beside batches: between two steps it would
+  cost the pages that the first one leaves to the second, which no training loop does.
 * ``plain torch``: autograd through ``pydense.reference.dense_crf``.
 * ``pydensecrf``, forward only, one thread: what the peers' figures are scaled by.
 
@@ -124,8 +125,9 @@ def rivals_of(case: Training) -> Mapping[str, Rival]:
     found: dict[str, Rival] = {
         STEP: partial(step, layer(False)),
         FORWARD: partial(forward, layer(False)),
-        RECOMPUTE: partial(step, layer(True)),
     }
+    if case.batch == 1:
+        found[RECOMPUTE] = partial(step, layer(True))
     if case.rivals:
         found[PLAIN] = _plain(case, logits, image, gradient)
         module = pydensecrf()
