@@ -88,8 +88,8 @@ def dense_crf(
             the last softmax above); ``"labels"``, the argmax of Q_T, ties to the lowest label.
         feature_gradient: How a lattice is differentiated by its features, see below: ``"filter"``
             or, for checks, ``"lattice"``.
-        recompute: Keep nothing of the iterations for backward and run them again there: a forward
-            pass more, for T times the memory of a marginal less.
+        recompute: Keep nothing of the iterations for backward and run them again there, for one
+            image after the other: a forward pass more, for T marginals less of every image but one.
         precision: Of ``backend="exact"``: ``"accurate"`` or ``"fast"``, which on a GPU sums with
             tensor cores, to a relative error of 1e-3 in L2 per sum, see ``exact_gaussian_filter``.
 
