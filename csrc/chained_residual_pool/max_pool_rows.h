@@ -3,6 +3,7 @@
 // rows. First along x, then along y: so ties fall as they do in row-major order.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "chained_residual_pool/max_pool.h"
@@ -42,26 +43,9 @@ PYDENSE_HD void take(const V& v, const I& code, V& best, I& best_code) {
 template <class T>
 constexpr bool kShifts = kNativeLanesOf<T> * sizeof(T) == 64;
 
-// Calls fn(j, rows[e + j unit]) for j in [0, k), `a` being rows[e]. Shifted: unit is 1.
-template <int K, bool Shifted, class V, class Fn>
-PYDENSE_HD void for_columns(const LaneOf<V>* rows, int64_t unit, int k, const Fn& fn) {
-  if constexpr (Shifted && K > 0) {
-    const V a = load<V>(rows);
-    const V b = load<V>(rows + kLanesIn<V>);
-    [&]<int... J>(std::integer_sequence<int, J...>) {
-      (fn(J, lanes_from<J>(a, b)), ...);
-    }(std::make_integer_sequence<int, K>{});
-  } else {
-#pragma GCC unroll 5
-    for (int j = 0; j < (K > 0 ? K : k); ++j) {
-      fn(j, load<V>(rows + j * unit));
-    }
-  }
-}
-
 // best[e] is the maximum of padded[e + j unit], code[e] the first j that it is found at. K is the
 // size of the window, or 0 where only `size` says it. Runs on to the end of the last vector.
-template <class T, int K, bool Nan, bool Offsets, bool Shifted>
+template <class T, int K, bool Nan, bool Offsets>
 [[gnu::noinline]] void pool_along_x(int size, const T* padded, int64_t unit, int64_t count, T* best,
                                     IntOf<T>* code) {
   constexpr int kLanes = kNativeLanesOf<T>;
@@ -70,18 +54,113 @@ template <class T, int K, bool Nan, bool Offsets, bool Shifted>
   for (int64_t e = 0; e < count; e += kLanes) {
     V b{};
     I c{};
-    for_columns<K, Shifted, V>(padded + e, unit, size, [&](int j, const V& v) {
+#pragma GCC unroll 5
+    for (int j = 0; j < (K > 0 ? K : size); ++j) {
+      const V v = load<V>(padded + e + j * unit);
       if (j == 0) {
         b = v;
       } else {
         take<Nan, Offsets>(v, I{} + j, b, c);
       }
-    });
+    }
     store(best + e, b);
     if constexpr (Offsets) {
       store(code + e, c);
     }
   }
+}
+
+// By value, and without its address: a mask that has one is kept in memory all along.
+template <class I>
+PYDENSE_HD bool any_lane(I mask) {
+  if constexpr (kLanesIn<I> <= 2) {
+    return (mask[0] | mask[kLanesIn<I> - 1]) != 0;
+  } else {
+    return [&]<int... L>(std::integer_sequence<int, L...>) {
+      return any_lane(__builtin_shufflevector(mask, mask, L...) |
+                      __builtin_shufflevector(mask, mask, (kLanesIn<I> / 2 + L)...));
+    }(std::make_integer_sequence<int, kLanesIn<I> / 2>{});
+  }
+}
+
+// 0, 1, 2, ...
+template <class V>
+PYDENSE_HD auto lane_numbers() {
+  using I = Vec<IntOf<LaneOf<V>>, kLanesIn<V>>;
+  return [&]<int... L>(std::integer_sequence<int, L...>) {
+    return I{L...};
+  }(std::make_integer_sequence<int, kLanesIn<V>>{});
+}
+
+// The vector at column x of a row, -inf beside it. x is at most one vector before it.
+template <class V, class S>
+PYDENSE_HD V padded_vector(const S* row, int64_t x, int64_t width) {
+  using T = LaneOf<V>;
+  constexpr T kPadding = -std::numeric_limits<T>::infinity();
+  if (x >= 0 && x + kLanesIn<V> <= width) {
+    return load_as<V>(row + x);
+  }
+  if (x < 0 || x >= width) {
+    return broadcast<V>(kPadding);
+  }
+  const int64_t count = width - x;
+  const V v = load_part<V>(row + x, count);
+  return lane_numbers<V>() < static_cast<IntOf<T>>(count) ? v : broadcast<V>(kPadding);
+}
+
+// The maxima of a vector's columns and those right of them.
+template <bool Nan, bool Offsets, class V, class I>
+PYDENSE_HD void pool_pairs(const V& here, const V& after, V& best, I& code) {
+  best = here;
+  code = I{};
+  take<Nan, Offsets>(lanes_from<1>(here, after), I{} + 1, best, code);
+}
+
+// The same for columns [left, right) of a row in memory, whose neighbours are shifted out of
+// aligned vectors: what was just stored elsewhere could not be loaded at once. Windows of 3 and 5
+// are made of pairs. left is 0 or at least a vector. Returns whether there is a NaN.
+template <class T, int K, bool Nan, bool Offsets, class S>
+[[gnu::noinline]] bool pool_row_along_x(const S* row, int64_t left, int64_t right, int64_t width,
+                                        T* best, IntOf<T>* code) {
+  static_assert(K == 3 || K == 5);
+  constexpr int kLanes = kNativeLanesOf<T>;
+  constexpr int kReach = K / 2;
+  using V = Vec<T, kLanes>;
+  using I = Vec<IntOf<T>, kLanes>;
+  const V before = padded_vector<V>(row, left - kLanes, width);
+  V here = padded_vector<V>(row, left, width);
+  I nan = (before != before) | (here != here);
+  V pairs_before;
+  I codes_before;
+  pool_pairs<Nan, Offsets>(before, here, pairs_before, codes_before);
+  for (int64_t x = left; x < right; x += kLanes) {
+    const V after = padded_vector<V>(row, x + kLanes, width);
+    nan |= after != after;
+    V pairs;
+    I codes;
+    pool_pairs<Nan, Offsets>(here, after, pairs, codes);
+    V b = lanes_from<kLanes - kReach>(pairs_before, pairs);
+    I c{};
+    if constexpr (Offsets) {
+      c = lanes_from<kLanes - kReach>(codes_before, codes);
+    }
+    if constexpr (K == 5) {
+      take<Nan, Offsets>(pairs, codes + 2, b, c);
+    }
+    take<Nan, Offsets>(lanes_from<kReach>(here, after), I{} + (K - 1), b, c);
+    store(best + x - left, b);
+    if constexpr (Offsets) {
+      if (x == 0) {
+        const I least = kReach - lane_numbers<V>();
+        c = c < least ? least : c;
+      }
+      store(code + x - left, c);
+    }
+    here = after;
+    pairs_before = pairs;
+    codes_before = codes;
+  }
+  return any_lane(nan);
 }
 
 // Asks for pixels of the next row while this one is at work: they are too far apart for the CPU to
@@ -94,25 +173,22 @@ PYDENSE_HD void prefetch(const S* from, int64_t count) {
   }
 }
 
-template <class I>
-PYDENSE_HD bool any_lane(const I& mask) {
-  if constexpr (kLanesIn<I> <= 2) {
-    return (mask[0] | mask[kLanesIn<I> - 1]) != 0;
-  } else {
-    using Half = Vec<LaneOf<I>, kLanesIn<I> / 2>;
-    const auto* const p = reinterpret_cast<const char*>(&mask);
-    return any_lane(load<Half>(p) | load<Half>(p + sizeof(Half)));
-  }
-}
-
 // Rows of the ring that are in a window, from the first one in the picture on.
 template <class T>
 struct PoolWindow {
   const T* best[kMaxPoolSize + 1];
-  const IntOf<T>* code[kMaxPoolSize + 1];
+  int64_t codes;  // from a row's numbers to its codes
   int rows;
   int first;  // its row in the window
 };
+
+// One distance for all rows: with a pointer for each, too few registers are left.
+template <class T>
+PYDENSE_HD const IntOf<T>* codes_of(const T* best, int64_t codes) {
+  return reinterpret_cast<const IntOf<T>*>(best) + codes;
+}
+
+constexpr int64_t kWrittenAhead = 512;  // elements
 
 // Walks through the segments of a sink.
 template <class Out>
@@ -131,18 +207,19 @@ class Segments {
     return smaller(sink_.length - sink_.phase, left);
   }
 
-  template <bool Offsets, class V, class I>
+  template <bool Offsets, bool Whole, class V, class I>
   PYDENSE_HD void write(int64_t i, int64_t part, const V& v, const I& code) const {
     using Bytes = Vec<uint8_t, kLanesIn<V>>;
-    const bool whole = i + kLanesIn<V> <= part;
-    if (whole) {
+    // Rows are too short for the CPU to foresee where the next ones go.
+    __builtin_prefetch(sink_.out + i + kWrittenAhead, 1);
+    if constexpr (Whole) {
       store_as(sink_.out + i, v);
     } else {
       store_part(sink_.out + i, v, part - i);
     }
     if constexpr (Offsets) {
       const Bytes bytes = __builtin_convertvector(code, Bytes);
-      if (whole) {
+      if constexpr (Whole) {
         store(sink_.offsets + i, bytes);
       } else {
         std::memcpy(sink_.offsets + i, &bytes, static_cast<size_t>(part - i));
@@ -164,10 +241,8 @@ template <class T, class Out, int K, bool Nan, bool Offsets>
   const int rows = K > 0 ? K : window.rows;
   const int first = K > 0 ? 0 : window.first;
   const T* best[K > 0 ? K : kMaxPoolSize];
-  const IntOf<T>* code[K > 0 ? K : kMaxPoolSize];
   for (int j = 0; j < rows; ++j) {
     best[j] = window.best[j];
-    code[j] = window.code[j];
   }
   Segments<Out> segments(sink);
   for (int64_t begin = 0; begin < count;) {
@@ -177,17 +252,21 @@ template <class T, class Out, int K, bool Nan, bool Offsets>
       V b = load<V>(best[0] + e);
       I c{};
       if constexpr (Offsets) {
-        c = load<I>(code[0] + e) + (first << 4);
+        c = load<I>(codes_of(best[0], window.codes) + e) + (first << 4);
       }
 #pragma GCC unroll 4
       for (int j = 1; j < rows; ++j) {
         I own{};
         if constexpr (Offsets) {
-          own = load<I>(code[j] + e) + ((first + j) << 4);
+          own = load<I>(codes_of(best[j], window.codes) + e) + ((first + j) << 4);
         }
         take<Nan, Offsets>(load<V>(best[j] + e), own, b, c);
       }
-      segments.template write<Offsets>(i, part, b, c);
+      if (i + kLanes <= part) {
+        segments.template write<Offsets, true>(i, part, b, c);
+      } else {
+        segments.template write<Offsets, false>(i, part, b, c);
+      }
     }
     begin += part;
   }
@@ -202,15 +281,13 @@ template <class T, class Out, int K, bool Nan, bool Offsets>
   using V = Vec<T, kLanes>;
   using I = Vec<IntOf<T>, kLanes>;
   const T* best[K + 1];
-  const IntOf<T>* code[K + 1];
   for (int j = 0; j <= K; ++j) {
     best[j] = window.best[j];
-    code[j] = window.code[j];
   }
   const auto code_at = [&](int j, int row, int64_t e) {
     I own{};
     if constexpr (Offsets) {
-      own = load<I>(code[j] + e) + (row << 4);
+      own = load<I>(codes_of(best[j], e + window.codes)) + (row << 4);
     }
     return own;
   };
@@ -219,7 +296,7 @@ template <class T, class Out, int K, bool Nan, bool Offsets>
   for (int64_t begin = 0; begin < count;) {
     const int64_t part = above.next(count - begin);
     below.next(count - begin);
-    for (int64_t i = 0; i < part; i += kLanes) {
+    const auto one = [&](int64_t i, auto whole) {
       const int64_t e = begin + i;
       V b = load<V>(best[1] + e);
       I c = code_at(1, 0, e);
@@ -230,9 +307,16 @@ template <class T, class Out, int K, bool Nan, bool Offsets>
       V first = load<V>(best[0] + e);
       I first_code = code_at(0, 0, e);
       take<Nan, Offsets>(b, c + 16, first, first_code);
-      above.template write<Offsets>(i, part, first, first_code);
+      above.template write<Offsets, decltype(whole)::value>(i, part, first, first_code);
       take<Nan, Offsets>(load<V>(best[K] + e), code_at(K, K - 1, e), b, c);
-      below.template write<Offsets>(i, part, b, c);
+      below.template write<Offsets, decltype(whole)::value>(i, part, b, c);
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= part; i += kLanes) {
+      one(i, std::true_type{});
+    }
+    if (i < part) {
+      one(i, std::false_type{});
     }
     begin += part;
   }

@@ -91,20 +91,15 @@ class TilePool {
   int slot_of(int64_t y) const { return static_cast<int>(y & (slots_ - 1)); }
 
   void reduce_row(int64_t y) {
+    if (reduce_in_place(y)) {
+      return;
+    }
     const int slot = slot_of(y);
     const int64_t unit = picture_->unit;
     nan_[slot] = stage(picture_->from + y * picture_->row_stride);
     visit(size_, nan_[slot], [&](auto k, auto nan, auto offsets) {
-      constexpr int kSize = decltype(k)::value;
-      constexpr bool kNan = decltype(nan)::value;
-      constexpr bool kOffsets = decltype(offsets)::value;
-      if (kShifts<T> && kSize > 0 && unit == 1) {
-        pool_along_x<T, kSize, kNan, kOffsets, kShifts<T>>(size_, padded_, unit, count_,
-                                                           best_[slot], code_[slot]);
-      } else {
-        pool_along_x<T, kSize, kNan, kOffsets, false>(size_, padded_, unit, count_, best_[slot],
-                                                      code_[slot]);
-      }
+      pool_along_x<T, decltype(k)::value, decltype(nan)::value, decltype(offsets)::value>(
+          size_, padded_, unit, count_, best_[slot], code_[slot]);
     });
     // Padding won only where all is -inf: there the first column in the picture is meant.
     for (int64_t x = tile_.left; offsets_ && x < smaller(reach_, tile_.right); ++x) {
@@ -116,14 +111,38 @@ class TilePool {
     }
   }
 
+  // Without a copy of the row, where that can be.
+  bool reduce_in_place(int64_t y) {
+    if (!kShifts<T> || (size_ != 3 && size_ != 5) || picture_->unit != 1 ||
+        picture_->pixel_stride != 1 || (tile_.left > 0 && tile_.left < kLanes)) {
+      return false;
+    }
+    const int slot = slot_of(y);
+    const auto reduce = [&](bool nan) {
+      visit(size_, nan, [&](auto k, auto with_nan, auto offsets) {
+        if constexpr (kShifts<T> && decltype(k)::value > 0) {
+          nan_[slot] = pool_row_along_x<T, decltype(k)::value, decltype(with_nan)::value,
+                                        decltype(offsets)::value>(
+              picture_->from + y * picture_->row_stride, tile_.left, tile_.right, picture_->width,
+              best_[slot], code_[slot]);
+        }
+      });
+    };
+    reduce(false);
+    if (nan_[slot]) {
+      reduce(true);
+    }
+    return true;
+  }
+
   // The ring's rows in [begin, end), both in the picture. Returns whether one holds a NaN.
   bool open(int64_t begin, int64_t end, PoolWindow<T>& window) const {
     window.rows = static_cast<int>(end - begin);
+    window.codes = offsets_ ? reinterpret_cast<T*>(code_[0]) - best_[0] : 0;
     bool nan = false;
     for (int j = 0; j < window.rows; ++j) {
       const int slot = slot_of(begin + j);
       window.best[j] = best_[slot];
-      window.code[j] = code_[slot];
       nan = nan || nan_[slot];
     }
     return nan;
