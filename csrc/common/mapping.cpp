@@ -21,11 +21,13 @@ namespace {
 // or the system fills as many pages again: hence a part of the machine's memory.
 size_t default_kept_bytes() {
   constexpr size_t kLeast = size_t{256} << 20;
+  constexpr size_t kMost = size_t{4} << 30;
 #ifdef __linux__
   const int64_t pages = sysconf(_SC_PHYS_PAGES);
   const int64_t page = sysconf(_SC_PAGESIZE);
   if (pages > 0 && page > 0) {
-    return std::max(kLeast, static_cast<size_t>(pages) / 16 * static_cast<size_t>(page));
+    const size_t part = static_cast<size_t>(pages) / 16 * static_cast<size_t>(page);
+    return std::clamp(part, kLeast, kMost);
   }
 #endif
   return kLeast;
@@ -178,7 +180,7 @@ class KeptMappings {
   }
 
   Mapping kept_[kMaxMappings];
-  int spared_[kMaxMappings];
+  int spared_[kMaxMappings] = {};
   int count_ = 0;
   size_t kept_bytes_ = 0;
   size_t max_kept_ = 0;

@@ -25,7 +25,7 @@ Mapping map_memory(size_t bytes);
 // the pages of a kept one where it runs short.
 void unmap_memory(Mapping mapping) noexcept;
 
-// A sixteenth of the machine's memory, at least 256 MiB, or what PYDENSE_CACHE_MIB says; 0: every
+// A sixteenth of the machine's memory, 256 MiB to 4 GiB, or what PYDENSE_CACHE_MIB says; 0: every
 // mapping is a fresh one. Throws std::invalid_argument where that is not a number of MiB.
 size_t max_kept_bytes();
 
