@@ -94,10 +94,10 @@ def empty_cache() -> None:
     Large results on the CPU and the kernels' own working memory are kept when they are freed and
     serve the next call: getting fresh pages from the system takes longer than what most kernels do
     with them. What is kept and in use together is never more than what was in use at a time before,
-    what is kept at most a sixteenth of the machine's memory (from 256 MiB to 4 GiB) for the NumPy
-    functions and as much for the torch operators (environment variable ``PYDENSE_CACHE_MIB``; 0
-    keeps nothing), and the system may take its pages back when it runs short. Memory of the GPU is
-    torch's.
+    what is kept at most a sixteenth of the machine's (not a container's) memory, from 256 MiB to
+    4 GiB, for the NumPy functions and as much for the torch operators (environment variable
+    ``PYDENSE_CACHE_MIB``; 0 keeps nothing), and the system may take its pages back when it runs
+    short. Memory of the GPU is torch's.
 
     Tensors of 4 MiB and more that own such memory cannot be enlarged in place (``resize_``), as
     those of ``torch.from_numpy``; with ``PYDENSE_CACHE_MIB=0`` torch allocates them.

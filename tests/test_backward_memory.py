@@ -10,21 +10,29 @@ import pytest
 import torch
 from _ops import random
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pydense import ops
 
-SIZE = (1, 4, 9, 8)
+SIZE = (1, 4, 33, 32)
 
 
 def _losses(x: Tensor) -> dict[str, Callable[[], Tensor]]:
     image, weight = random(1, 3, *SIZE[2:], seed=1), random(4, 4, 1, 1, seed=2)
     wide = random(4, 4, 3, 3, seed=3)
-    target = torch.zeros(1, 18, 16, dtype=torch.int64)
+    many = random(128, 4, 1, 1, seed=4)
+    winograd = random(128, 128, 3, 3, seed=5)
+    depthwise = random(4, 1, 3, 3, seed=6)
+    target = torch.zeros(1, 66, 64, dtype=torch.int64)
     return {
         "max_pool2d_same": lambda: ops.max_pool2d_same(x, 3),
         "chained_residual_pool": lambda: ops.chained_residual_pool(x, [weight, weight]),
         "chained_residual_pool, 3x3": lambda: ops.chained_residual_pool(x, [wide, wide]),
+        "chained_residual_pool, 3x3, many channels": lambda: ops.chained_residual_pool(
+            conv2d(x, many), [winograd]
+        ),
+        "atrous_conv2d": lambda: ops.atrous_conv2d(x, depthwise, dilation=2, groups=4),
         "dense_crf": lambda: ops.dense_crf(x, image, iterations=2),
         "dense_crf, gradient of the image": lambda: ops.dense_crf(
             x, image.clone().requires_grad_(), iterations=2

@@ -60,7 +60,7 @@ class TestAgainstTorch:
         assert all(same_bits(found[0], other) for other in found[1:])
         assert found[0].stride() == arguments[0].stride()
         assert not same_bits(found[0], theirs)
-        assert rms_error(found[0], exact) <= 2.5 * rms_error(theirs, exact)
+        assert rms_error(found[0], exact) <= 2.5 * rms_error(theirs, exact) + 1e-7
 
     def test_gradients_of_a_wide_3x3_stage(self):
         """One stage: behind the first, rounding moves maxima, torch's as well."""
@@ -72,7 +72,7 @@ class TestAgainstTorch:
             given = arguments[0].contiguous(memory_format=form), *arguments[1:]
             own = gradients(chained_residual_pool, given, grad)
             for a, b, e in zip(own, theirs, exact, strict=True):
-                assert rms_error(a, e) <= 2.5 * rms_error(b, e)
+                assert rms_error(a, e) <= 2.5 * rms_error(b, e) + 1e-6
 
     @pytest.mark.parametrize("variant", VARIANTS)
     @pytest.mark.parametrize("dtype", DTYPES[1:3])

@@ -70,6 +70,25 @@ class TestTorch:
             x = random(*size, device=backend.device)
             assert torch.allclose(program(x), model(x), atol=1e-5)
 
+    def test_compile_and_export_of_wide_stages(self):
+        """With Winograd's algorithm, on small maps and on others."""
+        torch._dynamo.reset()
+        weights = problem((1, 128, 1, 1), 2, 3, torch.float32, FORMATS[0], False)[1]
+
+        class Model(torch.nn.Module):
+            def forward(self, x):
+                return chained_residual_pool(x, weights)
+
+        shapes = ({0: Dim("n"), 2: Dim("h"), 3: Dim("w")},)
+        program = export(Model(), (random(2, 128, 33, 34),), dynamic_shapes=shapes).module()
+        compiled = torch.compile(Model(), fullgraph=True, backend="aot_eager")
+        for size in ((1, 128, 33, 34), (2, 128, 7, 5)):
+            x = random(*size).requires_grad_()
+            own, made = Model()(x), compiled(x)
+            assert torch.equal(program(x), own) and torch.equal(made, own)
+            grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in (own, made)]
+            assert (grads[0] - grads[1]).abs().max() <= 1e-4 * (1 + grads[0].abs().max())
+
     @pytest.mark.parametrize("kernel", [1, 3])
     def test_autocast_as_a_convolution(self, backend, kernel):
         on = {"device": backend.device}

@@ -117,8 +117,9 @@ PYDENSE_HD void pool_pairs(const V& here, const V& after, V& best, I& code) {
 }
 
 // The same for columns [left, right) of a row in memory, whose neighbours are shifted out of
-// aligned vectors: what was just stored elsewhere could not be loaded at once. Windows of 3 and 5
-// are made of pairs. left is 0 or at least a vector. Returns whether there is a NaN.
+// vectors that do not overlap: of a copy that was just stored, others could not be loaded at once.
+// Windows of 3 and 5 are made of pairs. left is 0 or at least a vector. Returns whether there is a
+// NaN, if only in a column beside.
 template <class T, int K, bool Nan, bool Offsets, class S>
 [[gnu::noinline]] bool pool_row_along_x(const S* row, int64_t left, int64_t right, int64_t width,
                                         T* best, IntOf<T>* code) {

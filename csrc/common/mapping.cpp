@@ -20,14 +20,14 @@ namespace {
 // What a training step over a batch keeps for its backward pass must come back in the next step,
 // or the system fills as many pages again: hence a part of the machine's memory.
 size_t default_kept_bytes() {
-  constexpr size_t kLeast = size_t{256} << 20;
-  constexpr size_t kMost = size_t{4} << 30;
+  constexpr uint64_t kLeast = uint64_t{256} << 20;
 #ifdef __linux__
   const int64_t pages = sysconf(_SC_PHYS_PAGES);
   const int64_t page = sysconf(_SC_PAGESIZE);
   if (pages > 0 && page > 0) {
-    const size_t part = static_cast<size_t>(pages) / 16 * static_cast<size_t>(page);
-    return std::clamp(part, kLeast, kMost);
+    constexpr uint64_t kMost = uint64_t{4} << 30;
+    const uint64_t part = static_cast<uint64_t>(pages) / 16 * static_cast<uint64_t>(page);
+    return static_cast<size_t>(std::min<uint64_t>(std::clamp(part, kLeast, kMost), SIZE_MAX / 4));
   }
 #endif
   return kLeast;
@@ -59,7 +59,7 @@ namespace {
 constexpr size_t kPage = 65536;  // the largest there is; smaller ones divide it
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int kMaxMappings = 64;
-constexpr int kMaxSpared = 256;
+constexpr int kMaxSpared = 64;
 
 // The end of a mapping gets a huge page of its own if it fills half of it.
 size_t rounded(size_t bytes) {
@@ -102,7 +102,7 @@ class KeptMappings {
   void give_back(Mapping mapping) {
     in_use_ -= mapping.bytes;
     if (count_ == kMaxMappings) {
-      drop(0);
+      drop(victim(0));
     }
     // Its pages are the first that the system takes when memory is short, and no fault if it did
     // not.
@@ -134,10 +134,11 @@ class KeptMappings {
   }
 
   void make_room() {
-    while (count_ > 0 && (in_use_ + kept_bytes_ > most_ || kept_bytes_ > max_kept_)) {
-      const size_t total = in_use_ + kept_bytes_;
-      drop(victim(std::max(total - std::min(total, most_),
-                           kept_bytes_ - std::min(kept_bytes_, max_kept_))));
+    while (count_ > 0 && kept_bytes_ > max_kept_) {
+      drop(0);
+    }
+    while (count_ > 0 && in_use_ + kept_bytes_ > most_) {
+      drop(victim(in_use_ + kept_bytes_ - most_));
     }
   }
 

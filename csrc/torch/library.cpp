@@ -28,6 +28,7 @@ bool serves_gpu(const Tensor& x) { return on_gpu(x); }
 #endif
 bool serves_cpu(const Tensor& /*x*/) { return false; }
 int64_t cached_bytes() { return static_cast<int64_t>(mapped_bytes().kept); }
+int64_t max_cached_bytes() { return static_cast<int64_t>(max_kept_bytes()); }
 
 }  // namespace
 
@@ -89,6 +90,7 @@ PYDENSE_TORCH_SCHEMAS(m) {
   m.def("_version() -> str");
   m.def("_empty_cache() -> ()");
   m.def("_cached_bytes() -> int");
+  m.def("_max_cached_bytes() -> int");
   m.def("_cpu_capability() -> str");
   m.def("_set_cpu_capability(str name) -> ()");
   m.def(
@@ -102,6 +104,7 @@ PYDENSE_TORCH_ANY(m) {
   m.impl("_version", TORCH_BOX(&pydense::library_version));
   m.impl("_empty_cache", TORCH_BOX(&pydense::empty_cache));
   m.impl("_cached_bytes", TORCH_BOX(&pydense::cached_bytes));
+  m.impl("_max_cached_bytes", TORCH_BOX(&pydense::max_cached_bytes));
   m.impl("_cpu_capability", TORCH_BOX(&pydense::cpu_capability));
   m.impl("_set_cpu_capability", TORCH_BOX(&pydense::set_cpu_capability));
 }

@@ -50,6 +50,7 @@ class ConvolutionOperators:
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             x, weight, *_ = inputs
             *ctx.geometry, ctx.turned, ctx.relu = inputs[-6:]
+            ctx.set_materialize_grads(False)
             ctx.size, ctx.kernel, ctx.arguments = x.shape[2:], weight.shape[2:], len(inputs)
             # Each is what the other one's gradient needs.
             ctx.with_x, ctx.with_weight = weight.requires_grad, x.requires_grad
@@ -57,7 +58,9 @@ class ConvolutionOperators:
                 *[x] * ctx.with_x, *[weight] * ctx.with_weight, *[output] * ctx.relu
             )
 
-        def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+            if grad is None:
+                return tuple([None] * ctx.arguments)
             refuse_tangent("atrous_conv2d (backward)", "grad", grad)
             saved = list(ctx.saved_tensors)
             x = saved.pop(0) if ctx.with_x else None

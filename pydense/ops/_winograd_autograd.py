@@ -54,7 +54,8 @@ def _convolution(
     batch, _, height, width = x.shape
     outputs = weight.shape[1 if flipped else 0]
     own = tile if x.numel() == 0 else best_tile(batch, height, width, rate, tile)
-    if own is None:
+    # A program that was exported on the CPU may have been moved.
+    if own is None or not x.is_cpu:
         return _direct(x, weight, bias, rate, relu, flipped)
     out = empty_picture(x, height, width, channels=outputs)
     _OPS._winograd_atrous_conv2d(out, x, weight, bias, rate, relu, flipped, own)
@@ -102,12 +103,15 @@ def _fake(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, ctx.rate, ctx.relu, ctx.flipped, ctx.tile = inputs
+    ctx.set_materialize_grads(False)
     # Each is what the other one's gradient needs.
     ctx.with_x, ctx.with_weight = weight.requires_grad, x.requires_grad
     ctx.save_for_backward(*[x] * ctx.with_x, *[weight] * ctx.with_weight, *[output] * ctx.relu)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 7
     refuse_tangent("atrous_conv2d (backward)", "grad", grad)
     saved = list(ctx.saved_tensors)
     x = saved.pop(0) if ctx.with_x else None

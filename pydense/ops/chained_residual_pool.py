@@ -104,7 +104,7 @@ def chained_residual_pool(
     the pool into the matrix product without reaching memory, on CUDA the product is a kernel of its
     own, and the residuals are added on the way out. 3x3 convolutions are those of
     :func:`atrous_conv2d` (Winograd's algorithm on the CPU in float32 with many channels, else
-    torch's), around the pool.
+    torch's most often), around the pool.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, any strides; N may be 0.
@@ -123,7 +123,9 @@ def chained_residual_pool(
         the same for any number of threads, and so is its backward. Its backward in bfloat16 on CPUs
         with AMX uses torch's convolutions, and so may the 3x3 form: they are so at a fixed number
         of threads only. On CUDA the 1x1 form is bitwise the same from run to run, and float32 is
-        never rounded to TF32; its backward leaves both to torch's matrix products.
+        never rounded to TF32; its backward leaves both to torch's matrix products. Rounding and
+        infinities of the 3x3 form are those of :func:`atrous_conv2d`: Winograd's algorithm makes
+        NaN of infinities, in all of a tile.
 
     Raises:
         ValueError: A shape, size or word out of range.
@@ -134,8 +136,8 @@ def chained_residual_pool(
     Memory: 1x1: the result, every :math:`t_i` but the last, and half a megabyte per thread or, on
     CUDA, one pooled picture. Saved for backward, for each stage: one byte for each element (where
     pools found their maxima), and the input of the convolution where a weight requires a gradient.
-    torch saves the pool's input and int64 indices besides. 3x3: as torch, with those bytes instead
-    of the pool's input and indices.
+    torch saves the pool's input and int64 indices besides. 3x3: as :func:`atrous_conv2d`, with
+    those bytes instead of the pool's input and indices.
 
     Source: G. Lin et al., *RefineNet*, CVPR 2017; V. Nekrasov et al., *Light-Weight RefineNet*,
     BMVC 2018 (code: refinenet, refinenet-pytorch, light-weight-refinenet).

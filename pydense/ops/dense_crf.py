@@ -88,8 +88,8 @@ def dense_crf(
             the last softmax above); ``"labels"``, the argmax of Q_T, ties to the lowest label.
         feature_gradient: How a lattice is differentiated by its features, see below: ``"filter"``
             or, for checks, ``"lattice"``.
-        recompute: Keep nothing of the iterations for backward and run them again there, for one
-            image after the other: a forward pass more, for T marginals less of every image but one.
+        recompute: Keep nothing of the iterations for backward and run them again there: a forward
+            pass more, for T marginals less between the two. See below for what backward holds.
         precision: Of ``backend="exact"``: ``"accurate"`` or ``"fast"``, which on a GPU sums with
             tensor cores, to a relative error of 1e-3 in L2 per sum, see ``exact_gaussian_filter``.
 
@@ -142,10 +142,11 @@ def dense_crf(
 
     Saved for backward: the lattices, the result, and T marginals with rows of L rounded up as above
     (4 T L bytes per point: 74 MB for 321 x 481, 21 labels, T = 5); with ``recompute`` the unary
-    instead of the marginals, which backward then makes again, on the CPU for one image after the
-    other. Backward itself takes one more marginal (on a GPU five, and two rows per vertex), T more
-    where features need a gradient. ``backend="exact"`` saves what torch's autograd keeps of every
-    step, some six marginals, and does not heed ``recompute``.
+    instead of the marginals, which backward then makes again: for the images at work, one or one
+    per thread; on a GPU, and where features need a gradient, for the whole batch. Backward itself
+    takes one more marginal (on a GPU five, and two rows per vertex), T more where features need a
+    gradient. ``backend="exact"`` saves what torch's autograd keeps of every step, some six
+    marginals, and does not heed ``recompute``.
 
     Source: P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian
     Edge Potentials*, NeurIPS 2011; A. Adams, J. Baek, M. A. Davis, *Fast High-Dimensional Filtering
