@@ -42,7 +42,8 @@ class TilePool {
       : size_(size),
         reach_(size / 2),
         offsets_(offsets),
-        padded_size_((columns + 2 * reach_) * unit + int64_t{2} * kLanes) {
+        // In whole vectors: what comes after it is aligned.
+        padded_size_((ceil_div((columns + 2 * reach_) * unit, kLanes) + 2) * kLanes) {
     while (slots_ < size + 1) {  // a power of 2, and one more row for pairs
       slots_ *= 2;
     }

@@ -188,7 +188,7 @@ class Forward {
   }
 
   void run_band(int64_t first_plane, int64_t end_plane, int64_t first_row, int64_t end_row) const {
-    const int64_t length = tile_elements_ + kLanes;
+    const int64_t length = (ceil_div(tile_elements_, kLanes) + 1) * kLanes;  // aligned rows
     const int64_t pairs = 2 * int64_t{args_.num_inputs} * length;
     int64_t staged = 0;
     for (int k = 0; k < args_.num_inputs; ++k) {
