@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -139,8 +140,15 @@ def preamble(result: Result) -> str:
     text += versions(machine)
     text += f"; {'; '.join(fixed)}" if fixed else ""
     text += f"; {result['date']}"
-    text += f", commit {result['commit']}" if result["commit"] else ""
-    return text + "." + contention(result)
+    return text + commits(result) + "." + contention(result)
+
+
+def commits(result: Result) -> str:
+    """The commit that was measured, or how many runs are of which."""
+    counts = Counter(run.get("commit", result["commit"]) for run in result["runs"])
+    if len(counts) > 1:
+        return ", commits " + ", ".join(f"{name} ({n} runs)" for name, n in counts.items())
+    return "".join(f", commit {name}" for name in counts if name)
 
 
 def _cells(result: Result) -> str:

@@ -112,6 +112,7 @@ class Benchmark:
         add("--quick", action="store_true", help="small cases, to see that it works")
         add("--no-memory", action="store_true", help="skip the peak-memory processes")
         add("--resume", action="store_true", help="keep what the result has; measure the rest")
+        add("--older", action="store_true", help="with --resume: keep runs of other commits too")
         add("--minutes", type=float, help="start no case after these; --resume goes on")
         add("--peaks", type=Path, help=argparse.SUPPRESS)
         written = f"default results/{self.name}.json, none with --quick or --case"
@@ -119,6 +120,8 @@ class Benchmark:
         options = parser.parse_args(arguments)
         if options.isa and (options.resume or options.minutes is not None):
             parser.error("--isa measures everything in one go: not with --resume or --minutes")
+        if options.older and not options.resume:
+            parser.error("--older says what --resume keeps: not without it")
         if options.minutes is not None and not options.minutes >= 0:
             parser.error(f"--minutes must be 0 or more, got {options.minutes}")
         options.rounds = options.rounds or (2 if options.quick else self.rounds)
@@ -142,7 +145,7 @@ class Benchmark:
             progress=lambda line: print(line, file=sys.stderr, flush=True),
         )
         for run in runs:
-            run["isa"] = capability
+            run["isa"], run["commit"] = capability, commit()
             self.complete(run)
             self.add_memory(run, options)
         return runs
@@ -225,15 +228,17 @@ class Benchmark:
         """With ``--resume``, the result so far; empty where there is none.
 
         Raises:
-            SystemExit: It is of other sources or of another machine, so that one table would mix
-                what cannot be compared.
+            SystemExit: It is of other sources and ``--older`` does not allow them, or of another
+                machine: one table would mix what cannot be compared.
         """
         if not options.resume or not options.output or not options.output.exists():
             return {}
         result = load_result(options.output)
         where = f"--resume: {options.output.name} is of"
-        if not same_sources(result["commit"]):
-            raise SystemExit(f"{where} {result['commit']}")
+        if not same_sources(result["commit"]) and not options.older:
+            raise SystemExit(f"{where} {result['commit']} (--older keeps its runs)")
+        for run in result["runs"]:
+            run.setdefault("commit", result["commit"])
         machine = _machine(self.packages)
         for key in ("cpu", "packages", "build"):
             if result["machine"].get(key) != machine[key]:

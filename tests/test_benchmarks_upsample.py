@@ -10,6 +10,7 @@ import torch
 from _benchmarks import PEAKS, _result, example
 
 from benchmarks import _driver, _upsample_cases, bench_upsample
+from benchmarks._comparison_report import preamble
 from benchmarks._harness import stages_of, time_call
 
 PROBLEMS = {problem.name: problem for problem in _upsample_cases.problems()}
@@ -105,8 +106,25 @@ def test_resuming_keeps_what_is_measured(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of another machine \(cpu\)"):
         run([*quick, "--resume"])
     monkeypatch.setattr(_driver, "same_sources", lambda commit: False)
-    with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of "):
+    with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of .*--older"):
         run([*quick, "--resume"])
+
+
+def test_runs_of_older_commits_are_kept_by_name(tmp_path, monkeypatch):
+    path = tmp_path / "upsample.json"
+    arguments = ["--quick", "--no-memory", "--threads", "1", "--output", str(path)]
+    monkeypatch.setattr(_driver, "measure_peaks", lambda count, quick: dict(PEAKS))
+    for name in ("older", "newer"):
+        monkeypatch.setattr(_driver, "commit", lambda name=name: name)
+        monkeypatch.setattr(_driver, "same_sources", lambda measured, name=name: measured == name)
+        more = ["--resume", "--older"] if name == "newer" else ["--minutes", "0"]
+        result = bench_upsample.BENCHMARK.main([*arguments, *more])
+    assert result["commit"] == "newer"
+    assert [run["commit"] for run in result["runs"]] == ["older", "newer"]
+    assert ", commits older (1 runs), newer (1 runs)." in preamble(result)
+    for run in result["runs"]:
+        run["commit"] = "older"
+    assert ", commit older." in preamble(result)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +132,7 @@ def test_resuming_keeps_what_is_measured(tmp_path, monkeypatch):
     [
         (["--isa", "avx2", "--resume"], "not with --resume or --minutes"),
         (["--isa", "avx2", "--minutes", "0"], "not with --resume or --minutes"),
+        (["--older"], "--older says what --resume keeps"),
         (["--minutes", "-1"], "--minutes must be 0 or more"),
         (["--minutes", "nan"], "--minutes must be 0 or more"),
     ],

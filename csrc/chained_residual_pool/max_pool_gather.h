@@ -80,7 +80,7 @@ class PoolGather {
           rows.offsets[j] = offsets_[slot];
         }
         const int64_t own = begin + (y - top) * row_;
-        if (rows.count == 5) {
+        if (shape.size == 5 && rows.count == 5) {
           gather_rows<5>(rows, own + before);
         } else {
           gather_rows<0>(rows, own + before);
@@ -88,13 +88,16 @@ class PoolGather {
         std::memset(column_ + own + behind, kNowhere,
                     static_cast<size_t>((tile.right + reach_ - end) * unit));
       }
-      for (int64_t y = top; y < bottom; ++y) {
-        const int64_t to = at + (y * shape.width + tile.left) * pixel_;
-        if (shape.size == 5) {
-          gather_columns<5>(begin + (y - top) * row_, to, unit, tile.right - tile.left);
-        } else {
-          gather_columns<0>(begin + (y - top) * row_, to, unit, tile.right - tile.left);
-        }
+      const int64_t to = at + (top * shape.width + tile.left) * pixel_;
+      const int64_t columns = tile.right - tile.left;
+      if (shape.size == 5 && args_.addend == nullptr) {
+        gather_columns<5, false>(begin, to, unit, columns, bottom - top);
+      } else if (shape.size == 5) {
+        gather_columns<5, true>(begin, to, unit, columns, bottom - top);
+      } else if (args_.addend == nullptr) {
+        gather_columns<0, false>(begin, to, unit, columns, bottom - top);
+      } else {
+        gather_columns<0, true>(begin, to, unit, columns, bottom - top);
       }
     }
   }
@@ -168,8 +171,8 @@ class PoolGather {
       } else {
         code = load_first_bytes<kLanes>(codes, count);
       }
-      // Of offsets to this row only the column is left, below 16.
-      code ^= static_cast<uint8_t>((rows.first - j) << 4);
+      // Of offsets to this row only the column is left, below 16. Whole windows begin with K - 1.
+      code ^= static_cast<uint8_t>(((K > 0 ? K - 1 : rows.first) - j) << kPoolRowBits);
       const ByteMask mine = ByteMask::less(code, 16);
       column = mine.choose(code, column);
       for_parts<Parts>([&](auto p) {
@@ -184,52 +187,93 @@ class PoolGather {
     store(column_ + at, column);
   }
 
-  template <int K>
-  [[gnu::noinline]] void gather_columns(int64_t from, int64_t at, int64_t unit, int64_t columns) {
-    S* to = static_cast<S*>(args_.result) + at;
-    const S* addend = args_.addend == nullptr ? nullptr : static_cast<const S*>(args_.addend) + at;
+  // Rows of the result from a batch of sums, whose first one begins at `from`.
+  template <int K, bool Add>
+  [[gnu::noinline]] void gather_columns(int64_t from, int64_t at, int64_t unit, int64_t columns,
+                                        int64_t rows) {
+    const T* const sums = sum_;
+    const uint8_t* const places = column_;
     const bool together = unit == pixel_;
+    const int64_t segments = together ? 1 : columns;
     const int64_t length = together ? columns * unit : unit;
-    for (int64_t s = 0; s < (together ? 1 : columns); ++s) {
-      int64_t e = 0;
-      for (; e + kNativeBytes <= length; e += kNativeBytes) {
-        V sum[kParts];
-        collect<K, kParts>(from + s * length + e, unit, sum);
+    [[maybe_unused]] const bool shifts = together && unit == 1 && (from + 2) % kLanes == 0;
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t s = 0; s < segments; ++s) {
+        const T* const sum = sums + from + y * row_ + s * length;
+        const uint8_t* const place = places + from + y * row_ + s * length;
+        const int64_t first = at + y * args_.shape.width * pixel_ + s * pixel_;
+        S* const to = static_cast<S*>(args_.result) + first;
+        const S* const addend = Add ? static_cast<const S*>(args_.addend) + first : nullptr;
+        int64_t e = 0;
+        for (; e + kNativeBytes <= length; e += kNativeBytes) {
+          V total[kParts];
+          if constexpr (K == 5 && kShifts<T>) {
+            if (shifts) {
+              collect_shifted(sum + e, place + e, total);
+            } else {
+              collect<K, kParts>(sum + e, place + e, unit, total);
+            }
+          } else {
+            collect<K, kParts>(sum + e, place + e, unit, total);
+          }
 #pragma GCC unroll 8
-        for (int p = 0; p < kParts; ++p) {
-          const int64_t i = e + int64_t{p} * kLanes;
-          store_as(to + i, addend == nullptr ? sum[p] : sum[p] + load_as<V>(addend + i));
+          for (int p = 0; p < kParts; ++p) {
+            const int64_t i = e + int64_t{p} * kLanes;
+            store_as(to + i, Add ? total[p] + load_as<V>(addend + i) : total[p]);
+          }
+        }
+        for (; e < length; e += kLanes) {
+          V total[1];
+          collect<K, 1>(sum + e, place + e, unit, total);
+          const int64_t left = length - e;
+          if (left >= kLanes) {
+            store_as(to + e, Add ? total[0] + load_as<V>(addend + e) : total[0]);
+          } else {
+            store_part(to + e, Add ? total[0] + load_part<V>(addend + e, left) : total[0], left);
+          }
         }
       }
-      for (; e < length; e += kLanes) {
-        V sum[1];
-        collect<K, 1>(from + s * length + e, unit, sum);
-        const int64_t left = length - e;
-        if (left >= kLanes) {
-          store_as(to + e, addend == nullptr ? sum[0] : sum[0] + load_as<V>(addend + e));
-        } else {
-          store_part(to + e, addend == nullptr ? sum[0] : sum[0] + load_part<V>(addend + e, left),
-                     left);
-        }
-      }
-      to += pixel_;
-      addend = addend == nullptr ? nullptr : addend + pixel_;
     }
   }
 
+  // The same for windows of 5 and neighbouring pixels, whose sums are shifted out of aligned
+  // vectors.
+  static PYDENSE_HD void collect_shifted(const T* sums, const uint8_t* places, V* sum) {
+    V here[kParts + 2];
+#pragma GCC unroll 10
+    for (int p = 0; p < kParts + 2; ++p) {
+      here[p] = load<V>(sums + 2 + (p - 1) * kLanes);
+    }
+    const auto mine_at = [&](int j) {
+      return ByteMask::equal(load<ByteVec>(places + j), static_cast<uint8_t>(4 - j));
+    };
+    const ByteMask mine[] = {mine_at(0), mine_at(1), mine_at(2), mine_at(3), mine_at(4)};
+    for_parts<kParts>([&](auto p) {
+      constexpr int kBytes = p * kLanes;
+      const V& before = here[p];
+      const V& own = here[p + 1];
+      const V& after = here[p + 2];
+      V s = mine[0].template add<kBytes>(V{}, lanes_from<kLanes - 2>(before, own));
+      s = mine[1].template add<kBytes>(s, lanes_from<kLanes - 1>(before, own));
+      s = mine[2].template add<kBytes>(s, own);
+      s = mine[3].template add<kBytes>(s, lanes_from<1>(own, after));
+      sum[p] = mine[4].template add<kBytes>(s, lanes_from<2>(own, after));
+    });
+  }
+
   template <int K, int Parts>
-  PYDENSE_HD void collect(int64_t at, int64_t unit, V* sum) const {
+  PYDENSE_HD void collect(const T* sums, const uint8_t* places, int64_t unit, V* sum) const {
     const int size = K > 0 ? K : args_.shape.size;
     for (int p = 0; p < Parts; ++p) {
       sum[p] = V{};
     }
 #pragma GCC unroll 5
     for (int j = 0; j < size; ++j) {
-      const int64_t e = at + j * unit;
+      const int64_t e = j * unit;
       const ByteMask mine =
-          ByteMask::equal(load<ByteVec>(column_ + e), static_cast<uint8_t>(size - 1 - j));
+          ByteMask::equal(load<ByteVec>(places + e), static_cast<uint8_t>(size - 1 - j));
       for_parts<Parts>([&](auto p) {
-        sum[p] = mine.template add<p * kLanes>(sum[p], load<V>(sum_ + e + p * kLanes));
+        sum[p] = mine.template add<p * kLanes>(sum[p], load<V>(sums + e + p * kLanes));
       });
     }
   }
