@@ -212,6 +212,27 @@ def summary_table(result: Result) -> str:
     return table(header, rows)
 
 
+def fastest_table(result: Result) -> str:
+    """One row per case: whole-call ratios to the fastest rival, of the subject and its variants."""
+    settings = _settings(result)
+    header = ["case", *(f"{isa}, {_plural(threads)}" for isa, threads in settings)]
+    header.append("peak memory, MiB (rival)")
+    rows = []
+    for case, runs in _by_case(result).items():
+        by_setting = {(run["isa"], run["threads"]): run for run in runs}
+        cells = [_fastest_cell(by_setting[s]) if s in by_setting else "" for s in settings]
+        rows.append([case, *cells, memory_text(runs[0], runs[0].get("fastest_rival", ""))])
+    return table(header, rows)
+
+
+def _fastest_cell(run: Run) -> str:
+    compared = [ratios_of(run, own).values() for own in ours_of(run)]
+    totals = [[stages[TOTAL] for stages in ratios] for ratios in compared]
+    return " / ".join(
+        ratio_text(min(found, key=lambda figures: figures["median"])) for found in totals if found
+    )
+
+
 def _worst_check(runs: Sequence[Run], label: str, name: str) -> str:
     """The largest figure of a check over the runs of a case."""
     having = [run for run in runs if name in run["checks"].get(label, {})]

@@ -4,10 +4,12 @@
     python -m benchmarks.report            # rewrites the text between the markers
     python -m benchmarks.report --check    # exit status 1 where that would change a file
 
-A marker is ``<!-- benchmark:NAME -->`` or ``<!-- benchmark:NAME full -->``, NAME being that of a
-result file, and ends at ``<!-- /benchmark -->``. The first form gives one row per case with the
-ratio of the whole call, the second one row per run with stages, memory and the distance from the
-machine's limit. A result of the kind ``scaling`` has one form, and a plot beside its JSON file.
+A marker is ``<!-- benchmark:NAME -->``, ``<!-- benchmark:NAME fastest -->`` or
+``<!-- benchmark:NAME full -->``, NAME being that of a result file, and ends at
+``<!-- /benchmark -->``. The first form gives one row per case and rival with the ratio of the whole
+call, the second one row per case with the fastest rival's, the third one row per run and rival with
+stages, memory and the distance from the machine's limit. A result of the kind ``scaling`` has one
+form, and a plot beside its JSON file.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks._comparison_report import (
+    fastest_table,
     full_table,
     losses,
     peaks_line,
@@ -62,15 +65,18 @@ def render(result: Result, form: str | None, folder: str = "results") -> str:
 
     Args:
         result: The result.
-        form: None for the short form, "full" for the long one.
+        form: None for the short form, "fastest" for the shortest, "full" for the long one.
         folder: Where the plots are, as seen from the document.
     """
-    if form not in (None, "full"):
-        raise ValueError(f"report: form must be left out or 'full', got {form!r}")
+    if form not in (None, "fastest", "full"):
+        raise ValueError(f"report: form must be left out, 'fastest' or 'full', got {form!r}")
     if result.get("kind") == "scaling":
         parts = scaling(result, folder)
     elif form is None:
         parts = [preamble(result), summary_table(result), losses(result)]
+    elif form == "fastest":
+        against = "Ratios of a whole call to the fastest rival's."
+        parts = [f"{preamble(result)} {against}", fastest_table(result), losses(result)]
     else:
         parts = [preamble(result), full_table(result), f"{losses(result)} {peaks_line(result)}"]
     return "\n" + "\n\n".join(parts) + "\n\n"

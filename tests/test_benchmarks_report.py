@@ -129,7 +129,10 @@ def test_report_shows_figures_and_losses(papers):
     [
         ("<!-- benchmark:demo -->\n", "must close every marker"),
         ("<!-- benchmark:other -->\n<!-- /benchmark -->\n", "must name a result, got 'other'"),
-        ("<!-- benchmark:demo long -->\n<!-- /benchmark -->\n", "form must be left out or 'full'"),
+        (
+            "<!-- benchmark:demo long -->\n<!-- /benchmark -->\n",
+            "form must be left out, 'fastest' or 'full'",
+        ),
         ("no marker\n", "must show every result"),
     ],
 )
@@ -195,6 +198,27 @@ def scaling_result(power=1.0):
         for threads in (1, 2)
     ]
     return {**example(), "kind": "scaling", "name": "growth", "title": "How it grows", "runs": runs}
+
+
+def test_the_shortest_table_has_the_fastest_rival_alone():
+    result = example()
+    won, lost = result["runs"]
+    for run, seconds in ((won, 3.0), (lost, 9.0)):
+        run["rivals"]["other"] = copy.deepcopy(run["rivals"]["rival"])
+        run["ratios"]["other"] = {"total": {**run["ratios"]["rival"]["total"], "median": seconds}}
+    won["variants"] = {"pydense warm": copy.deepcopy(won["ratios"])}
+    won["variants"]["pydense warm"]["rival"]["total"]["median"] = 2.5
+    won["rivals"]["pydense warm"] = copy.deepcopy(won["rivals"]["pydense"])
+    won["fastest_rival"] = "other"
+    won["memory"]["other"] = 2 * 2**20
+    text = report.render(result, "fastest")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert rows == [
+        "| case | avx2, 1 thread | peak memory, MiB (rival) |",
+        "| a/case | 3.00x / 2.50x | **3 (2), 1.50x** |",
+        "| b/case | **0.75x (slower)** | **40 (30), 1.33x** |",
+    ]
+    assert "to the fastest rival's." in text
 
 
 def test_growth_is_measured_by_slope_and_distance_from_a_line():
