@@ -57,7 +57,7 @@ def dense_branches(x: Tensor, one: Tensor, two: Tensor, three: Tensor, shift: Te
     ops._dense_atrous_conv2d_branches_into(
         x, [one, two], packed, [shift, shift], [shift, shift], out[:, :24], [1, 3], True
     )
-    ops._dense_atrous_conv2d_into(x, three, None, None, None, out[:, 24:], 2, 2, 2, 2, False)
+    ops._dense_atrous_conv2d_branches_into(x, [three], [], [], [], out[:, 24:], [2], False)
     return out
 
 

@@ -305,8 +305,8 @@ class TestInto:
             exact = (exact * scale[:, None, None] + bias.double()[:, None, None]).relu()
             for target in FORMATS:
                 out = torch.full((2, 40, 9, 13), 7.0).to(dtype).contiguous(memory_format=target)
-                OPS._dense_atrous_conv2d_into(
-                    x, weight, None, scale, bias, out[:, 3:24], 4, 4, 4, 4, True
+                OPS._dense_atrous_conv2d_branches_into(
+                    x, [weight], [], [scale], [bias], out[:, 3:24], [4], True
                 )
                 bound = 8 * torch.finfo(dtype).eps * float(exact.abs().max())
                 assert (out[:, 3:24].double() - exact).abs().max() <= bound
@@ -317,26 +317,29 @@ class TestInto:
         x, weight, bias = problem((1, 4, 5, 6), 3, (3, 3), torch.float32)
         expected = dense(x, weight, bias, (2, 2), (2, 2, 2, 2))
         for out in (torch.zeros(1, 3, 6, 5).mT, torch.zeros(1, 6, 5, 12)[:, ::2, :, ::2]):
-            OPS._dense_atrous_conv2d_into(x, weight, None, None, bias, out, 2, 2, 2, 2, False)
+            OPS._dense_atrous_conv2d_branches_into(x, [weight], [], [], [bias], out, [2], False)
             assert same_bits(out, expected)
 
     def test_refused(self):
         x, weight, bias = problem((1, 4, 5, 6), 3, (3, 3), torch.float32)
         out = torch.zeros(1, 3, 5, 6)
-        name = "_dense_atrous_conv2d_into"
+        name = "_dense_atrous_conv2d_branches_into"
         for change, text in (
             ({5: out[:, :2]}, r"out must have shape \(1, 3, H', W'\), got \(1, 2, 5, 6\)"),
             ({5: out.double()}, "out must be of dtype Float, got Double"),
             ({5: out[:, :1].expand(1, 3, 5, 6)}, "out must have a stride along axis 1, got 0"),
-            ({3: bias[:2]}, r"scale must have shape \(3\)"),
-            ({3: bias.half()}, "scale must be of dtype Float, got Half"),
-            ({2: bias}, "packed must be of dtype Byte, got Float"),
+            ({3: [bias[:2]]}, r"scale must have shape \(3\)"),
+            ({3: [bias.half()]}, "scale must be of dtype Float, got Half"),
+            ({2: [bias]}, "packed must be of dtype Byte, got Float"),
+            ({6: [2, 2]}, "rates, .* must be as many as weights, got 2, 0, 0 and 1 for 1"),
+            ({1: [weight[..., :2]]}, r"weights must have odd kernels, got \(3, 2\)"),
+            ({5: out[..., :4]}, "out must have the size of x"),
         ):
-            arguments = [x, weight, None, None, bias, out, 2, 2, 2, 2, False]
+            arguments = [x, [weight], [], [], [bias], out, [2], False]
             for i, value in change.items():
                 arguments[i] = value
             with pytest.raises(ValueError, match=f"{name}: {text}"):
-                OPS._dense_atrous_conv2d_into(*arguments)
+                OPS._dense_atrous_conv2d_branches_into(*arguments)
 
 
 class TestPacked:

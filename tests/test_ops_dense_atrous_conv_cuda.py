@@ -304,8 +304,8 @@ class TestInto:
             for target in FORMATS:
                 out = torch.full((2, 40, 9, 7), 7.0, device=backend.device).to(dtype)
                 out = out.contiguous(memory_format=target)
-                OPS._dense_atrous_conv2d_into(
-                    x, weight, None, scale, bias, out[:, 3:24], 4, 4, 4, 4, True
+                OPS._dense_atrous_conv2d_branches_into(
+                    x, [weight], [], [scale], [bias], out[:, 3:24], [4], True
                 )
                 bound = 2 * FLOORS[dtype] * float(exact.abs().max())
                 assert (out[:, 3:24].double() - exact).abs().max() <= bound
@@ -316,7 +316,7 @@ class TestInto:
         expected = dense(x, weight, bias, (2, 2), (2, 2, 2, 2))
         for out in (torch.zeros(1, 3, 6, 5).mT, torch.zeros(1, 6, 5, 12)[:, ::2, :, ::2]):
             own = out.to(backend.device, torch.float16)
-            OPS._dense_atrous_conv2d_into(x, weight, None, None, bias, own, 2, 2, 2, 2, False)
+            OPS._dense_atrous_conv2d_branches_into(x, [weight], [], [], [bias], own, [2], False)
             assert same_bits(own, expected)
 
 

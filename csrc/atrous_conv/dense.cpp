@@ -64,6 +64,18 @@ void dense_conv_pack(const char* op, FloatType dtype, const DenseConvShape& shap
   functions_of(dtype).pack(shape, weight, packed, parallel_for);
 }
 
+int64_t dense_conv_rows_bytes(const char* op, FloatType dtype, const DenseConvShape& shape,
+                              const DenseConvPicture& x) {
+  dense_conv_check(op, shape);
+  return functions_of(dtype).rows_bytes(shape, x);
+}
+
+void dense_conv_rows(const char* op, FloatType dtype, const DenseConvShape& shape,
+                     const DenseConvPicture& x, void* rows, ParallelFor parallel_for) {
+  dense_conv_check(op, shape);
+  functions_of(dtype).rows(shape, x, rows, parallel_for);
+}
+
 void dense_conv_weight_gradient(const char* op, FloatType dtype, const DenseConvGradientArgs& args,
                                 ParallelFor parallel_for) {
   dense_conv_check(op, args.shape);

@@ -77,6 +77,7 @@ struct DenseConvArgs {
   const void* bias;        // T [outputs], or null
   bool relu;               // of the result; a NaN stays one
   DenseConvTarget out;     // S
+  const void* rows = nullptr;  // x as dense_conv_rows left it, or null; the CPU's alone
 };
 
 // Throws std::invalid_argument for sizes out of range.
@@ -91,6 +92,13 @@ int64_t dense_conv_packed_bytes(const char* op, FloatType dtype, const DenseConv
 void dense_conv_pack(const char* op, FloatType dtype, const DenseConvShape& shape,
                      const DenseConvWeight& weight, void* packed, ParallelFor parallel_for);
 
+// The pixels of x in the order in which the product reads them, for all convolutions of one x. Of
+// the shape, batches, channels, height and width count; 0 bytes: they are read where they are.
+int64_t dense_conv_rows_bytes(const char* op, FloatType dtype, const DenseConvShape& shape,
+                              const DenseConvPicture& x);
+void dense_conv_rows(const char* op, FloatType dtype, const DenseConvShape& shape,
+                     const DenseConvPicture& x, void* rows, ParallelFor parallel_for);
+
 // What the kernels need besides: the taps along both axes.
 struct DenseConvPlan {
   const TapSegment* rows;
@@ -103,6 +111,8 @@ struct DenseConvFunctions {
   void (*run)(const DenseConvArgs&, const DenseConvPlan&, ParallelFor);
   int64_t (*packed_bytes)(const DenseConvShape&);
   void (*pack)(const DenseConvShape&, const DenseConvWeight&, void*, ParallelFor);
+  int64_t (*rows_bytes)(const DenseConvShape&, const DenseConvPicture&);
+  void (*rows)(const DenseConvShape&, const DenseConvPicture&, void*, ParallelFor);
 };
 // By FloatType.
 struct DenseConvTable {

@@ -24,7 +24,19 @@ void pack_dense_conv(const DenseConvShape& shape, const DenseConvWeight& weight,
 }
 
 template <class S>
+int64_t dense_conv_row_bytes(const DenseConvShape& shape, const DenseConvPicture& x) {
+  return PictureRows<S>(shape, x, nullptr).bytes();
+}
+
+template <class S>
+void lay_out_dense_conv_rows(const DenseConvShape& shape, const DenseConvPicture& x, void* rows,
+                             ParallelFor parallel_for) {
+  PictureRows<S>(shape, x, nullptr).lay_out(static_cast<GemmOperandOf<S>*>(rows), parallel_for);
+}
+
+template <class S>
 constexpr DenseConvFunctions kDenseConvFunctions = {run_dense_conv<S>, dense_conv_bytes<S>,
-                                                    pack_dense_conv<S>};
+                                                    pack_dense_conv<S>, dense_conv_row_bytes<S>,
+                                                    lay_out_dense_conv_rows<S>};
 
 }  // namespace pydense::PYDENSE_ISA

@@ -24,7 +24,7 @@ class DenseConv {
       : args_(args),
         panels_(args.shape),
         runs_(plan),
-        picture_(args_.shape, args_.x),
+        picture_(args_.shape, args_.x, args_.rows),
         epilogue_(args_) {
     find_tasks();
   }

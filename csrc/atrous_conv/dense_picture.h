@@ -24,19 +24,36 @@ class PictureRows {
   using P = GemmOperandOf<S>;
   using T = ComputeOf<S>;
 
-  PictureRows(const DenseConvShape& shape, const DenseConvPicture& x)
-      : shape_(shape), x_(x), pitch_(row_pitch<P>(gemm_depth<P>(shape.channels))) {}
+  // `rows`: what lay_out made, or null.
+  PictureRows(const DenseConvShape& shape, const DenseConvPicture& x, const void* rows)
+      : shape_(shape),
+        x_(x),
+        pitch_(row_pitch<P>(gemm_depth<P>(shape.channels))),
+        rows_(static_cast<const P*>(rows)) {}
+
+  // Of all rows; 0 where pixels are read where they are.
+  int64_t bytes() const {
+    return x_.channels_last()
+               ? 0
+               : static_cast<int64_t>(checked_bytes(
+                     static_cast<size_t>(shape_.batches * shape_.height * shape_.width),
+                     static_cast<size_t>(pitch_) * sizeof(P)));
+  }
 
   // Before pixels are read.
   void prepare(ParallelFor parallel_for) {
-    if (x_.channels_last()) {
+    if (x_.channels_last() || rows_ != nullptr) {
       return;
     }
+    memory_ = Buffer(static_cast<size_t>(bytes()));
+    lay_out(memory_.template as<P>(), parallel_for);
+    rows_ = memory_.template as<P>();
+  }
+
+  void lay_out(P* to, ParallelFor parallel_for) const {
     const bool dense = x_.row == shape_.width;
     const int64_t rows = dense ? 1 : shape_.height;
     const int64_t width = dense ? shape_.height * shape_.width : shape_.width;
-    memory_ = buffer_of<P>(checked_bytes(static_cast<size_t>(shape_.batches * rows * width),
-                                         static_cast<size_t>(pitch_)));
     const int64_t pieces = ceil_div(width, kPiece);
     parallel_tasks(parallel_for, shape_.batches * rows * pieces, [&](int64_t task) {
       const int64_t row = task / pieces % rows;
@@ -44,7 +61,7 @@ class PictureRows {
       const int64_t first = task % pieces * kPiece;
       transpose(static_cast<const S*>(x_.data) + image * x_.batch + row * x_.row + first,
                 smaller(kPiece, width - first),
-                memory_.template as<P>() + ((image * rows + row) * width + first) * pitch_);
+                to + ((image * rows + row) * width + first) * pitch_);
     });
   }
 
@@ -62,8 +79,7 @@ class PictureRows {
   Rows read(int64_t image, int64_t y, int64_t x, int64_t count, bool vertical, int64_t channel,
             int64_t depth, P* room) const {
     if (!x_.channels_last()) {
-      return {memory_.template as<P>() + ((image * shape_.height + y) * shape_.width + x) * pitch_ +
-                  channel,
+      return {rows_ + ((image * shape_.height + y) * shape_.width + x) * pitch_ + channel,
               vertical ? shape_.width * pitch_ : pitch_};
     }
     const int64_t pitch = row_pitch<P>(depth);
@@ -154,6 +170,7 @@ class PictureRows {
   const DenseConvShape& shape_;
   DenseConvPicture x_;
   int64_t pitch_;
+  const P* rows_;
   Buffer memory_;
 };
 

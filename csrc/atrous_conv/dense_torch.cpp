@@ -8,6 +8,7 @@
 #include "atrous_conv/dense_cuda.h"
 #include "atrous_conv/dense_gradient.h"
 #include "atrous_conv/dense_packed_torch.h"
+#include "common/buffer.h"
 #include "torch/memory.h"
 #include "torch/picture.h"
 
@@ -159,20 +160,6 @@ void check_target(const char* op, const Tensor& out, const Tensor& x, int64_t ou
   }
 }
 
-void into_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& packed,
-             const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-             const Tensor& out, int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left,
-             bool relu) {
-  constexpr const char* kOp = "_dense_atrous_conv2d_into";
-  check_picture(kOp, "x", x, true);
-  check_picture(kOp, "out", out, true);
-  float_type(kOp, "x", x);
-  check_weight(kOp, weight, x, false);
-  check_target(kOp, out, x, weight.size(0));
-  convolve(kOp, x, weight, packed, scale, bias, out, {dilation_y, dilation_x, top, left}, false,
-           relu);
-}
-
 // Branches of one picture with odd kernels and half of their reach as padding, side by side.
 // `packed` is empty, or has a tensor for each weight, without elements where it is not packed.
 void branches_op(const Tensor& x, const std::vector<Tensor>& weights,
@@ -235,7 +222,14 @@ void branches_op(const Tensor& x, const std::vector<Tensor>& weights,
         }
       },
       [&] {
-        for (const Convolution& own : made) {
+        const DenseConvArgs& any = made.front().args;
+        const int64_t bytes = dense_conv_rows_bytes(kOp, dtype, any.shape, any.x);
+        const Buffer shared(static_cast<size_t>(bytes));
+        if (bytes > 0) {
+          dense_conv_rows(kOp, dtype, any.shape, any.x, shared.data(), torch_parallel_for);
+        }
+        for (Convolution& own : made) {
+          own.args.rows = bytes > 0 ? shared.data() : nullptr;
           dense_conv(kOp, dtype, own.args, torch_parallel_for);
         }
       });
@@ -284,10 +278,6 @@ PYDENSE_TORCH_SCHEMAS(m) {
       "SymInt width, SymInt dilation_y, SymInt dilation_x, SymInt top, SymInt left, "
       "bool transposed, bool relu) -> Tensor");
   m.def(
-      "_dense_atrous_conv2d_into(Tensor x, Tensor weight, Tensor? packed, Tensor? scale, "
-      "Tensor? bias, Tensor(a!) out, SymInt dilation_y, SymInt dilation_x, SymInt top, "
-      "SymInt left, bool relu) -> ()");
-  m.def(
       "_dense_atrous_conv2d_branches_into(Tensor x, Tensor[] weights, Tensor[] packed, "
       "Tensor[] scales, Tensor[] biases, Tensor(a!) out, int[] rates, bool relu) -> ()");
   m.def(
@@ -297,14 +287,12 @@ PYDENSE_TORCH_SCHEMAS(m) {
 }
 PYDENSE_TORCH_CPU(m) {
   m.impl("dense_atrous_conv2d", TORCH_BOX(&pydense::forward_op));
-  m.impl("_dense_atrous_conv2d_into", TORCH_BOX(&pydense::into_op));
   m.impl("_dense_atrous_conv2d_branches_into", TORCH_BOX(&pydense::branches_op));
   m.impl("dense_atrous_conv2d_weight_gradient", TORCH_BOX(&pydense::gradient_op));
 }
 #ifdef PYDENSE_WITH_CUDA
 PYDENSE_TORCH_CUDA(m) {
   m.impl("dense_atrous_conv2d", TORCH_BOX(&pydense::forward_op));
-  m.impl("_dense_atrous_conv2d_into", TORCH_BOX(&pydense::into_op));
   m.impl("_dense_atrous_conv2d_branches_into", TORCH_BOX(&pydense::branches_op));
   m.impl("dense_atrous_conv2d_weight_gradient", TORCH_BOX(&pydense::gradient_op));
 }

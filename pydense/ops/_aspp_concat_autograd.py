@@ -6,6 +6,7 @@ Every branch, its factor, shift and ReLU included, is written into its channels 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,24 +37,24 @@ def _concat(
     out = _fake(x, weights, packed, pool_weight, scales, biases, rates, relu)
     parts = _parts(out, weights, pool_weight)
     owns = are_own(x, weights, rates)
-    if all(owns):  # in one launch, on CUDA
-        count = len(weights)
-        out_of_all = out[:, : sum(len(weight) for weight in weights)]
-        _OPS._dense_atrous_conv2d_branches_into(
-            x, weights, packed, scales[:count], biases[:count], out_of_all, rates, relu
-        )
-    else:
-        for i, weight in enumerate(weights):
-            scale, bias = (row[i] if row else None for row in (scales, biases))
-            padding = _padding(weight, rates[i])
-            if owns[i]:
-                panels = packed[i] if packed and packed[i].numel() else None
-                _OPS._dense_atrous_conv2d_into(
-                    x, weight, panels, scale, bias, parts[i], rates[i], rates[i], *padding, relu
-                )
-            else:
-                made = conv2d(x, weight, padding=padding, dilation=rates[i])
+    first = 0  # of the channels
+    # Neighbours go together: in one launch on CUDA; on the CPU, x is laid out for all of them.
+    for own, numbers in itertools.groupby(range(len(weights)), owns.__getitem__):
+        some = list(numbers)
+        run = slice(some[0], some[-1] + 1)
+        end = first + sum(len(weight) for weight in weights[run])
+        if own:
+            options = [row[run] for row in (packed, scales, biases)]
+            _OPS._dense_atrous_conv2d_branches_into(
+                x, weights[run], *options, out[:, first:end], rates[run], relu
+            )
+        else:
+            for i in some:
+                scale, bias = (row[i] if row else None for row in (scales, biases))
+                padding = _padding(weights[i], rates[i])
+                made = conv2d(x, weights[i], padding=padding, dilation=rates[i])
                 _finish(made, scale, bias, relu, parts[i])
+        first = end
     if pool_weight is not None:
         scale, bias = (row[-1] if row else None for row in (scales, biases))
         _finish(conv2d(_mean(x), pool_weight), scale, bias, relu, parts[-1])

@@ -66,7 +66,6 @@ def _gradient_flops(
 
 
 torch.library.register_fake("pydense::dense_atrous_conv2d")(_fake)
-torch.library.register_fake("pydense::_dense_atrous_conv2d_into")(_fake_into)
 torch.library.register_fake("pydense::_dense_atrous_conv2d_branches_into")(_fake_into)
 torch.library.register_fake("pydense::_pack_dense_atrous_weight")(_fake_pack)
 torch.library.register_fake("pydense::dense_atrous_conv2d_weight_gradient")(_fake_gradient)

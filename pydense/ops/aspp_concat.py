@@ -69,10 +69,10 @@ def aspp_concat(
         NotImplementedError: A tensor on another device; a tangent.
         RuntimeError: A second derivative.
 
-    Memory: the result, and a copy of the largest weight; where torch convolves, the map of one
-    branch twice; on CUDA, what :func:`pydense.ops.atrous_conv2d` needs for all branches at once.
-    Backward has copies of one branch's gradient and of the weights. Saved for backward: ``x``, the
-    weights and scales; the result, with an activation.
+    Memory: the result, a copy of the largest weight, and one of a contiguous ``x``; where torch
+    convolves, the map of one branch twice; on CUDA, what :func:`pydense.ops.atrous_conv2d` needs
+    for all branches at once. Backward has copies of one branch's gradient and of the weights. Saved
+    for backward: ``x``, the weights and scales; the result, with an activation.
 
     Source: L.-C. Chen et al., *Rethinking Atrous Convolution for Semantic Image Segmentation*,
     2017.
