@@ -110,41 +110,32 @@ Convolution convolution(const char* op, const Tensor& x, const Tensor& weight,
   return made;
 }
 
-void convolve(const char* op, const Tensor& x, const Tensor& weight,
-              const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
-              const std::optional<Tensor>& bias, const Tensor& out, const Geometry& geometry,
-              bool transposed, bool relu) {
-  const FloatType dtype = float_type(op, "x", x);
-  const bool gpu = on_gpu(x);  // there any strides of x will do
-  const Tensor rows = gpu ? x : with_unit_stride(x);
-  Convolution own = convolution(op, rows, weight, scale, bias, out, 0, geometry, transposed, relu);
-  if (packed.has_value()) {
-    own.args.packed = dense_panels(op, *packed, x, dtype, own.args.shape, transposed);
-  }
-  run_where(
-      x,
-      [&](auto device, void* stream) {
-        const DenseConvCudaArgs all = {&own.args, 1};
-        const Tensor workspace = new_bytes(x, dense_conv_cuda_workspace(op, dtype, all));
-        dense_conv_cuda(op, dtype, all, workspace.mutable_data_ptr(), device, stream);
-      },
-      [&] { dense_conv(op, dtype, own.args, torch_parallel_for); });
-}
-
 Tensor forward_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& packed,
                   const std::optional<Tensor>& bias, int64_t height, int64_t width,
                   int64_t dilation_y, int64_t dilation_x, int64_t top, int64_t left,
                   bool transposed, bool relu) {
   constexpr const char* kOp = "dense_atrous_conv2d";
   check_picture(kOp, "x", x, true);
-  float_type(kOp, "x", x);
+  const FloatType dtype = float_type(kOp, "x", x);
   check_weight(kOp, weight, x, transposed);
   PYDENSE_CHECK(height >= 1 && width >= 1, kOp, ": output size must be at least 1, got (", height,
                 ", ", width, ")");
   const std::array<int64_t, 4> size = {x.size(0), weight.size(transposed ? 1 : 0), height, width};
   Tensor out = new_dense(x, size, x.scalar_type(), is_channels_last(x));
-  convolve(kOp, x, weight, packed, std::nullopt, bias, out, {dilation_y, dilation_x, top, left},
-           transposed, relu);
+  const Tensor rows = on_gpu(x) ? x : with_unit_stride(x);  // a GPU takes any strides
+  Convolution own = convolution(kOp, rows, weight, std::nullopt, bias, out, 0,
+                                {dilation_y, dilation_x, top, left}, transposed, relu);
+  if (packed.has_value()) {
+    own.args.packed = dense_panels(kOp, *packed, x, dtype, own.args.shape, transposed);
+  }
+  run_where(
+      x,
+      [&](auto device, void* stream) {
+        const DenseConvCudaArgs all = {&own.args, 1};
+        const Tensor workspace = new_bytes(x, dense_conv_cuda_workspace(kOp, dtype, all));
+        dense_conv_cuda(kOp, dtype, all, workspace.mutable_data_ptr(), device, stream);
+      },
+      [&] { dense_conv(kOp, dtype, own.args, torch_parallel_for); });
   return out;
 }
 

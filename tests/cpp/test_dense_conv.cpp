@@ -141,6 +141,16 @@ void check_forward(const DenseConvShape& s, bool last, Order order) {
   again.packed = packed.data();
   dense_conv("op", kDtype<S>, again, thread_for);
   EXPECT(same_bytes(out, first));
+  std::vector<char> rows(static_cast<size_t>(dense_conv_rows_bytes("op", kDtype<S>, s, from)));
+  EXPECT(rows.empty() == (from.channel == 1 || s.batches == 0));
+  if (!rows.empty()) {
+    out.assign(out.size(), S{});
+    dense_conv_rows("op", kDtype<S>, s, from, rows.data(), thread_for);
+    again.rows = rows.data();
+    again.x.data = nullptr;  // not read any more
+    dense_conv("op", kDtype<S>, again, thread_for);
+    EXPECT(same_bytes(out, first));
+  }
 }
 
 template <class S>
