@@ -65,6 +65,18 @@ PYDENSE_HD I load_signed_bytes(const int8_t* from) {
 // Lanes J, J + 1, ... of a followed by b.
 template <int J, class V>
 PYDENSE_HD V lanes_from(const V& a, const V& b) {
+#if defined(__AVX512F__)
+  // gcc 12 takes the instruction for any permutation instead, which is slower. (With a mask:
+  // without one its header uses an undefined vector.)
+  if constexpr (sizeof(V) == 64 && sizeof(LaneOf<V>) == 4) {
+    return bit_cast<V>(
+        _mm512_maskz_alignr_epi32(0xffff, bit_cast<__m512i>(b), bit_cast<__m512i>(a), J));
+  }
+  if constexpr (sizeof(V) == 64 && sizeof(LaneOf<V>) == 8) {
+    return bit_cast<V>(
+        _mm512_maskz_alignr_epi64(0xff, bit_cast<__m512i>(b), bit_cast<__m512i>(a), J));
+  }
+#endif
   return [&]<int... Lane>(std::integer_sequence<int, Lane...>) {
     return __builtin_shufflevector(a, b, (J + Lane)...);
   }(std::make_integer_sequence<int, kLanesIn<V>>{});
