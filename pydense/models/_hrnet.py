@@ -74,7 +74,9 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The sum of both ways."""
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)) + x)
+        out = self.bn2(self.conv2(out))
+        out += x
+        out = self.relu(out)
         return out
 
 

@@ -46,7 +46,7 @@ class Bottleneck(nn.Module):
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        out = out + (x if self.downsample is None else self.downsample(x))
+        out += x if self.downsample is None else self.downsample(x)
         out = self.relu(out)
         return out
 
