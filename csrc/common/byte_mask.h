@@ -70,7 +70,7 @@ class PartBytes {
   explicit PYDENSE_HD PartBytes(const uint8_t* from) : whole_(load<ByteVec>(from)) {
     for (int p = 0; p < Parts; ++p) {
       part_[p] = Part{};
-      std::memcpy(&part_[p], from + p * kLanes, kLanes);
+      std::memcpy(&part_[p], from + int64_t{p} * kLanes, kLanes);
     }
   }
   explicit PYDENSE_HD PartBytes(const ByteVec& whole) : whole_(whole) {
