@@ -11,10 +11,11 @@ from torch import Tensor
 
 
 class Calls(NamedTuple):
-    """Calls of the same work: pydense's, and the best that torch has for it."""
+    """Calls of the same work: pydense's, the best that torch has for it, and torch.compile's."""
 
     ours: Callable[[], object]
     rival: Callable[[], object] | None = None
+    compiled: Callable[[], object] | None = None
 
 
 def pictures(*shape: int, dtype: torch.dtype, last: bool = False) -> Tensor:

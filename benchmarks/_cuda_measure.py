@@ -62,11 +62,12 @@ def measure_all(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
     from pydense import _library
 
     _library.load()
+    torch.backends.cudnn.benchmark = True  # the rival may look for its best kernel
     card, state = torch.cuda.get_device_name(), commit()
     kernels: dict[str, Any] = {}
     for kernel, shape in wanted:
         key = f"{kernel}|{shape}"
-        ours, rival = CASES[key]()
+        ours, rival, _ = CASES[key]()
         seconds = kernel_seconds(kernel, ours)
         if seconds is not None:
             kernels[key] = {"seconds": seconds, "card": card, "commit": state}
@@ -74,3 +75,35 @@ def measure_all(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
             kernels[key]["rival"] = theirs[0] if theirs else None
         torch.cuda.empty_cache()
     return {"card": card, "commit": state, "kernels": kernels}
+
+
+def add_compiled(results: dict[str, Any], save: Callable[[], None]) -> None:
+    """Adds the time of torch.compile's form of each call, measured in turns with pydense's.
+
+    Calls that several kernels share are measured once, for the first of them.
+
+    Args:
+        results: As :func:`measure_all` returns it.
+        save: Called after each: what is measured stays when time is up.
+    """
+    from pydense import _library
+
+    _library.load()
+    torch.backends.cudnn.benchmark = True
+    seen = set()
+    for key, make in CASES.items():
+        if key not in results["kernels"] or make in seen:
+            continue
+        seen.add(make)
+        ours, _, compiled = make()
+        if compiled is None:
+            continue
+        torch.compiler.reset()
+        try:
+            own, theirs = call_seconds([ours, compiled])
+        except Exception as error:  # what it cannot compile is a result, too
+            results["kernels"][key]["compiled"] = {"error": str(error).splitlines()[0]}
+        else:
+            results["kernels"][key]["compiled"] = {"call": own, "rival": theirs}
+        save()
+        torch.cuda.empty_cache()

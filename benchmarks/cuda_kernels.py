@@ -6,6 +6,7 @@
     python -m benchmarks.cuda_kernels --adopt OUTDIR/kernels.json   # adds what a GPU measured
     python -m benchmarks.cuda_kernels --check                # exit status 1 where the list is old
     python -m benchmarks.cuda_kernels --measure FILE         # on a GPU: time of every kernel
+    python -m benchmarks.cuda_kernels --measure-compiled FILE  # adds what torch.compile makes
 
 The counts are in ``benchmarks/cuda/counts.json``, what GPUs measured in ``gpu.json`` beside it.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks._cuda_counts import H200, count, predict
+from benchmarks._cuda_rivals import CUDNN
 
 COUNTS = ROOT / "benchmarks" / "cuda" / "counts.json"
 GPU = ROOT / "benchmarks" / "cuda" / "gpu.json"
@@ -53,6 +55,7 @@ HEADER = (
     "shape",
     "predicted on H200",
     "limited by",
+    "cuDNN, whole call, estimated",
     "moved / minimum",
     "sectors / ideal",
     "measured",
@@ -70,7 +73,9 @@ def kernels() -> list[str]:
 def row(launch: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
     """A line of the list."""
     seconds, limit = predict(launch)
-    result = measured.get(f"{launch['kernel']}|{launch['shape']}")
+    key = f"{launch['kernel']}|{launch['shape']}"
+    result = measured.get(key)
+    rival = CUDNN.get(key)
     state = "shim-proven, off" if launch["kernel"] in SWITCHED else "shim-proven"
     time = ""
     if result:
@@ -83,6 +88,7 @@ def row(launch: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
         launch["shape"],
         f"{1e6 * seconds:.1f} us",
         limit,
+        f"{1e6 * rival:.0f} us" if rival else "",
         f"{launch['moved_bytes'] / launch['minimum_bytes']:.2f}",
         f"{ideal:.2f}",
         time,
@@ -94,7 +100,7 @@ def table(launches: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) ->
     rows = [row(launch, measured) for launch in sorted(launches, key=lambda x: x["kernel"])]
     lines = [
         f"| {' | '.join(HEADER)} |",
-        "|---|---|---|--:|---|--:|--:|---|",
+        "|---|---|---|--:|---|--:|--:|--:|---|",
         *(f"| {' | '.join(cells)} |" for cells in rows),
     ]
     lines += [
@@ -161,6 +167,14 @@ def measure(path: Path) -> None:
     save(path, results)
 
 
+def measure_compiled(path: Path) -> None:
+    """Adds the times of torch.compile to what :func:`measure` wrote."""
+    from benchmarks._cuda_measure import add_compiled
+
+    results = load(path)
+    add_compiled(results, lambda: save(path, results))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_kernels")
@@ -169,10 +183,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--verify", type=Path, metavar="BUILD", help="compare the counts with it")
     what.add_argument("--adopt", type=Path, metavar="FILE", help="kernels.json of verify_gpu.sh")
     what.add_argument("--measure", type=Path, metavar="FILE", help="time the kernels on a GPU")
+    what.add_argument(
+        "--measure-compiled", type=Path, metavar="FILE", help="add torch.compile to FILE"
+    )
     what.add_argument("--check", action="store_true", help="only tell whether the list is current")
     options = parser.parse_args(arguments)
     if options.measure:
         measure(options.measure)
+        return 0
+    if options.measure_compiled:
+        measure_compiled(options.measure_compiled)
         return 0
     if options.verify:
         for name in (differing := changed(load(COUNTS), count(options.verify))):

@@ -26,6 +26,8 @@ PYTHON = """#!/bin/bash
 case "$*" in
   -c*) echo 90a-real ;;
   *setup.py*) echo "archs $PYDENSE_CUDA_ARCHS"; exit {build} ;;
+  *--measure-compiled*)
+    sed -i 's/"call": 4e-6/"compiled": {{"call": 2e-6, "rival": 6e-6}}, &/' "${{@: -1}}" ;;
   *benchmarks.cuda_kernels*)
     echo '{{"card": "NVIDIA H200", "commit": "abc", "kernels": {{"k|n":
            {{"seconds": 2e-6, "predicted": 1e-6, "call": 4e-6, "rival": 1e-5}}}}}}' \\
@@ -78,7 +80,7 @@ def test_everything_passes(verify):
     assert {path.name for path in out.iterdir()} == FILES
     page = (out / "summary.md").read_text()
     assert "# pydense on NVIDIA H200" in page
-    assert "| `k` | n | 2.0 us | 1.0 us | 2.00 | 2.50x |" in page
+    assert "| `k` | n | 2.0 us | 1.0 us | 2.00 | 2.50x | 3.00x |" in page
     assert "| memcheck | nothing found |" in page
     assert "| racecheck | did not start on this machine |" in page
     assert "| initcheck | 3 errors |" in page
@@ -150,6 +152,55 @@ def test_lists_of_kernels_agree():
     assert sorted(counted | set(cuda_kernels.EXPERIMENTAL)) == cuda_kernels.kernels()
     assert {f"{x['kernel']}|{x['shape']}" for x in counts} == set(_cuda_cases.CASES)
     assert cuda_kernels.main(["--check"]) == 0
+
+
+def test_estimates_of_cudnn_are_for_kernels_of_the_list():
+    from benchmarks import _cuda_cases, _cuda_rivals
+
+    assert set(_cuda_rivals.CUDNN) <= set(_cuda_cases.CASES)
+    # 2 x 9 x 512 x 1024 x 41 x 41 operations, at 65 % of 790 TFLOP/s, and a launch.
+    name = f"dense_mma_kernel|{_cuda_rivals.LARGE_FOV_NAME}, bfloat16, channels_last"
+    assert _cuda_rivals.CUDNN[name] == pytest.approx(15.865e9 / 513.5e12 + 2e-6, rel=1e-3)
+    # 36 taps, each reads 2048 x 65 x 65 numbers of 2 bytes: longer than the products of 21 outputs.
+    head = _cuda_rivals.dense(65, 2048, _cuda_rivals.V2_HEAD, 2)
+    assert head == pytest.approx(36 * 17.305e6 / 5.5e12 + 5 * 2e-6, rel=0.01)
+
+
+def test_compiled_rivals_are_timed_once_and_kept_one_by_one(monkeypatch):
+    from benchmarks import _cuda_calls, _cuda_measure
+
+    def shared():
+        return _cuda_calls.Calls(lambda: "ours", None, lambda: "compiled")
+
+    def broken():
+        return _cuda_calls.Calls(lambda: "ours", None, lambda: "broken")
+
+    def times(calls):
+        answers = [call() for call in calls]
+        if "broken" in answers:
+            raise RuntimeError("no such kernel\nand much more")
+        return [{"ours": 1e-6, "compiled": 3e-6}[answer] for answer in answers]
+
+    cases = {
+        "a|n": shared,
+        "b|n": shared,
+        "c|n": broken,
+        "d|n": lambda: _cuda_calls.Calls(lambda: "ours"),
+        "not measured|n": shared,
+    }
+    monkeypatch.setattr(_cuda_measure, "CASES", cases)
+    monkeypatch.setattr(_cuda_measure, "call_seconds", times)
+    results = {"kernels": {key: {} for key in list(cases)[:4]}}
+    saved = []
+    _cuda_measure.add_compiled(results, lambda: saved.append(json.dumps(results)))
+    assert results["kernels"] == {
+        "a|n": {"compiled": {"call": 1e-6, "rival": 3e-6}},
+        "b|n": {},
+        "c|n": {"compiled": {"error": "no such kernel"}},
+        "d|n": {},
+    }
+    assert len(saved) == 2
+    assert "error" not in saved[0]
 
 
 def test_a_kernel_that_nobody_counted_is_refused(monkeypatch):

@@ -65,6 +65,12 @@ def sections(log: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def compiled(kernel: Mapping[str, Any]) -> str:
+    """How pydense's call compares with torch.compile's, in their own turns."""
+    times = kernel.get("compiled", {})
+    return f"{times['rival'] / times['call']:.2f}x" if "rival" in times else times.get("error", "-")
+
+
 def kernel_rows(kernels: Mapping[str, Mapping[str, Any]]) -> list[str]:
     rows = []
     for key, kernel in sorted(kernels.items()):
@@ -75,7 +81,8 @@ def kernel_rows(kernels: Mapping[str, Mapping[str, Any]]) -> list[str]:
         rival = kernel.get("rival")
         gain = f"{rival / kernel['call']:.2f}x" if rival else "-"
         rows.append(
-            f"| `{name}` | {shape} | {1e6 * measured:.1f} us | {shown} | {ratio} | {gain} |"
+            f"| `{name}` | {shape} | {1e6 * measured:.1f} us | {shown} | {ratio} | {gain} "
+            f"| {compiled(kernel)} |"
         )
     return rows
 
@@ -97,8 +104,8 @@ def summary(result: Mapping[str, Any], kernels: Mapping[str, Any]) -> str:
     lines += [f"- failed: {name}" for name in tests["failed"][:20]]
     lines += [f"- skipped: {name}" for name in tests["skipped"][:20]]
     lines += ["", "| kernel | shape | measured | predicted on H200 | measured / predicted | "]
-    lines[-1] += "torch / pydense, whole call |"
-    lines += ["|---|---|--:|--:|--:|--:|", *kernel_rows(kernels)]
+    lines[-1] += "torch / pydense, whole call | torch.compile / pydense |"
+    lines += ["|---|---|--:|--:|--:|--:|--:|", *kernel_rows(kernels)]
     return "\n".join(lines) + "\n"
 
 
