@@ -6,8 +6,10 @@ Kernels of one call have the same entry, so that it is seen to be one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from benchmarks._cuda_calls import Calls, pictures
 from benchmarks._cuda_rivals import (
     BRANCH_NAME,
     CONTIGUOUS_NAME,
+    DATA_GRADIENT_NAME,
     GRADIENT_NAME,
     LARGE_FOV,
     LARGE_FOV_NAME,
@@ -188,6 +191,39 @@ def _separable(
     return make
 
 
+def _atrous_data_gradient() -> Calls:
+    """The kernel of the forward pass, with taps in reverse."""
+    x, (weight,), _ = _convolutions(33, 2048, SINGLE, torch.bfloat16)
+    grad = pictures(1, 256, 33, 33, dtype=torch.bfloat16, last=True)
+    ours = torch.ops.pydense.dense_atrous_conv2d
+    aten = torch.ops.aten.convolution_backward
+    mask, pair = [True, False, False], [12, 12]
+
+    def rival() -> object:
+        return aten(grad, x, weight, None, [1, 1], pair, pair, False, [0, 0], 1, mask)
+
+    return Calls(
+        lambda: ours(grad, weight, None, None, 33, 33, 12, 12, 12, 12, True, False),
+        rival,
+        torch.compile(rival),
+    )
+
+
+def _switched(case: Callable[[], Calls]) -> Callable[[], Calls]:
+    """With the kernels that only a switch chooses, on cards that have them."""
+
+    def make() -> Calls:
+        ours, rival, compiled = case()
+
+        def switched() -> object:
+            with patch.dict(os.environ, {"PYDENSE_EXPERIMENTAL_KERNELS": "1"}):
+                return ours()
+
+        return Calls(switched, rival, compiled)
+
+    return make
+
+
 def _atrous_weight_gradient() -> Calls:
     x, (weight,), _ = _convolutions(33, 2048, SINGLE, torch.bfloat16)
     grad = pictures(1, 256, 33, 33, dtype=torch.bfloat16, last=True)
@@ -256,6 +292,13 @@ ATROUS_CASES: dict[str, Callable[[], Calls]] = {
             ),
         )
     },
+    f"dense_wgmma_kernel|{PYRAMID_NAME}, channels_last": _switched(
+        _atrous(33, 2048, PYRAMID, torch.bfloat16)
+    ),
+    f"dense_wgmma_kernel|{LARGE_FOV_NAME}, bfloat16, channels_last": _switched(
+        _atrous(41, 512, LARGE_FOV, torch.bfloat16)
+    ),
+    f"dense_wgmma_kernel|{DATA_GRADIENT_NAME}": _switched(_atrous_data_gradient),
     f"dense_gradient_mma_kernel|{GRADIENT_NAME}": _atrous_weight_gradient,
     f"dense_gradient_sum_kernel|{GRADIENT_NAME}": _atrous_weight_gradient,
 }

@@ -25,21 +25,30 @@ def kernel_seconds(kernel: str, call: Callable[[], object]) -> float | None:
     from torch.profiler import ProfilerActivity, profile
 
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    name = re.compile(rf"\b{kernel}\b")
-    seconds = []
     for _ in range(3):
         call()
-    for _ in range(ROUNDS):
-        flush.zero_()
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(ROUNDS):
+            flush.zero_()
+            torch.cuda.synchronize()
             call()
             torch.cuda.synchronize()
-        found = [event for event in profiler.events() if name.search(event.name)]
-        if not found:
-            return None
-        seconds.append(1e-6 * sum(event.device_time for event in found))
-    return statistics.median(seconds)
+    name = re.compile(rf"\b{kernel}\b")
+    found = sorted(
+        (event.time_range.start, 1e-6 * event.device_time)
+        for event in profiler.events()
+        if name.search(event.name)
+    )
+    return per_call([seconds for _, seconds in found])
+
+
+def per_call(seconds: Sequence[float]) -> float | None:
+    """Median over calls of the sum of a call's launches, all in the order of time; None of none."""
+    launches, odd = divmod(len(seconds), ROUNDS)
+    if odd:  # calls differ
+        return sum(seconds) / ROUNDS
+    calls = [sum(seconds[i * launches : (i + 1) * launches]) for i in range(ROUNDS)]
+    return statistics.median(calls) if launches else None
 
 
 def call_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
@@ -57,14 +66,22 @@ def call_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
     return [statistics.median(each) for each in times]
 
 
-def measure_all(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Seconds of every (kernel, shape), with the card and the commit."""
+def measure_all(
+    wanted: Sequence[tuple[str, str]], save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Seconds of every (kernel, shape), with the card and the commit.
+
+    Args:
+        wanted: In the order in which they are measured.
+        save: Called after each: what is measured stays when time is up.
+    """
     from pydense import _library
 
     _library.load()
     torch.backends.cudnn.benchmark = True  # the rival may look for its best kernel
     card, state = torch.cuda.get_device_name(), commit()
     kernels: dict[str, Any] = {}
+    results = {"card": card, "commit": state, "kernels": kernels}
     for kernel, shape in wanted:
         key = f"{kernel}|{shape}"
         ours, rival, _ = CASES[key]()
@@ -73,8 +90,9 @@ def measure_all(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
             kernels[key] = {"seconds": seconds, "card": card, "commit": state}
             kernels[key]["call"], *theirs = call_seconds([ours, rival] if rival else [ours])
             kernels[key]["rival"] = theirs[0] if theirs else None
+        save(results)
         torch.cuda.empty_cache()
-    return {"card": card, "commit": state, "kernels": kernels}
+    return results
 
 
 def add_compiled(results: dict[str, Any], save: Callable[[], None]) -> None:

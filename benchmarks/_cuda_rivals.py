@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cuDNN should take on an H200 for the atrous convolutions of the list of CUDA kernels.
+"""What atrous convolutions should take on an H200 where no counts of the shim say it.
 
-Estimates, none of them measured. A convolution takes the longest of three times, as if nothing else
-took any, and a launch:
+Estimates, none of them measured: for cuDNN, and for kernels that the shim cannot run. A convolution
+of cuDNN takes the longest of three times, as if nothing else took any, and a launch:
 
 - its products, with all taps (nothing says that cuDNN leaves out those beside the map) and outputs
   in tiles of 64, at 65 % of 790 TFLOP/s in 16 bits, half of that in TF32;
 - reading the map once for each tap and 256 outputs, at 5.5 TB/s of the second-level cache;
 - map, weights and result once at 85 % of the data sheet's memory bandwidth.
 
-A depthwise one is bound by memory, whatever the caches give its taps: a lower limit.
+A depthwise one is bound by memory, whatever the caches give its taps: a lower limit. The twin of
+the dense kernel for sm_90a is taken to multiply as well as cuDNN, the taps on the map alone, on all
+multiprocessors, which 72 tiles of DeepLab v3's pyramid do not fill: a lower limit, too.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ PYRAMID_NAME = "1 x 2048 x 33 x 33 to 256 1x1 and 3 x 256 with rates 6, 12, 18, 
 LARGE_FOV_NAME = "1 x 512 x 41 x 41 to 1024, rate 12"
 CONTIGUOUS_NAME = "1 x 2048 x 33 x 33 to 256, rate 12, float16, contiguous"
 GRADIENT_NAME = "1 x 2048 x 33 x 33 by 256, rate 12, bfloat16, channels_last"
+DATA_GRADIENT_NAME = "data gradient of 1 x 2048 x 33 x 33 to 256, rate 12, bfloat16, channels_last"
 BRANCH_NAME = "1 x 2048 x 65 x 65, rate 12"
 SEPARABLE_NAME = "2048 x 65 x 65 to 256, rate 12"
 TAPS_NAME = "1 x 21 x 65 x 65, 33 taps"
@@ -97,6 +100,29 @@ def _separable(size: int, channels: int, width: int) -> float:
     return depthwise(size, channels, width) + dense(size, channels, POINT, width)
 
 
+def share_on_map(size: int, branches: Sequence[Branch]) -> float:
+    """Of the products of all taps, those of taps that lie on a map of (size, size)."""
+    every = meant = 0
+    for outputs, kernel, rate in branches:
+        reach = kernel // 2
+        rows = sum(max(0, size - rate * abs(tap)) for tap in range(-reach, reach + 1))
+        meant += outputs * rows**2
+        every += outputs * (kernel * size) ** 2
+    return meant / every
+
+
+def _twin(size: int, channels: int, branches: Sequence[Branch]) -> float:
+    every = sum(2 * b.kernel**2 * channels * b.outputs * size**2 for b in branches)
+    return LAUNCH_SECONDS + share_on_map(size, branches) * every / PRODUCTS[2]
+
+
+# Seconds of the kernels that the shim cannot run, by "kernel|shape".
+TWINS: dict[str, float] = {
+    f"dense_wgmma_kernel|{PYRAMID_NAME}, channels_last": _twin(33, 2048, PYRAMID),
+    f"dense_wgmma_kernel|{LARGE_FOV_NAME}, bfloat16, channels_last": _twin(41, 512, LARGE_FOV),
+    f"dense_wgmma_kernel|{DATA_GRADIENT_NAME}": _twin(33, 256, (Branch(2048, 3, 12),)),
+}
+
 # Seconds of the whole call, by "kernel|shape".
 CUDNN: dict[str, float] = {
     f"dense_mma_kernel|{PYRAMID_NAME}, channels_last": dense(33, 2048, PYRAMID, 2),
@@ -106,6 +132,9 @@ CUDNN: dict[str, float] = {
         4, 2048, POINT, 2
     ),
     f"dense_mma_kernel|{CONTIGUOUS_NAME}": dense(33, 2048, SINGLE, 2),
+    f"dense_wgmma_kernel|{PYRAMID_NAME}, channels_last": dense(33, 2048, PYRAMID, 2),
+    f"dense_wgmma_kernel|{LARGE_FOV_NAME}, bfloat16, channels_last": dense(41, 512, LARGE_FOV, 2),
+    f"dense_wgmma_kernel|{DATA_GRADIENT_NAME}": dense(33, 256, (Branch(2048, 3, 12),), 2),
     f"dense_gradient_mma_kernel|{GRADIENT_NAME}": dense(33, 2048, SINGLE, 2),
     f"separable_mma_kernel|1 x {SEPARABLE_NAME}, bfloat16": _separable(65, 2048, 2),
     f"separable_mma_kernel|1 x {SEPARABLE_NAME}, bfloat16, channels_last": _separable(65, 2048, 2),

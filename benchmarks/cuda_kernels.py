@@ -23,23 +23,27 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks._cuda_counts import H200, count, predict
-from benchmarks._cuda_rivals import CUDNN
+from benchmarks._cuda_rivals import CUDNN, TWINS
 
 COUNTS = ROOT / "benchmarks" / "cuda" / "counts.json"
 GPU = ROOT / "benchmarks" / "cuda" / "gpu.json"
 DOCUMENT = ROOT / "benchmarks" / "README.md"
 BLOCK = re.compile(r"(<!-- cuda-kernels -->\n).*?(<!-- /cuda-kernels -->)", re.DOTALL)
-# What the shim cannot run, and nothing chooses by itself; no counts, so no prediction.
+# What the shim cannot run, and nothing chooses by itself; no counts, so an estimate.
 EXPERIMENTAL = {
     "dense_wgmma_kernel": (
         "compiled for sm_90a alone, with `wgmma` and copies of boxes; its tiles and steps are "
-        "proven on the CPU (`tests/cpp/test_dense_boxes.cpp`), the kernel never ran. "
+        "proven on the CPU (`tests/cpp/test_dense_boxes.cpp`), the kernel never ran. It does not "
+        "cut long sums, so the 72 tiles of the first shape leave multiprocessors idle. "
         "`PYDENSE_EXPERIMENTAL_KERNELS=1` puts it in the place of `dense_mma_kernel` for 16-bit "
         "types on such a card"
     ),
 }
 # What the shim runs, and nothing chooses by itself either.
 SWITCHED = {
+    "separable_mma_kernel": (
+        "chosen by `PYDENSE_EXPERIMENTAL_KERNELS=1` alone, because two steps should be faster"
+    ),
     "exact_wgmma_kernel": (
         "for sm_90a alone, with `wgmma`, whose emulation is ours as well; never run on a "
         "GPU. `PYDENSE_EXPERIMENTAL_KERNELS=1` puts it in the place of `exact_fast_kernel` on such "
@@ -74,13 +78,9 @@ def row(launch: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
     """A line of the list."""
     seconds, limit = predict(launch)
     key = f"{launch['kernel']}|{launch['shape']}"
-    result = measured.get(key)
     rival = CUDNN.get(key)
-    state = "shim-proven, off" if launch["kernel"] in SWITCHED else "shim-proven"
-    time = ""
-    if result:
-        state = f"GPU-proven ({result['card']}, {result['commit']})"
-        time = f"{1e6 * result['seconds']:.1f} us, {result['seconds'] / seconds:.2f}x predicted"
+    default = "shim-proven, off" if launch["kernel"] in SWITCHED else "shim-proven"
+    state, time = state_of(default, measured.get(key), seconds)
     ideal = launch["sectors"] / launch["ideal_sectors"] if launch["ideal_sectors"] else 1.0
     return [
         f"`{launch['kernel']}`",
@@ -95,6 +95,25 @@ def row(launch: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def state_of(default: str, result: Mapping[str, Any] | None, seconds: float) -> tuple[str, str]:
+    """State and measured time of a kernel that should take ``seconds``."""
+    if not result:
+        return default, ""
+    ratio = result["seconds"] / seconds
+    return (
+        f"GPU-proven ({result['card']}, {result['commit']})",
+        f"{1e6 * result['seconds']:.1f} us, {ratio:.2f}x predicted",
+    )
+
+
+def estimated(key: str, measured: Mapping[str, Any]) -> list[str]:
+    """A line of the list for a kernel that the shim cannot run."""
+    kernel, shape = key.split("|")
+    state, time = state_of("experimental", measured.get(key), TWINS[key])
+    seconds, rival = f"{1e6 * TWINS[key]:.1f} us", f"{1e6 * CUDNN[key]:.0f} us"
+    return [f"`{kernel}`", state, shape, seconds, "tensor cores, estimated", rival, "", "", time]
+
+
 def table(launches: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> str:
     """The list as Markdown, with the reasons of limits below."""
     rows = [row(launch, measured) for launch in sorted(launches, key=lambda x: x["kernel"])]
@@ -103,10 +122,7 @@ def table(launches: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) ->
         "|---|---|---|--:|---|--:|--:|--:|---|",
         *(f"| {' | '.join(cells)} |" for cells in rows),
     ]
-    lines += [
-        f"| `{name}` | experimental | {' | '.join([''] * (len(HEADER) - 2))} |"
-        for name in sorted(EXPERIMENTAL)
-    ]
+    lines += [f"| {' | '.join(estimated(key, measured))} |" for key in sorted(TWINS)]
     reasons = sorted({f"`{x['kernel']}`: {x['reason']}." for x in launches if x["reason"]})
     if reasons:
         lines += ["", "Above 1.2 and 1.3 with a reason: " + " ".join(reasons)]
@@ -160,11 +176,17 @@ def measure(path: Path) -> None:
     from benchmarks._cuda_measure import measure_all
 
     launches = load(COUNTS)
-    results = measure_all([(x["kernel"], x["shape"]) for x in launches])
-    for launch in launches:
-        if result := results["kernels"].get(f"{launch['kernel']}|{launch['shape']}"):
-            result["predicted"] = predict(launch)[0]
-    save(path, results)
+    predicted = dict(TWINS)
+    predicted |= {f"{x['kernel']}|{x['shape']}": predict(x)[0] for x in launches}
+    # What users would wait for first, should time be short.
+    order = sorted(predicted, key=lambda key: key not in {**TWINS, **CUDNN})
+
+    def keep(results: dict[str, Any]) -> None:
+        for key, result in results["kernels"].items():
+            result["predicted"] = predicted[key]
+        save(path, results)
+
+    measure_all([(kernel, shape) for kernel, _, shape in (k.partition("|") for k in order)], keep)
 
 
 def measure_compiled(path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_tools import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,14 +144,16 @@ def test_verdicts(status, log, verdict):
 
 
 def test_lists_of_kernels_agree():
-    """Every kernel is counted, listed, and can be timed."""
-    from benchmarks import _cuda_cases, cuda_kernels
+    """Every kernel is counted or estimated, listed, and can be timed."""
+    from benchmarks import _cuda_cases, _cuda_rivals, cuda_kernels
 
     counts = cuda_kernels.load(cuda_kernels.COUNTS)
     counted = {launch["kernel"] for launch in counts}
     assert not counted & set(cuda_kernels.EXPERIMENTAL)
     assert sorted(counted | set(cuda_kernels.EXPERIMENTAL)) == cuda_kernels.kernels()
-    assert {f"{x['kernel']}|{x['shape']}" for x in counts} == set(_cuda_cases.CASES)
+    keys = {f"{x['kernel']}|{x['shape']}" for x in counts} | set(_cuda_rivals.TWINS)
+    assert keys == set(_cuda_cases.CASES)
+    assert {key.split("|")[0] for key in _cuda_rivals.TWINS} == set(cuda_kernels.EXPERIMENTAL)
     assert cuda_kernels.main(["--check"]) == 0
 
 
@@ -164,6 +167,53 @@ def test_estimates_of_cudnn_are_for_kernels_of_the_list():
     # 36 taps, each reads 2048 x 65 x 65 numbers of 2 bytes: longer than the products of 21 outputs.
     head = _cuda_rivals.dense(65, 2048, _cuda_rivals.V2_HEAD, 2)
     assert head == pytest.approx(36 * 17.305e6 / 5.5e12 + 5 * 2e-6, rel=0.01)
+
+
+def test_share_of_products_on_a_map():
+    from benchmarks._cuda_rivals import Branch, share_on_map
+
+    x = torch.ones(1, 1, 9, 9, dtype=torch.float64)
+    weight = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    for rate in (1, 4, 20):
+        products = torch.nn.functional.conv2d(x, weight, padding=rate, dilation=rate).sum()
+        assert share_on_map(9, [Branch(5, 3, rate)]) == pytest.approx(float(products) / (9 * 81))
+    assert share_on_map(9, [Branch(5, 1, 1)]) == 1
+
+
+def test_times_of_calls_that_launch_a_kernel_more_than_once():
+    from benchmarks import _cuda_measure
+
+    assert _cuda_measure.per_call([]) is None
+    assert _cuda_measure.per_call([1.0, 2.0] * _cuda_measure.ROUNDS) == 3
+    assert _cuda_measure.per_call([2.0] * (_cuda_measure.ROUNDS + 1)) == pytest.approx(2.1)
+
+
+def test_what_is_measured_is_kept_with_its_prediction(monkeypatch, tmp_path):
+    """The file is whole after each kernel; those that users wait for come first."""
+    from benchmarks import _cuda_measure, _cuda_rivals, cuda_kernels
+
+    seen = []
+
+    def measure_all(wanted, save):
+        results = {"card": "a card", "commit": "abc", "kernels": {}}
+        for kernel, shape in wanted:
+            result = {"seconds": 1e-6, "card": "a card", "commit": "abc"}
+            results["kernels"][f"{kernel}|{shape}"] = result
+            save(results)
+            seen.append(json.loads(path.read_text()))
+        return results
+
+    path = tmp_path / "kernels.json"
+    monkeypatch.setattr(_cuda_measure, "measure_all", measure_all)
+    cuda_kernels.measure(path)
+    first = {**_cuda_rivals.TWINS, **_cuda_rivals.CUDNN}
+    assert set(seen[len(first) - 1]["kernels"]) == set(first)
+    counts = cuda_kernels.load(cuda_kernels.COUNTS)
+    assert len(seen[-1]["kernels"]) == len(counts) + len(_cuda_rivals.TWINS)
+    for key, result in seen[-1]["kernels"].items():
+        assert result["predicted"] > 0, key
+    rows = cuda_kernels.table(counts, seen[-1]["kernels"])
+    assert rows.count("GPU-proven (a card, abc)") == len(seen[-1]["kernels"])
 
 
 def test_compiled_rivals_are_timed_once_and_kept_one_by_one(monkeypatch):

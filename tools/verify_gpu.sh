@@ -83,10 +83,10 @@ sanitizer() {
       "$python" -m pytest tests -m "cuda and small" -q -p no:cacheprovider
   done
 }
-kernels() {
-  step kernels 60 tests.log "$python" -m benchmarks.cuda_kernels --measure "$out/kernels.json"
-}
 # What was measured before the time was up stays in the file.
+kernels() {
+  step kernels 75 tests.log "$python" -m benchmarks.cuda_kernels --measure "$out/kernels.json"
+}
 compiled() {
   step compiled 75 tests.log "$python" -m benchmarks.cuda_kernels \
     --measure-compiled "$out/kernels.json"
