@@ -120,6 +120,24 @@ def test_budgets(gates, line, problem):
     assert problem is None or problem in problems[0]
 
 
+def test_every_own_kernel_has_a_budget(gates):
+    """The lines that --budgets prints are such budgets, and each of them is needed."""
+    used = [("mine<float>", "sm_80", 30, 0), ("mine<double>", "sm_80", 41, 512)]
+    used += [("mine<float>", "sm_90a", 255, 16), ("other", "sm_80", 8, 0)]
+    kernels = [gates.Kernel(f"pydense::{name}", *rest, 0) for name, *rest in used]
+    kernels.append(gates.Kernel("cub::sort", "sm_80", 255, 0, 0))
+    lines = gates.budget_lines(kernels)
+    assert lines == [
+        r"pydense::mine\b sm_80 registers=48 shared=512",
+        r"pydense::mine\b sm_90a registers=255 shared=16",
+        r"pydense::other\b sm_80 registers=8 shared=0",
+    ]
+    assert gates.over_budget(kernels, gates.read_budgets("\n".join(lines))) == []
+    for i in range(len(lines)):
+        budgets = gates.read_budgets("\n".join(lines[:i] + lines[i + 1 :]))
+        assert any("has no budget" in problem for problem in gates.over_budget(kernels, budgets))
+
+
 def test_budgets_of_the_project_can_be_read(gates):
     assert gates.read_budgets(gates.BUDGETS.read_text(encoding="utf-8"))
 

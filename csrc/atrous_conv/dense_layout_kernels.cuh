@@ -74,8 +74,8 @@ __global__ __launch_bounds__(kLayoutThreads) void dense_pixels_kernel(
     const uint32_t own = pixel + static_cast<uint32_t>(i / kVectors);
     const int c = i % kVectors * kVector;
     if (own < p.pixels && channel + c < p.to_channels) {
-      store_vector(p.to + (image * int64_t{p.pixels} + own) * p.to_channels + channel + c,
-                   dense_vector_of_words(tile + i / kVectors * kPitch + c));
+      store_global_vector(p.to + (image * int64_t{p.pixels} + own) * p.to_channels + channel + c,
+                          dense_vector_of_words(tile + i / kVectors * kPitch + c));
     }
   }
 }
@@ -136,8 +136,9 @@ __global__ __launch_bounds__(kLayoutThreads) void dense_weight_kernel(
     const int o = i / kVectors % kTile;
     const int t = i / (kVectors * kTile);
     if (output + o < p.outputs && channel + c < p.to_channels) {
-      store_vector(p.to + (int64_t{tap + t} * p.outputs + output + o) * p.to_channels + channel + c,
-                   dense_vector_of_words(tile + t * kTapPitch + o * kPitch + c));
+      store_global_vector(
+          p.to + (int64_t{tap + t} * p.outputs + output + o) * p.to_channels + channel + c,
+          dense_vector_of_words(tile + t * kTapPitch + o * kPitch + c));
     }
   }
 }

@@ -29,7 +29,7 @@ __device__ __forceinline__ void store_outputs(const DepthwiseParams<T>& p, T* to
   for (int c = 0; c < kVector; ++c) {
     result[c] = from_accumulate<T>(p.relu && sum[c] < A{} ? A{} : sum[c]);  // NaN stays
   }
-  store_vector(to, result);
+  store_global_vector(to, result);
 }
 
 // weight(k) are the numbers of tap k; x and out begin at the thread's channels.

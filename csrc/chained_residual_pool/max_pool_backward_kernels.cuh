@@ -200,7 +200,7 @@ class PoolGather {
     for (int e = 0; e < kVector; ++e) {
       result[e] = from_accumulate<T>(total[e]);
     }
-    store_vector(p_.result + to, result);
+    store_global_vector(p_.result + to, result);
   }
 
   const PoolBackwardParams<T>& p_;

@@ -249,9 +249,9 @@ class PoolColumn {
         codes[e] = static_cast<uint8_t>(row.best[e] == lowest_of_pool<A>() ? first : row.code[e]);
       }
     }
-    store_vector(p_.out + to, v);
+    store_global_vector(p_.out + to, v);
     if constexpr (kOffsets) {
-      store_vector(p_.offsets + to, codes);
+      store_global_vector(p_.offsets + to, codes);
     }
   }
 

@@ -259,10 +259,10 @@ class PooledOperand {
     }
     if (!kChannelsLast && p_.result_vectors) {
       if (values) {
-        store_vector(p_.pooled + at, pooled);
+        store_global_vector(p_.pooled + at, pooled);
       }
       if (places) {
-        store_vector(p_.offsets + at, codes);
+        store_global_vector(p_.offsets + at, codes);
       }
       return;
     }

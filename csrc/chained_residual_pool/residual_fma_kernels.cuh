@@ -226,7 +226,7 @@ __global__ __launch_bounds__(kSumThreads) void residual_sum_kernel(
     for (int e = 0; e < kVector; ++e) {
       result[e] = from_accumulate<T>(sum[e]);
     }
-    store_vector(p.out + i * kVector, result);
+    store_global_vector(p.out + i * kVector, result);
   }
 }
 

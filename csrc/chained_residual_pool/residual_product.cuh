@@ -96,7 +96,7 @@ __device__ __forceinline__ void finish_residual(const ResidualStageParams<T>& p,
       const A own = bias == nullptr ? sum[e] : sum[e] + to_accumulate(bias[kChannelsLast ? e : 0]);
       result[e] = from_accumulate<T>(p.num_addends > 0 ? total[e] + own : own);
     }
-    store_vector(p.out + at, result);
+    store_global_vector(p.out + at, result);
     return;
   }
   A left[kVector];

@@ -100,6 +100,30 @@ __device__ __forceinline__ void store_vector(T* to, const Vector<T, N>& v) {
 #endif
 }
 
+// The same to global memory, in one instruction: nvcc takes some vectors apart.
+template <class T, int N>
+__device__ __forceinline__ void store_global_vector(T* to, const Vector<T, N>& v) {
+#ifndef PYDENSE_SIMT
+  if constexpr (sizeof(v) == 16) {
+    uint32_t word[4];
+    std::memcpy(word, &v, sizeof(v));
+    asm volatile("st.global.v4.u32 [%0],{%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+                 : "memory");
+    return;
+  }
+  if constexpr (sizeof(v) == 8) {
+    uint32_t word[2];
+    std::memcpy(word, &v, sizeof(v));
+    asm volatile("st.global.v2.u32 [%0],{%1,%2};" ::"l"(__cvta_generic_to_global(to)), "r"(word[0]),
+                 "r"(word[1])
+                 : "memory");
+    return;
+  }
+#endif
+  store_vector(to, v);
+}
+
 // x, of which the compiler knows nothing any more: what is made of it in a loop is made there in
 // every turn, instead of once in registers that the loop has other use for.
 __device__ __forceinline__ int opaque(int x) {

@@ -66,7 +66,7 @@ __global__ __launch_bounds__(kWidth *
   }
   const int at =
       p.swizzled ? fast_swizzled_value_at<kWidth>(row, vector) : fast_value_at(row, vector);
-  store_vector(p.packed + (item * blocks + block) * (kWidth * kFastKeys) + at, v);
+  store_global_vector(p.packed + (item * blocks + block) * (kWidth * kFastKeys) + at, v);
 }
 
 // The boxes of a block's queries, and which runs of keys are near.

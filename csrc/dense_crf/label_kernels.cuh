@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kProductThreads)
   for (int i = 0; i < kProductEach; ++i) {
     const int64_t point = first + row + i * kProductRows;
     if (point < p.points && vector < p.vectors) {
-      store_vector(p.out + point * width + vector * kVector, sums[i]);
+      store_global_vector(p.out + point * width + vector * kVector, sums[i]);
     }
   }
 }
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kScaleThreads) label_scale_kernel(const LabelS
           totals[k] = fma(static_cast<double>(one[k]), static_cast<double>(other[k]), totals[k]);
         }
       }
-      store_vector(p.out + point * width + at, sum);
+      store_global_vector(p.out + point * width + at, sum);
     }
     if (!p.diagonal) {
 #pragma unroll

@@ -139,7 +139,8 @@ __global__ void __launch_bounds__(kLongThreads) lattice_splat_long_kernel(const 
               add_scaled(sum, T{1},
                          load_vector<kRowVector<T>>(sums + (other * lanes + lane) * kRowVector<T>));
             }
-            store_vector(p.rows + (copy * p.capacity + vertex) * width + v * kRowVector<T>, sum);
+            store_global_vector(p.rows + (copy * p.capacity + vertex) * width + v * kRowVector<T>,
+                                sum);
           }
           __syncthreads();
         }
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(kRowThreads) lattice_blur_kernel(const BlurPar
         }
       }
       add_scaled(own, static_cast<T>(0.5), around);
-      store_vector(p.blurred + copy * p.capacity * width + vertex * width + at, own);
+      store_global_vector(p.blurred + copy * p.capacity * width + vertex * width + at, own);
     }
   }
 }

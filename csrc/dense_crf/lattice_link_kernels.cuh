@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kBuildThreads) lattice_link_kernel(const LinkP
   Vector<int32_t, 2> both;
   both[0] = real ? find_neighbour(p, vertex, axis, false) : -1;
   both[1] = real ? find_neighbour(p, vertex, axis, true) : -1;
-  store_vector(p.neighbours + 2 * (axis * p.capacity + vertex), both);
+  store_global_vector(p.neighbours + 2 * (axis * p.capacity + vertex), both);
   if (axis == 0) {
     const int32_t length = real ? p.entry_starts[vertex + 1] - p.entry_starts[vertex] : 0;
     p.chunk_counts[vertex] =
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kBuildThreads) lattice_chunk_kernel(const Chun
     chunk[0] = p.entry_starts[low] + static_cast<int32_t>((i - first) * kChunkEntries);
     chunk[1] = p.chunk_sums[low] - first > 1 ? ~vertex : vertex;
   }
-  store_vector(p.chunks + 2 * i, chunk);
+  store_global_vector(p.chunks + 2 * i, chunk);
 }
 
 template <class T>

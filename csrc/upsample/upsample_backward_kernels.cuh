@@ -350,7 +350,7 @@ __global__ __launch_bounds__(kBackwardThreads) void upsample_mask_kernel(
             }
           }
         }
-        store_vector(p.to + at, value);
+        store_global_vector(p.to + at, value);
       }
     }
   }

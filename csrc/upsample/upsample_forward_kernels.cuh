@@ -276,7 +276,8 @@ __global__ __launch_bounds__(kForwardThreads, kVector > 1 ? 3 : 2) void upsample
             const A value = sum[r][e + v];
             result[v] = from_accumulate<T>(p.relu && value < A{} ? A{} : value);  // NaN stays
           }
-          store_vector(p.out + (plane * p.height + y0 + r) * p.row + element0 + e * width, result);
+          store_global_vector(p.out + (plane * p.height + y0 + r) * p.row + element0 + e * width,
+                              result);
         }
       }
     }

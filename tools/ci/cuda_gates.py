@@ -2,6 +2,7 @@
 """Compiles every CUDA kernel for every architecture, and looks at what nvcc made of it.
 
     python tools/ci/cuda_gates.py [BUILD_DIR] [--table]  # default: build/gates; MAX_JOBS at a time
+    python tools/ci/cuda_gates.py [BUILD_DIR] --budgets  # lines for cuda_budgets.txt
 
 The objects are those of every build: sources, flags and architectures of CMakeLists.txt, warnings
 included, which are errors there. So ccache compiles them once for this and for the wheel. They are
@@ -9,7 +10,8 @@ read with cuobjdump (the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm
 
 - A stack frame, which is where registers spill to, fails the run unless the kernel is in
   ``tools/ci/cuda_exceptions.txt`` with a limit and a reason. An exception that nothing needs fails.
-- Kernels that ``tools/ci/cuda_budgets.txt`` names stay within its registers and shared memory.
+- Kernels stay within the registers and shared memory that ``tools/ci/cuda_budgets.txt`` gives each
+  of them on each architecture.
 - Kernels have the machine instructions that ``tools/ci/cuda_sass.txt`` says, so that a matrix
   product or a vector load that the compiler lost is noticed. Every kernel with matrix instructions
   must be there, and none without an exception may have loads or stores of local memory.
@@ -42,6 +44,7 @@ USED = re.compile(r"\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) ")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Za-z0-9_.]*)")
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA")
 LOCAL = ("LDL", "STL")
+OWN = "pydense::"
 RESERVED = 1024  # bytes of shared memory of a block that are the system's, and are counted
 
 
@@ -152,8 +155,12 @@ def read_budgets(text: str) -> list[Budget]:
 
 
 def over_budget(kernels: Sequence[Kernel], budgets: Sequence[Budget]) -> list[str]:
-    """Kernels beyond their budgets, and budgets of no kernel."""
-    found = []
+    """Kernels beyond their budgets or without one, and budgets of no kernel."""
+    found = [
+        f"{kernel.name} on {kernel.architecture}: has no budget"
+        for kernel in kernels
+        if kernel.name.startswith(OWN) and not any(b.concerns(kernel) for b in budgets)
+    ]
     for budget in budgets:
         concerned = [kernel for kernel in kernels if budget.concerns(kernel)]
         if not concerned:
@@ -166,6 +173,21 @@ def over_budget(kernels: Sequence[Kernel], budgets: Sequence[Budget]) -> list[st
             if kernel.registers > budget.registers or kernel.shared > budget.shared
         ]
     return found
+
+
+def budget_lines(kernels: Sequence[Kernel]) -> list[str]:
+    """Budgets that hold these kernels: a line for each architecture, registers in steps of 8."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for kernel in kernels:
+        if kernel.name.startswith(OWN):
+            key = (re.split("[<(]", kernel.name.removeprefix(OWN))[0], kernel.architecture)
+            registers, shared = found.get(key, (0, 0))
+            steps = -(-kernel.registers // 8) * 8
+            found[key] = max(registers, min(steps, 255)), max(shared, kernel.shared)
+    return [
+        f"{OWN}{name}\\b {architecture} registers={registers} shared={shared}"
+        for (name, architecture), (registers, shared) in sorted(found.items())
+    ]
 
 
 class Code(NamedTuple):
@@ -306,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compile CUDA kernels; refuse spills.")
     parser.add_argument("build", type=Path, nargs="?", default=ROOT / "build" / "gates")
     parser.add_argument("--table", action="store_true", help="list every kernel")
+    parser.add_argument("--budgets", action="store_true", help="print what would be their budgets")
     options = parser.parse_args(arguments)
     if shutil.which("nvcc") is None and "CUDACXX" not in os.environ:
         print("cuda_gates: no nvcc on PATH")
@@ -343,6 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(
                 f"{k.architecture:<7} {k.registers:>3} registers, {k.shared:>6} B shared  {k.name}"
             )
+    if options.budgets:
+        print("\n".join(budget_lines(kernels)))
     allowances = read_allowances(EXCEPTIONS.read_text(encoding="utf-8"))
     expectations = read_expectations(INSTRUCTIONS.read_text(encoding="utf-8"))
     problems = judge(kernels, allowances)
