@@ -7,6 +7,7 @@ from typing import Any
 _MODULES = {
     "atrous_conv2d": "atrous_conv",
     "aspp_sum": "aspp",
+    "aspp_concat": "aspp_concat",
     "atrous_separable_conv2d": "atrous_separable_conv",
 }
 
@@ -16,13 +17,14 @@ def explain(op: str, *arguments: Any, **options: Any) -> str:
 
     Args:
         op: The function's name: ``"atrous_conv2d"``, which has kernels of its own for some calls
-            alone, ``"aspp_sum"`` or ``"atrous_separable_conv2d"``, whose products are sometimes
-            torch's.
+            alone, ``"aspp_concat"``, which has them for some branches alone, ``"aspp_sum"`` or
+            ``"atrous_separable_conv2d"``, whose products are sometimes torch's.
         arguments: Of that call.
         options: Of that call.
 
     Returns:
-        One line, such as ``"pydense's depthwise kernels: ..."`` or ``"torch's convolution: ..."``.
+        One line, such as ``"pydense's depthwise kernels: ..."`` or ``"torch's convolution: ..."``;
+        of ``aspp_concat`` one for each branch, such as ``"branch 0 (1x1): torch's ..."``.
 
     Raises:
         ValueError: A function that does not choose.

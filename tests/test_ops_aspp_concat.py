@@ -14,8 +14,9 @@ from torch.autograd import forward_ad, gradcheck
 import pydense
 from pydense import reference
 from pydense.ops import _aspp_concat_autograd, aspp_concat
+from pydense.ops._atrous_dispatch import Choice, Kernels
 
-IS_OWN = _aspp_concat_autograd.takes_dense
+CHOOSE = _aspp_concat_autograd.choose_branch
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -24,8 +25,9 @@ FORMATS = [torch.contiguous_format, torch.channels_last]
 def own(request):
     """Everything runs with both kinds of kernels, whatever the rule would choose."""
     chosen = request.param != "torch's"
+    choice = Choice(Kernels.DENSE if chosen else Kernels.TORCH, "it is a test")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_aspp_concat_autograd, "takes_dense", lambda *_: chosen)
+        patch.setattr(_aspp_concat_autograd, "choose_branch", lambda *_: choice)
         yield chosen
 
 
@@ -251,7 +253,8 @@ class TestChoice:
         for kernel, outputs, rate in ((1, 16, 6), (3, 16, 5), (3, 16, 6), (3, 15, 12)):
             weight = torch.zeros(outputs, 64, kernel, kernel)
             said = pydense.explain("atrous_conv2d", x, weight, dilation=rate)
-            assert IS_OWN(x, weight, rate) == said.startswith("pydense's dense kernels")
+            choice = CHOOSE(x, weight, rate)
+            assert said == f"{choice.kernels.value}: {choice.reason}"
 
     def test_never_winograds(self):
         x, weight = torch.zeros(1, 128, 33, 33), torch.zeros(128, 128, 3, 3)
@@ -259,7 +262,8 @@ class TestChoice:
             said = pydense.explain("atrous_conv2d", x, weight, dilation=rate)
             assert said.startswith("pydense's Winograd kernels")
             said = pydense.explain("atrous_conv2d", x, weight, dilation=rate, winograd_tile=None)
-            assert IS_OWN(x, weight, rate) == said.startswith("pydense's dense kernels")
+            choice = CHOOSE(x, weight, rate)
+            assert said == f"{choice.kernels.value}: {choice.reason}"
 
     @pytest.mark.parametrize(("kernel", "rate"), [((5, 3), 1), ((1, 5), 1), ((3, 3), 2)])
     def test_gradient_of_bfloat16(self, kernel, rate):

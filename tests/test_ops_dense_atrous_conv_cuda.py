@@ -324,7 +324,8 @@ class TestConcat:
     @pytest.fixture(autouse=True)
     def own(self, monkeypatch):
         """pydense's kernels, whatever the rule says."""
-        monkeypatch.setattr(_aspp_concat_autograd, "takes_dense", lambda *_: True)
+        choice = Choice(Kernels.DENSE, "for this test")
+        monkeypatch.setattr(_aspp_concat_autograd, "choose_branch", lambda *_: choice)
 
     @pytest.mark.small
     @pytest.mark.parametrize("form", FORMATS)

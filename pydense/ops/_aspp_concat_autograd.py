@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import register_flop_formula
 
-from ._atrous_dispatch import Call, Kernels, choose
+from ._atrous_dispatch import Call, Choice, Kernels, choose
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, in_format, suggested
 
@@ -84,22 +84,50 @@ def _finish(
         out.relu_()
 
 
-def takes_dense(x: Tensor, weight: Tensor, rate: int) -> bool:
-    """Whether pydense's kernels convolve: the rule of atrous_conv2d without Winograd's."""
+def choose_branch(x: Tensor, weight: Tensor, rate: int) -> Choice:
+    """Who convolves a branch alone: the rule of atrous_conv2d without Winograd's algorithm."""
     outputs, channels, height, width = weight.shape
     last = suggested(x) == torch.channels_last
     shape = (channels, outputs, 1, (height, width), (1, 1), (rate, rate))
-    call = Call(x.device.type, x.dtype, last, *shape)
-    return choose(call).kernels is Kernels.DENSE
+    choice = choose(Call(x.device.type, x.dtype, last, *shape))
+    if choice.kernels is Kernels.DEPTHWISE:
+        return Choice(
+            Kernels.TORCH,
+            "of one channel and one output it is depthwise, and branches have dense kernels alone",
+        )
+    return choice
+
+
+def choose_branches(x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Choice]:
+    """Who convolves each branch, forward.
+
+    On CUDA pydense's kernels do all where they do one: the others fill its launch.
+    """
+    alone = [choose_branch(x, weight, rate) for weight, rate in zip(weights, rates, strict=True)]
+    dense = [i for i, choice in enumerate(alone) if choice.kernels is Kernels.DENSE]
+    if x.device.type != "cuda" or not dense:
+        return alone
+    why = f"branch {dense[0]} is pydense's, and the others fill its launch"
+    return [
+        choice
+        if choice.kernels is Kernels.DENSE
+        else Choice(Kernels.DENSE, f"{why} (alone it would be torch's: {choice.reason})")
+        for choice in alone
+    ]
 
 
 def are_own(x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[bool]:
-    """For which branches pydense's kernels convolve, forward.
+    """For which branches pydense's kernels convolve, forward."""
+    return [choice.kernels is Kernels.DENSE for choice in choose_branches(x, weights, rates)]
 
-    On CUDA for all where they do for one: the others fill its launch.
-    """
-    owns = [takes_dense(x, weight, rate) for weight, rate in zip(weights, rates, strict=True)]
-    return [any(owns)] * len(owns) if x.device.type == "cuda" else owns
+
+def own_gradients(x: Tensor, weight: Tensor, rate: int) -> tuple[bool, bool]:
+    """Whether pydense's kernels compute the gradients of a branch: of x, and of its weight."""
+    own = choose_branch(x, weight, rate).kernels is Kernels.DENSE
+    # On the CPU torch 2.13 leaves memory as it was in the weight's gradient of bfloat16, channels
+    # last, where taps are apart or kernels are wide.
+    spread = x.device.type == "cpu" and (rate > 1 or max(weight.shape[2:]) > 3)
+    return own, own or (x.dtype == torch.bfloat16 and spread)
 
 
 def _fake(
@@ -180,11 +208,7 @@ def _gradients(
     """Of the source, with the factor, and of the weight, without it."""
     padding, scaled = _padding(weight, rate), _times(weight, scale)
     of_source = of_weight = None
-    own = takes_dense(source, weight, rate)
-    # On the CPU torch 2.13 leaves memory as it was in this gradient of bfloat16, channels last,
-    # where taps are apart or kernels are wide.
-    spread = source.device.type == "cpu" and (rate > 1 or max(weight.shape[2:]) > 3)
-    own_weight = own or (source.dtype == torch.bfloat16 and spread)
+    own, own_weight = own_gradients(source, weight, rate)
     if needed[0] and own:
         of_source = _OPS.dense_atrous_conv2d(
             part, scaled, None, None, *source.shape[2:], rate, rate, *padding, True, False

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
+from ._atrous_dispatch import Kernels
 from ._convolution_arguments import as_convolution, parameter, tensors
 from .aspp import MAX_BRANCHES, MAX_RATE
 from .atrous_conv import ACTIVATIONS, WeightCache
@@ -55,13 +57,13 @@ def aspp_concat(
         (N, sum of all O, H, W), of the memory format of ``x`` and its dtype, or under autocast of
         autocast's dtype (float64 stays; scales and biases stay what they are). Each branch has the
         kernels that :func:`pydense.ops.atrous_conv2d` with ``winograd_tile=None`` would have for
-        it, forward and backward: ``pydense.explain("atrous_conv2d", x, weight, dilation=rate,
-        winograd_tile=None)`` says which; but in bfloat16 the gradients of weights that are dilated
-        or larger than 3 are always pydense's on the CPU. On CUDA, all branches but the pooled one
-        are pydense's, in one launch, as soon as one of them is. pydense's sum 16-bit tensors in
-        float32, scale, shift and round once, straight into the result, do not multiply padding, and
-        are bitwise the same for any number of threads. torch's, and the mean of all pixels with its
-        product, are torch's in all of that.
+        it, forward and backward; but in bfloat16 the gradients of weights that are dilated or
+        larger than 3 are always pydense's on the CPU. On CUDA, all branches but the pooled one are
+        pydense's forward, in one launch, as soon as one of them is. ``pydense.explain(
+        "aspp_concat", x, weights, rates, ...)`` says whose each branch is and why. pydense's sum
+        16-bit tensors in float32, scale, shift and round once, straight into the result, do not
+        multiply padding, and are bitwise the same for any number of threads. torch's, and the mean
+        of all pixels with its product, are torch's in all of that.
 
     Raises:
         ValueError: A shape, number or count out of range.
@@ -98,6 +100,80 @@ def concat(
     caches: Sequence[WeightCache | None] = (),
 ) -> Tensor:
     """``aspp_concat`` with weights that may be packed before: a cache for each of them, or none."""
+    call = _checked(x, weights, rates, pool_weight, scales, biases, activation)
+    packed = _packed(call.x, weights, call.rates, caches)
+    result: Tensor = torch.ops.pydense.aspp_concat(
+        call.x,
+        call.weights,
+        packed,
+        call.pool_weight,
+        call.scales,
+        call.biases,
+        call.rates,
+        activation == "relu",
+    )
+    return result
+
+
+def explain_aspp_concat(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    rates: Sequence[int],
+    *,
+    pool_weight: Tensor | None = None,
+    scales: Sequence[Tensor] | None = None,
+    biases: Sequence[Tensor] | None = None,
+    activation: str | None = None,
+) -> str:
+    """What ``pydense.explain`` says: a line for each branch."""
+    call = _checked(x, weights, rates, pool_weight, scales, biases, activation)
+    choices = operators.choose_branches(call.x, call.weights, call.rates)
+    lines = []
+    for i, (weight, rate, choice) in enumerate(zip(call.weights, call.rates, choices, strict=True)):
+        height, width = weight.shape[2:]
+        name = f"{height}x{width}" + (f", rate {rate}" if max(height, width) > 1 else "")
+        found = operators.own_gradients(call.x, weight, rate)
+        lines.append(
+            f"branch {i} ({name}): {choice.kernels.value}: {choice.reason}"
+            f"{_other_gradients(choice.kernels is Kernels.DENSE, *found)}"
+        )
+    if call.pool_weight is not None:
+        lines.append(
+            f"branch {len(lines)} (pooled): torch's mean of all pixels and torch's convolution: of "
+            "each picture one pixel is left to convolve, and copied to all of the output"
+        )
+    return "\n".join(lines)
+
+
+def _other_gradients(own: bool, of_x: bool, of_weight: bool) -> str:
+    """The gradients that are pydense's where the branch is torch's, or the other way round."""
+    others = [name for name, found in (("x", of_x), ("its weight", of_weight)) if found != own]
+    if not others:
+        return ""
+    are = "gradient of {} is" if len(others) == 1 else "gradients of {} and {} are"
+    return f"; the {are.format(*others)} {'torch' if own else 'pydense'}'s"
+
+
+class _Checked(NamedTuple):
+    """A call that fits, in autocast's dtype."""
+
+    x: Tensor
+    weights: list[Tensor]
+    pool_weight: Tensor | None
+    scales: list[Tensor]
+    biases: list[Tensor]
+    rates: list[int]
+
+
+def _checked(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    rates: Sequence[int],
+    pool_weight: Tensor | None,
+    scales: Sequence[Tensor] | None,
+    biases: Sequence[Tensor] | None,
+    activation: str | None,
+) -> _Checked:
     op = "aspp_concat"
     arguments.picture(op, "x", x, ("cpu", "cuda"))
     row = tensors(op, "weights", weights, MAX_BRANCHES)
@@ -111,7 +187,6 @@ def concat(
         name: [] if row_of is None else tensors(op, name, row_of, MAX_BRANCHES + 1)
         for name, row_of in (("scales", scales), ("biases", biases))
     }
-    given = row
     x, (row, pool) = as_convolution(x, row, pool)
     for i, weight in enumerate(row):
         _check_weight(op, f"weights[{i}]", weight, x)
@@ -120,11 +195,8 @@ def concat(
     outputs = [weight.shape[0] for weight in (*row, *pool)]
     for name, vector in vectors.items():
         _check_vectors(op, name, vector, outputs, x)
-    packed = _packed(x, given, numbers, caches)
-    result: Tensor = torch.ops.pydense.aspp_concat(
-        x, row, packed, pool[0] if pool else None, *vectors.values(), numbers, activation == "relu"
-    )
-    return result
+    scale_row, bias_row = vectors.values()
+    return _Checked(x, row, pool[0] if pool else None, scale_row, bias_row, numbers)
 
 
 def _packed(
