@@ -56,25 +56,25 @@ def test_values_of_the_cpu_kernels_and_of_float64(cuda_code, name, dtype):
         assert float((found.cpu().double() - theirs.double()).abs().max()) <= 2 * limit
 
 
-@every_call
-def test_memory_formats(cuda_code, name):
+@dtypes
+def test_memory_formats(cuda_code, name, dtype):
     call = CALLS[name]
     if not call.images:
         pytest.skip("no images among its inputs")
     with _backends.use(cuda_code) as chosen:
-        first = result(call, inputs_of(call, torch.float32, chosen.device))
-        last_inputs = inputs_of(call, torch.float32, chosen.device, torch.channels_last)
+        first = result(call, inputs_of(call, dtype, chosen.device))
+        last_inputs = inputs_of(call, dtype, chosen.device, torch.channels_last)
         last = result(call, last_inputs)
     assert all(same_bits(a, b) for a, b in zip(first, last, strict=True))
 
 
-@every_call
-def test_same_bits_from_run_to_run(cuda_code, name):
+@dtypes
+def test_same_bits_from_run_to_run(cuda_code, name, dtype):
     call = CALLS[name]
     runs = []
     for schedule in range(4):
         with _backends.use(cuda_code, schedule) as chosen:
-            runs.append(result(call, inputs_of(call, torch.float32, chosen.device)))
+            runs.append(result(call, inputs_of(call, dtype, chosen.device)))
     for other in runs[1:]:
         assert all(same_bits(a, b) for a, b in zip(runs[0], other, strict=True))
 
