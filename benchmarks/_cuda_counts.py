@@ -8,6 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,29 @@ LAUNCH_SECONDS = 2e-6
 MATRIX_PRODUCTS = 0.6
 
 
+LOOPS = Path(__file__).with_name("cuda") / "loops.json"
+
+
+@cache
+def _loops() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(LOOPS.read_text(encoding="utf-8"))
+    return found
+
+
+def instructions_of(launch: Mapping[str, Any]) -> float:
+    """Warp instructions of a launch.
+
+    Where matrix products are nearly all of a kernel, those of nvcc's main loop for each of them
+    (``tools/ci/cuda_gates.py`` holds the code to it), else what GCC made of the kernel.
+    """
+    for loop in _loops():
+        if loop["kernel"] == launch["kernel"] and (loop["type"] == "TF32") == (
+            "TF32" in launch["shape"]
+        ):
+            return float(loop["instructions"] * launch["matrix_products"])
+    return float(launch["instructions"])
+
+
 def predict(launch: Mapping[str, Any]) -> tuple[float, str]:
     """Seconds on an H200 at the shape of the prediction, and what takes them.
 
@@ -114,7 +138,7 @@ def predict(launch: Mapping[str, Any]) -> tuple[float, str]:
         "memory": scale * launch["moved_bytes"] / BANDWIDTH,
         "cache": scale * launch["sectors"] * 32 / (CLOCKS * 64),
         "shared memory": scale * launch["wavefronts"] / CLOCKS,
-        "instructions": scale * launch["instructions"] / (CLOCKS * 4),
+        "instructions": scale * instructions_of(launch) / (CLOCKS * 4),
         "tensor cores": scale * launch["matrix_products"] / (CLOCKS * MATRIX_PRODUCTS),
     }
     limit = max(terms, key=lambda name: terms[name])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 
@@ -30,7 +31,8 @@ def load(path: str) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with patch.object(sys, "path", [str((ROOT / path).parent), *sys.path]):  # as a script has it
+        spec.loader.exec_module(module)
     return module
 
 

@@ -164,6 +164,39 @@ def test_machine_code_is_read(gates):
 GOOD = "_Zproduct * HMMA.BF16 LDG.128 !STG.128"
 
 
+LOOP = """
+arch = {architecture}
+\t\tFunction : _Zmatrices
+        /*0000*/                   LDC R1, c[0x0][0x28] ;       /* 0x00000a00ff017624 */
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0020*/                   LDSM.16.M88.4 R8, [R2] ;
+        /*0030*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0040*/                   HMMA.16816.F32.BF16 R8, R8, R12, R8 ;
+        /*0050*/                   IADD3 R2, R2, 0x20, RZ ;
+        /*0060*/              @!P0 BRA 0x20 ;
+        /*0070*/               @P1 BRA 0x90 ;
+        /*0080*/              @!P2 BRA 0x10 ;
+        /*0090*/                   EXIT ;
+\t\tFunction : _Zplain
+        /*0000*/                   FADD R1, R1, R1 ;
+        /*0010*/              @!P0 BRA 0x0 ;
+"""
+
+
+def test_main_loops_are_read_and_held(gates):
+    """Of three instructions at 0x20 and 0x10, the longer loop has one product more."""
+    loops = gates.cuda_loops
+    found = list(loops.read_loops(LOOP.format(architecture="sm_90a")))
+    assert found == [("_Zmatrices", 8 / 3)]
+    inner = LOOP.replace("/*0010*/                   HMMA", "/*0010*/                   FADD", 1)
+    assert list(loops.read_loops(inner.format(architecture="sm_90a"))) == [("_Zmatrices", 5 / 2)]
+    assert not list(loops.read_loops(LOOP.format(architecture="sm_80")))
+    entry = '[{{"code": "{}", "instructions": {}}}]'
+    assert loops.too_long(found, entry.format("matrices", 2.7)) == []
+    assert "2.7 instructions" in loops.too_long(found, entry.format("matrices", 2.6))[0]
+    assert "no kernel is 'other'" in loops.too_long(found, entry.format("other", 9))[0]
+
+
 @pytest.mark.parametrize(
     ("lines", "exception", "problem"),
     [

@@ -12,6 +12,7 @@ read with cuobjdump (the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm
   ``tools/ci/cuda_exceptions.txt`` with a limit and a reason. An exception that nothing needs fails.
 - Kernels stay within the registers and shared memory that ``tools/ci/cuda_budgets.txt`` gives each
   of them on each architecture.
+- Main loops of matrix products are as long as predictions say (``cuda_loops.py``).
 - Kernels have the machine instructions that ``tools/ci/cuda_sass.txt`` says, so that a matrix
   product or a vector load that the compiler lost is noticed. Every kernel with matrix instructions
   must be there, and none without an exception may have loads or stores of local memory.
@@ -32,6 +33,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import cuda_loops
+
 ROOT = Path(__file__).resolve().parents[2]
 EXCEPTIONS = Path(__file__).with_name("cuda_exceptions.txt")
 BUDGETS = Path(__file__).with_name("cuda_budgets.txt")
@@ -48,7 +51,7 @@ OWN = "pydense::"
 RESERVED = 1024  # bytes of shared memory of a block that are the system's, and are counted
 
 
-_Named = TypeVar("_Named", "Kernel", "Code")
+_Named = TypeVar("_Named", "Kernel", "Code", cuda_loops.Loop)
 
 
 class Kernel(NamedTuple):
@@ -345,18 +348,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cuda_gates: {error}")
         return 1
 
-    def read(compiled: Path) -> tuple[list[Kernel], list[Code]]:
+    def read(compiled: Path) -> tuple[list[Kernel], list[Code], list[cuda_loops.Loop]]:
         usage, code = (dump(reader, what, compiled) for what in ("-res-usage", "-sass"))
-        return list(read_usage(usage)), list(read_code(code))
+        return list(read_usage(usage)), list(read_code(code)), list(cuda_loops.read_loops(code))
 
-    kernels: list[Kernel] = []
-    codes: list[Code] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for used, own in pool.map(read, objects):
-            kernels += used
-            codes += own
-    kernels = sorted(set(demangled(kernels)))
-    codes = demangled(codes)
+        every = list(pool.map(read, objects))
+    kernels = sorted(set(demangled([row for used, _, _ in every for row in used])))
+    codes = demangled([row for _, code, _ in every for row in code])
+    loops = demangled([row for _, _, own in every for row in own])
     archs = [{row.architecture for row in rows} for rows in (kernels, codes)]
     if archs != [set(ARCHITECTURES)] * 2:
         print(f"cuda_gates: kernels for {', '.join(ARCHITECTURES)} expected, found others or none")
@@ -372,6 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     expectations = read_expectations(INSTRUCTIONS.read_text(encoding="utf-8"))
     problems = judge(kernels, allowances)
     problems += unexpected(codes, expectations, allowances)
+    problems += cuda_loops.too_long(loops, cuda_loops.LOOPS.read_text(encoding="utf-8"))
     problems += over_budget(kernels, read_budgets(BUDGETS.read_text(encoding="utf-8")))
     for problem in problems:
         print(f"cuda_gates: {problem}")
