@@ -209,7 +209,7 @@ def _atrous_data_gradient() -> Calls:
     )
 
 
-def _switched(case: Callable[[], Calls]) -> Callable[[], Calls]:
+def switched(case: Callable[[], Calls]) -> Callable[[], Calls]:
     """With the kernels that only a switch chooses, on cards that have them."""
 
     def make() -> Calls:
@@ -292,13 +292,13 @@ ATROUS_CASES: dict[str, Callable[[], Calls]] = {
             ),
         )
     },
-    f"dense_wgmma_kernel|{PYRAMID_NAME}, channels_last": _switched(
+    f"dense_wgmma_kernel|{PYRAMID_NAME}, channels_last": switched(
         _atrous(33, 2048, PYRAMID, torch.bfloat16)
     ),
-    f"dense_wgmma_kernel|{LARGE_FOV_NAME}, bfloat16, channels_last": _switched(
+    f"dense_wgmma_kernel|{LARGE_FOV_NAME}, bfloat16, channels_last": switched(
         _atrous(41, 512, LARGE_FOV, torch.bfloat16)
     ),
-    f"dense_wgmma_kernel|{DATA_GRADIENT_NAME}": _switched(_atrous_data_gradient),
+    f"dense_wgmma_kernel|{DATA_GRADIENT_NAME}": switched(_atrous_data_gradient),
     f"dense_gradient_mma_kernel|{GRADIENT_NAME}": _atrous_weight_gradient,
     f"dense_gradient_sum_kernel|{GRADIENT_NAME}": _atrous_weight_gradient,
 }

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks._cuda_cases import CASES
+from benchmarks._cuda_operators import OPERATORS
 from benchmarks._machine import commit
 
 ROUNDS = 20
@@ -95,6 +96,33 @@ def measure_all(
     return results
 
 
+def beside_compiled(ours: Callable[[], object], compiled: Callable[[], object]) -> dict[str, Any]:
+    """Times of a call and of torch.compile's form of it, or why there is none."""
+    torch.compiler.reset()
+    try:
+        own, theirs = call_seconds([ours, compiled])
+    except Exception as error:  # what it cannot compile is a result, too
+        return {"error": str(error).splitlines()[0]}
+    return {"call": own, "rival": theirs}
+
+
+def add_operators(results: dict[str, Any], save: Callable[[], None]) -> None:
+    """Adds the times of operators as users call them; arguments as of :func:`add_compiled`."""
+    from pydense import _library
+
+    _library.load()
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    for name, make in OPERATORS.items():
+        ours, rival, compiled = make()
+        assert rival is not None and compiled is not None
+        own, theirs = call_seconds([ours, rival])
+        entry = {"call": own, "rival": theirs, "compiled": beside_compiled(ours, compiled)}
+        results.setdefault("operators", {})[name] = entry
+        save()
+        torch.cuda.empty_cache()
+
+
 def add_compiled(results: dict[str, Any], save: Callable[[], None]) -> None:
     """Adds the time of torch.compile's form of each call, measured in turns with pydense's.
 
@@ -116,12 +144,6 @@ def add_compiled(results: dict[str, Any], save: Callable[[], None]) -> None:
         ours, _, compiled = make()
         if compiled is None:
             continue
-        torch.compiler.reset()
-        try:
-            own, theirs = call_seconds([ours, compiled])
-        except Exception as error:  # what it cannot compile is a result, too
-            results["kernels"][key]["compiled"] = {"error": str(error).splitlines()[0]}
-        else:
-            results["kernels"][key]["compiled"] = {"call": own, "rival": theirs}
+        results["kernels"][key]["compiled"] = beside_compiled(ours, compiled)
         save()
         torch.cuda.empty_cache()

@@ -6,7 +6,7 @@
     python -m benchmarks.cuda_kernels --adopt OUTDIR/kernels.json   # adds what a GPU measured
     python -m benchmarks.cuda_kernels --check                # exit status 1 where the list is old
     python -m benchmarks.cuda_kernels --measure FILE         # on a GPU: time of every kernel
-    python -m benchmarks.cuda_kernels --measure-compiled FILE  # adds what torch.compile makes
+    python -m benchmarks.cuda_kernels --measure-compiled FILE  # adds operators and torch.compile
 
 The counts are in ``benchmarks/cuda/counts.json``, what GPUs measured in ``gpu.json`` beside it.
 """
@@ -27,6 +27,7 @@ from benchmarks._cuda_rivals import CUDNN, TWINS
 
 COUNTS = ROOT / "benchmarks" / "cuda" / "counts.json"
 GPU = ROOT / "benchmarks" / "cuda" / "gpu.json"
+OPERATORS = ROOT / "benchmarks" / "cuda" / "operators.json"
 DOCUMENT = ROOT / "benchmarks" / "README.md"
 BLOCK = re.compile(r"(<!-- cuda-kernels -->\n).*?(<!-- /cuda-kernels -->)", re.DOTALL)
 # What the shim cannot run, and nothing chooses by itself; no counts, so an estimate.
@@ -128,7 +129,26 @@ def table(launches: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) ->
         lines += ["", "Above 1.2 and 1.3 with a reason: " + " ".join(reasons)]
     notes = sorted({**EXPERIMENTAL, **SWITCHED}.items())
     lines += ["", *(f"`{name}`: {why}." for name, why in notes)]
+    lines += operators_table(load(OPERATORS))
     return "\n" + "\n".join(lines) + "\n\n"
+
+
+def ratio(times: Mapping[str, Any]) -> str:
+    """A rival's time over pydense's, or why there is none."""
+    return f"{times['rival'] / times['call']:.2f}x" if "rival" in times else times.get("error", "")
+
+
+def operators_table(measured: Mapping[str, Any]) -> list[str]:
+    """Operators as users call them, where a GPU has measured them."""
+    if not measured:
+        return []
+    title = f"Whole operators on {measured['card']}, commit {measured['commit']}, channels_last:"
+    lines = ["", title, "", "| operator | pydense | torch / pydense | torch.compile / pydense |"]
+    lines.append("|---|--:|--:|--:|")
+    for name, times in measured["operators"].items():
+        compiled = ratio(times["compiled"])
+        lines.append(f"| {name} | {1e6 * times['call']:.1f} us | {ratio(times)} | {compiled} |")
+    return lines
 
 
 def document(text: str, launches: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> str:
@@ -190,10 +210,11 @@ def measure(path: Path) -> None:
 
 
 def measure_compiled(path: Path) -> None:
-    """Adds the times of torch.compile to what :func:`measure` wrote."""
-    from benchmarks._cuda_measure import add_compiled
+    """Adds whole operators and the times of torch.compile to what :func:`measure` wrote."""
+    from benchmarks._cuda_measure import add_compiled, add_operators
 
     results = load(path)
+    add_operators(results, lambda: save(path, results))
     add_compiled(results, lambda: save(path, results))
 
 
@@ -206,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--adopt", type=Path, metavar="FILE", help="kernels.json of verify_gpu.sh")
     what.add_argument("--measure", type=Path, metavar="FILE", help="time the kernels on a GPU")
     what.add_argument(
-        "--measure-compiled", type=Path, metavar="FILE", help="add torch.compile to FILE"
+        "--measure-compiled", type=Path, metavar="FILE", help="add operators and torch.compile"
     )
     what.add_argument("--check", action="store_true", help="only tell whether the list is current")
     options = parser.parse_args(arguments)
@@ -225,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.adopt:
         adopted = load(options.adopt)
         save(GPU, {**load(GPU), **adopted["kernels"]})
+        if "operators" in adopted:
+            save(OPERATORS, {key: adopted[key] for key in ("card", "commit", "operators")})
     old = DOCUMENT.read_text(encoding="utf-8")
     try:
         new = document(old, load(COUNTS) or [], load(GPU))

@@ -28,7 +28,9 @@ case "$*" in
   -c*) echo 90a-real ;;
   *setup.py*) echo "archs $PYDENSE_CUDA_ARCHS"; exit {build} ;;
   *--measure-compiled*)
-    sed -i 's/"call": 4e-6/"compiled": {{"call": 2e-6, "rival": 6e-6}}, &/' "${{@: -1}}" ;;
+    whole='{{"o": {{"call": 1e-6, "rival": 3e-6, "compiled": {{"error": "why"}}}}}}'
+    sed -i -e 's/"call": 4e-6/"compiled": {{"call": 2e-6, "rival": 6e-6}}, &/' \\
+      -e "s/\\"kernels\\"/\\"operators\\": $whole, &/" "${{@: -1}}" ;;
   *benchmarks.cuda_kernels*)
     echo '{{"card": "NVIDIA H200", "commit": "abc", "kernels": {{"k|n":
            {{"seconds": 2e-6, "predicted": 1e-6, "call": 4e-6, "rival": 1e-5}}}}}}' \\
@@ -82,6 +84,7 @@ def test_everything_passes(verify):
     page = (out / "summary.md").read_text()
     assert "# pydense on NVIDIA H200" in page
     assert "| `k` | n | 2.0 us | 1.0 us | 2.00 | 2.50x | 3.00x |" in page
+    assert "| o | 1.0 us | 3.00x | why |" in page
     assert "| memcheck | nothing found |" in page
     assert "| racecheck | did not start on this machine |" in page
     assert "| initcheck | 3 errors |" in page
@@ -167,6 +170,53 @@ def test_estimates_of_cudnn_are_for_kernels_of_the_list():
     # 36 taps, each reads 2048 x 65 x 65 numbers of 2 bytes: longer than the products of 21 outputs.
     head = _cuda_rivals.dense(65, 2048, _cuda_rivals.V2_HEAD, 2)
     assert head == pytest.approx(36 * 17.305e6 / 5.5e12 + 5 * 2e-6, rel=0.01)
+
+
+def test_operators_of_a_gpu_are_adopted(monkeypatch, tmp_path):
+    from benchmarks import cuda_kernels
+
+    for name in ("GPU", "OPERATORS", "DOCUMENT"):
+        monkeypatch.setattr(cuda_kernels, name, tmp_path / name)
+    cuda_kernels.DOCUMENT.write_text("<!-- cuda-kernels -->\n<!-- /cuda-kernels -->\n")
+    times = {"call": 1e-5, "rival": 3e-5, "compiled": {"call": 2e-5, "rival": 3e-5}}
+    measured = {"card": "a card", "commit": "abc", "kernels": {}, "operators": {"head": times}}
+    (tmp_path / "kernels.json").write_text(json.dumps(measured))
+    assert cuda_kernels.main(["--adopt", str(tmp_path / "kernels.json")]) == 0
+    written = cuda_kernels.DOCUMENT.read_text()
+    assert "on a card, commit abc" in written
+    assert "| head | 10.0 us | 3.00x | 1.50x |" in written
+
+
+def test_operators_are_those_of_torch(monkeypatch):
+    """On the CPU, with fewer numbers."""
+    from benchmarks import _cuda_operators
+
+    def small(*shape, dtype, last):
+        return torch.randn(1, 32, 9, 8).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    made = torch.randn
+    counts = {2048: 32, 512: 32, 1024: 24, 256: 8}
+
+    def randn(*shape, device=None):
+        return made(*[counts.get(n, n) for n in shape])
+
+    monkeypatch.setattr(_cuda_operators, "pictures", small)
+    monkeypatch.setattr(torch, "randn", randn)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    for name in ("zeros", "ones"):
+        own = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda n, device=None, own=own: own(counts[n]))
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)  # gradients of the results
+    for name, make in _cuda_operators.OPERATORS.items():
+        if "depthwise" in name:
+            continue  # its groups are a number of the case
+        results = [call() for call in make()]
+        rows = [row if isinstance(row, tuple) else (row,) for row in results]
+        for own, *others in zip(*rows, strict=True):
+            for other in others:
+                assert own.shape == other.shape, name
+                bound = 0.02 * float(other.abs().max())
+                assert 0 < float((own - other).abs().max()) + bound <= 2 * bound, name
 
 
 def test_share_of_products_on_a_map():

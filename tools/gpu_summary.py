@@ -87,7 +87,9 @@ def kernel_rows(kernels: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return rows
 
 
-def summary(result: Mapping[str, Any], kernels: Mapping[str, Any]) -> str:
+def summary(
+    result: Mapping[str, Any], kernels: Mapping[str, Any], operators: Mapping[str, Any]
+) -> str:
     """The page."""
     tests = result["tests"]
     lines = [f"# pydense on {result['card'] or 'a GPU'}", ""]
@@ -106,6 +108,12 @@ def summary(result: Mapping[str, Any], kernels: Mapping[str, Any]) -> str:
     lines += ["", "| kernel | shape | measured | predicted on H200 | measured / predicted | "]
     lines[-1] += "torch / pydense, whole call | torch.compile / pydense |"
     lines += ["|---|---|--:|--:|--:|--:|--:|", *kernel_rows(kernels)]
+    if operators:
+        lines += ["", "| operator | pydense | torch / pydense | torch.compile / pydense |"]
+        lines += ["|---|--:|--:|--:|"]
+    for name, times in operators.items():
+        gain = f"{times['rival'] / times['call']:.2f}x"
+        lines.append(f"| {name} | {1e6 * times['call']:.1f} us | {gain} | {compiled(times)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -145,7 +153,8 @@ def main(arguments: Sequence[str]) -> int:
         },
     }
     (out / "verify.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (out / "summary.md").write_text(summary(result, measured["kernels"]), encoding="utf-8")
+    page = summary(result, measured["kernels"], measured.get("operators", {}))
+    (out / "summary.md").write_text(page, encoding="utf-8")
     return 0
 
 

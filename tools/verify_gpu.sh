@@ -87,8 +87,9 @@ sanitizer() {
 kernels() {
   step kernels 75 tests.log "$python" -m benchmarks.cuda_kernels --measure "$out/kernels.json"
 }
+# Whole operators first, then torch.compile's form of what the kernels belong to.
 compiled() {
-  step compiled 75 tests.log "$python" -m benchmarks.cuda_kernels \
+  step compiled 90 tests.log "$python" -m benchmarks.cuda_kernels \
     --measure-compiled "$out/kernels.json"
 }
 
