@@ -6,16 +6,14 @@ Kernels of one call have the same entry, so that it is seen to be one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from benchmarks._cuda_calls import Calls, pictures
+from benchmarks._cuda_calls import Calls, pictures, switched
 from benchmarks._cuda_rivals import (
     BRANCH_NAME,
     CONTIGUOUS_NAME,
@@ -207,21 +205,6 @@ def _atrous_data_gradient() -> Calls:
         rival,
         torch.compile(rival),
     )
-
-
-def switched(case: Callable[[], Calls]) -> Callable[[], Calls]:
-    """With the kernels that only a switch chooses, on cards that have them."""
-
-    def make() -> Calls:
-        ours, rival, compiled = case()
-
-        def switched() -> object:
-            with patch.dict(os.environ, {"PYDENSE_EXPERIMENTAL_KERNELS": "1"}):
-                return ours()
-
-        return Calls(switched, rival, compiled)
-
-    return make
 
 
 def _atrous_weight_gradient() -> Calls:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,16 @@ class Calls(NamedTuple):
     ours: Callable[[], object]
     rival: Callable[[], object] | None = None
     compiled: Callable[[], object] | None = None
+    environment: Mapping[str, str] = {}  # to be set while they are timed
+
+
+# The kernels that only a switch chooses, on cards that have them.
+TWIN = {"PYDENSE_EXPERIMENTAL_KERNELS": "1"}
+
+
+def switched(case: Callable[[], Calls]) -> Callable[[], Calls]:
+    """The case with such kernels."""
+    return lambda: case()._replace(environment=TWIN)
 
 
 def pictures(*shape: int, dtype: torch.dtype, last: bool = False) -> Tensor:

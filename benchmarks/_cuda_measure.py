@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from benchmarks._cuda_calls import Calls
 from benchmarks._cuda_cases import CASES
-from benchmarks._cuda_operators import OPERATORS
 from benchmarks._machine import commit
 
 ROUNDS = 20
+WAIT_CYCLES = 1 << 20  # of the GPU, half a millisecond
 FLUSH_BYTES = 1 << 28  # more than any second-level cache
 
 
@@ -53,11 +56,15 @@ def per_call(seconds: Sequence[float]) -> float | None:
 
 
 def call_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Median time of each call on the GPU, measured in turns, with whatever it launches."""
+    """Median time of each call on the GPU, measured in turns, with whatever it launches.
+
+    The GPU waits before each call, so that what the host does for it is not counted.
+    """
     times: list[list[float]] = [[] for _ in calls]
     for round_ in range(ROUNDS + 3):
         for index, call in enumerate(calls):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(WAIT_CYCLES)
             start.record()
             call()
             end.record()
@@ -67,83 +74,114 @@ def call_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
     return [statistics.median(each) for each in times]
 
 
+def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What it returns; what could not be run is a result, too."""
+    try:
+        return measure()
+    except Exception as error:
+        return {"error": repr(error)[:200].replace("|", "/").replace("\n", " ")}
+
+
 def measure_all(
-    wanted: Sequence[tuple[str, str]], save: Callable[[dict[str, Any]], None]
+    wanted: Sequence[tuple[str, str]],
+    save: Callable[[dict[str, Any]], None],
+    results: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Seconds of every (kernel, shape), with the card and the commit.
 
     Args:
         wanted: In the order in which they are measured.
         save: Called after each: what is measured stays when time is up.
+        results: To which they are added.
     """
-    from pydense import _library
-
-    _library.load()
-    torch.backends.cudnn.benchmark = True  # the rival may look for its best kernel
+    _ready()
     card, state = torch.cuda.get_device_name(), commit()
-    kernels: dict[str, Any] = {}
-    results = {"card": card, "commit": state, "kernels": kernels}
+    results = {"card": card, "commit": state, "kernels": {}} if results is None else results
     for kernel, shape in wanted:
         key = f"{kernel}|{shape}"
-        ours, rival, _ = CASES[key]()
-        seconds = kernel_seconds(kernel, ours)
-        if seconds is not None:
-            kernels[key] = {"seconds": seconds, "card": card, "commit": state}
-            kernels[key]["call"], *theirs = call_seconds([ours, rival] if rival else [ours])
-            kernels[key]["rival"] = theirs[0] if theirs else None
+        calls = CASES[key]()
+
+        def measure(kernel: str = kernel, calls: Calls = calls) -> dict[str, Any]:
+            seconds = kernel_seconds(kernel, calls.ours)
+            if seconds is None:
+                return {}
+            own, *theirs = call_seconds([calls.ours, *([calls.rival] if calls.rival else [])])
+            return {
+                "seconds": seconds,
+                "card": card,
+                "commit": state,
+                "call": own,
+                "rival": theirs[0] if theirs else None,
+            }
+
+        with patch.dict(os.environ, calls.environment):
+            found = attempt(measure)
+        if "error" in found:
+            results.setdefault("errors", {})[key] = found["error"]
+        elif found:
+            results["kernels"][key] = found
         save(results)
         torch.cuda.empty_cache()
     return results
 
 
-def beside_compiled(ours: Callable[[], object], compiled: Callable[[], object]) -> dict[str, Any]:
-    """Times of a call and of torch.compile's form of it, or why there is none."""
-    torch.compiler.reset()
-    try:
-        own, theirs = call_seconds([ours, compiled])
-    except Exception as error:  # what it cannot compile is a result, too
-        return {"error": str(error).splitlines()[0]}
-    return {"call": own, "rival": theirs}
-
-
-def add_operators(results: dict[str, Any], save: Callable[[], None]) -> None:
+def add_operators(
+    operators: Mapping[str, Callable[[], Calls]], results: dict[str, Any], save: Callable[[], None]
+) -> None:
     """Adds the times of operators as users call them; arguments as of :func:`add_compiled`."""
-    from pydense import _library
-
-    _library.load()
-    torch.backends.cudnn.benchmark = True
+    _ready()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    for name, make in OPERATORS.items():
-        ours, rival, compiled = make()
-        assert rival is not None and compiled is not None
-        own, theirs = call_seconds([ours, rival])
-        entry = {"call": own, "rival": theirs, "compiled": beside_compiled(ours, compiled)}
-        results.setdefault("operators", {})[name] = entry
+    for name, make in operators.items():
+
+        def measure(make: Callable[[], Calls] = make) -> dict[str, Any]:
+            calls = make()
+            assert calls.rival is not None
+            with patch.dict(os.environ, calls.environment):
+                own, theirs = call_seconds([calls.ours, calls.rival])
+            return {"call": own, "rival": theirs}
+
+        results.setdefault("operators", {})[name] = attempt(measure)
         save()
         torch.cuda.empty_cache()
 
 
-def add_compiled(results: dict[str, Any], save: Callable[[], None]) -> None:
+def add_compiled(
+    operators: Mapping[str, Callable[[], Calls]], results: dict[str, Any], save: Callable[[], None]
+) -> None:
     """Adds the time of torch.compile's form of each call, measured in turns with pydense's.
 
     Calls that several kernels share are measured once, for the first of them.
 
     Args:
+        operators: Before the kernels' calls.
         results: As :func:`measure_all` returns it.
         save: Called after each: what is measured stays when time is up.
     """
+    _ready()
+    entries = [(results.get("operators", {}).get(name), make) for name, make in operators.items()]
+    entries += [(results["kernels"].get(key), make) for key, make in CASES.items()]
+    seen = set()
+    for entry, make in entries:
+        if entry is None or make in seen:
+            continue
+        seen.add(make)
+        calls = make()
+        if calls.compiled is None:
+            continue
+        torch.compiler.reset()
+
+        def measure(calls: Calls = calls) -> dict[str, Any]:
+            assert calls.compiled is not None
+            own, theirs = call_seconds([calls.ours, calls.compiled])
+            return {"call": own, "rival": theirs}
+
+        entry["compiled"] = attempt(measure)
+        save()
+        torch.cuda.empty_cache()
+
+
+def _ready() -> None:
     from pydense import _library
 
     _library.load()
-    torch.backends.cudnn.benchmark = True
-    seen = set()
-    for key, make in CASES.items():
-        if key not in results["kernels"] or make in seen:
-            continue
-        seen.add(make)
-        ours, _, compiled = make()
-        if compiled is None:
-            continue
-        results["kernels"][key]["compiled"] = beside_compiled(ours, compiled)
-        save()
-        torch.cuda.empty_cache()
+    torch.backends.cudnn.benchmark = True  # the rival may look for its best kernel

@@ -90,10 +90,12 @@ def depthwise(size: int, channels: int, width: int) -> float:
 def head_gradients(size: int, channels: int, branches: Sequence[Branch], width: int) -> float:
     """Seconds for the forward pass and all gradients of convolutions that are summed.
 
-    Each gradient has the products of the forward pass; those of the map are summed, too.
+    The gradient of a weight has the products of the forward pass and reads the map as often; that
+    of the map reads the outputs' gradient. Those of the map are summed, too.
     """
+    of_map = sum(dense(size, b.outputs, (b._replace(outputs=channels),), width) for b in branches)
     sums = (len(branches) - 1) * joined(channels * size * size, width)
-    return 3 * dense(size, channels, branches, width) + sums
+    return 2 * dense(size, channels, branches, width) + of_map + sums
 
 
 def _separable(size: int, channels: int, width: int) -> float:

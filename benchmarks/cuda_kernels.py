@@ -7,6 +7,7 @@
     python -m benchmarks.cuda_kernels --check                # exit status 1 where the list is old
     python -m benchmarks.cuda_kernels --measure FILE         # on a GPU: time of every kernel
     python -m benchmarks.cuda_kernels --measure-compiled FILE  # adds operators and torch.compile
+    python -m benchmarks.cuda_kernels --measure-twins FILE   # adds what the shim cannot run
 
 The counts are in ``benchmarks/cuda/counts.json``, what GPUs measured in ``gpu.json`` beside it.
 """
@@ -146,8 +147,8 @@ def operators_table(measured: Mapping[str, Any]) -> list[str]:
     lines = ["", title, "", "| operator | pydense | torch / pydense | torch.compile / pydense |"]
     lines.append("|---|--:|--:|--:|")
     for name, times in measured["operators"].items():
-        compiled = ratio(times["compiled"])
-        lines.append(f"| {name} | {1e6 * times['call']:.1f} us | {ratio(times)} | {compiled} |")
+        own = f"{1e6 * times['call']:.1f} us" if "call" in times else ""
+        lines.append(f"| {name} | {own} | {ratio(times)} | {ratio(times.get('compiled', {}))} |")
     return lines
 
 
@@ -174,8 +175,10 @@ def load(path: Path) -> Any:
 
 
 def save(path: Path, value: Any) -> None:
-    """Writes a JSON file."""
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    """Writes a JSON file; whoever ends this finds the old one or the new one."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 def changed(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -191,31 +194,43 @@ def changed(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) 
     return sorted(name for name in before | after if before.get(name) != after.get(name))
 
 
-def measure(path: Path) -> None:
-    """Times every kernel on the current GPU; writes them with the prediction beside them."""
-    from benchmarks._cuda_measure import measure_all
+def measure(path: Path, twins: bool = False) -> None:
+    """Times every kernel on the current GPU; writes them with the prediction beside them.
 
-    launches = load(COUNTS)
-    predicted = dict(TWINS)
-    predicted |= {f"{x['kernel']}|{x['shape']}": predict(x)[0] for x in launches}
-    # What users would wait for first, should time be short.
-    order = sorted(predicted, key=lambda key: key not in {**TWINS, **CUDNN})
+    Args:
+        path: The file.
+        twins: Adds to it the kernels that the shim cannot run, in a process of their own: they
+            have never run anywhere, and what one of them breaks stays broken.
+    """
+    from benchmarks._cuda_measure import add_operators, measure_all
+    from benchmarks._cuda_operators import TWIN_OPERATORS
+
+    predicted = {f"{x['kernel']}|{x['shape']}": predict(x)[0] for x in load(COUNTS)}
+    # What users would wait for first, should time be short; what has never run last.
+    order = sorted(predicted, key=lambda key: (key.split("|")[0] in SWITCHED, key not in CUDNN))
+    if twins:
+        predicted, order = TWINS, list(TWINS)
 
     def keep(results: dict[str, Any]) -> None:
-        for key, result in results["kernels"].items():
-            result["predicted"] = predicted[key]
+        for key in set(results["kernels"]) & set(predicted):
+            results["kernels"][key]["predicted"] = predicted[key]
         save(path, results)
 
-    measure_all([(kernel, shape) for kernel, _, shape in (k.partition("|") for k in order)], keep)
+    old = load(path) if twins else None
+    wanted = [(kernel, shape) for kernel, _, shape in (key.partition("|") for key in order)]
+    results = measure_all(wanted, keep, old)
+    if twins:
+        add_operators(TWIN_OPERATORS, results, lambda: save(path, results))
 
 
 def measure_compiled(path: Path) -> None:
     """Adds whole operators and the times of torch.compile to what :func:`measure` wrote."""
     from benchmarks._cuda_measure import add_compiled, add_operators
+    from benchmarks._cuda_operators import OPERATORS as MADE
 
     results = load(path)
-    add_operators(results, lambda: save(path, results))
-    add_compiled(results, lambda: save(path, results))
+    add_operators(MADE, results, lambda: save(path, results))
+    add_compiled(MADE, results, lambda: save(path, results))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -229,10 +244,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument(
         "--measure-compiled", type=Path, metavar="FILE", help="add operators and torch.compile"
     )
+    what.add_argument(
+        "--measure-twins", type=Path, metavar="FILE", help="add what has never run to FILE"
+    )
     what.add_argument("--check", action="store_true", help="only tell whether the list is current")
     options = parser.parse_args(arguments)
     if options.measure:
         measure(options.measure)
+        return 0
+    if options.measure_twins:
+        measure(options.measure_twins, twins=True)
         return 0
     if options.measure_compiled:
         measure_compiled(options.measure_compiled)

@@ -65,10 +65,10 @@ def sections(log: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def compiled(kernel: Mapping[str, Any]) -> str:
-    """How pydense's call compares with torch.compile's, in their own turns."""
-    times = kernel.get("compiled", {})
-    return f"{times['rival'] / times['call']:.2f}x" if "rival" in times else times.get("error", "-")
+def gain(times: Mapping[str, Any]) -> str:
+    """A rival's time over that of pydense's call, of the same turns, or why there is none."""
+    known = times.get("rival") and times.get("call")
+    return f"{times['rival'] / times['call']:.2f}x" if known else times.get("error", "-")
 
 
 def kernel_rows(kernels: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -78,17 +78,18 @@ def kernel_rows(kernels: Mapping[str, Mapping[str, Any]]) -> list[str]:
         measured, predicted = kernel["seconds"], kernel.get("predicted")
         ratio = f"{measured / predicted:.2f}" if predicted else "-"
         shown = f"{1e6 * predicted:.1f} us" if predicted else "-"
-        rival = kernel.get("rival")
-        gain = f"{rival / kernel['call']:.2f}x" if rival else "-"
         rows.append(
-            f"| `{name}` | {shape} | {1e6 * measured:.1f} us | {shown} | {ratio} | {gain} "
-            f"| {compiled(kernel)} |"
+            f"| `{name}` | {shape} | {1e6 * measured:.1f} us | {shown} | {ratio} | {gain(kernel)} "
+            f"| {gain(kernel.get('compiled', {}))} |"
         )
     return rows
 
 
 def summary(
-    result: Mapping[str, Any], kernels: Mapping[str, Any], operators: Mapping[str, Any]
+    result: Mapping[str, Any],
+    kernels: Mapping[str, Any],
+    operators: Mapping[str, Any],
+    errors: Mapping[str, str],
 ) -> str:
     """The page."""
     tests = result["tests"]
@@ -112,8 +113,10 @@ def summary(
         lines += ["", "| operator | pydense | torch / pydense | torch.compile / pydense |"]
         lines += ["|---|--:|--:|--:|"]
     for name, times in operators.items():
-        gain = f"{times['rival'] / times['call']:.2f}x"
-        lines.append(f"| {name} | {1e6 * times['call']:.1f} us | {gain} | {compiled(times)} |")
+        own = f"{1e6 * times['call']:.1f} us" if "call" in times else "-"
+        lines.append(f"| {name} | {own} | {gain(times)} | {gain(times.get('compiled', {}))} |")
+    if errors:
+        lines += ["", *(f"- not measured: {key}: {error}" for key, error in errors.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -153,7 +156,8 @@ def main(arguments: Sequence[str]) -> int:
         },
     }
     (out / "verify.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    page = summary(result, measured["kernels"], measured.get("operators", {}))
+    more = (measured.get(name, {}) for name in ("operators", "errors"))
+    page = summary(result, measured["kernels"], *more)
     (out / "summary.md").write_text(page, encoding="utf-8")
     return 0
 

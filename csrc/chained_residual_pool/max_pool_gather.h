@@ -108,7 +108,7 @@ class PoolGather {
   int64_t slot_of(int64_t y) const { return y & (slots_ - 1); }
 
   // No window reaches the columns around the picture: before `before`, from `behind` to `end`. They
-  // stay so from tile to tile, because what is written behind a row is kNowhere too.
+  // stay so from tile to tile, because what is written behind a row is no column either.
   void set_borders(int64_t begin, int64_t before, int64_t behind, int64_t end) {
     const std::array<int64_t, 4> borders = {begin, before, behind, end};
     if (borders == borders_) {
@@ -159,7 +159,7 @@ class PoolGather {
   }
 
   // sum_: what the windows of the columns in and around the tile give to a row. column_: to which
-  // column of the window, kNowhere where there is none.
+  // column of the window, a larger number where there is none.
   template <int K>
   [[gnu::noinline]] void gather_rows(Source* sources, int64_t rows, int64_t at) {
     constexpr int kTogether = K > 0 ? kTargets : 1;
