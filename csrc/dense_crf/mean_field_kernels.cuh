@@ -178,15 +178,14 @@ __global__ void __launch_bounds__(kFieldThreads)
         const int64_t at = int64_t{v} * kVector;
         RowVector<T> z = load_vector<kVector>(p.z + row + at);
         fn(at, z);
-        store_global_vector(p.z + row + at, z);
+        store_vector(p.z + row + at, z);
       }
     }
   };
   if constexpr (!kShort) {  // z is made here
     for (int v = lane; v < last; v += p.lanes) {
       const int64_t at = row + int64_t{v} * kVector;
-      store_global_vector(p.z + at,
-                          p.base == nullptr ? row_zero<T>() : load_vector<kVector>(p.base + at));
+      store_vector(p.z + at, p.base == nullptr ? row_zero<T>() : load_vector<kVector>(p.base + at));
     }
   } else if (lane < last && p.base != nullptr) {
     kept = load_vector<kVector>(p.base + row + int64_t{lane} * kVector);
@@ -201,7 +200,7 @@ __global__ void __launch_bounds__(kFieldThreads)
     });
   }
   if (p.kind == MeanFieldOutput::kLogits) {
-    for_each_vector([&](int64_t at, RowVector<T>& z) { store_global_vector(p.out + row + at, z); });
+    for_each_vector([&](int64_t at, RowVector<T>& z) { store_vector(p.out + row + at, z); });
     return;
   }
   Best<T> best = {-INFINITY, 0};
@@ -225,7 +224,7 @@ __global__ void __launch_bounds__(kFieldThreads)
     for (int i = 0; i < kVector; ++i) {
       q[i] = z[i] * inverse;
     }
-    store_global_vector(p.out + row + at, q);
+    store_vector(p.out + row + at, q);
   });
 }
 
@@ -277,9 +276,9 @@ __global__ void __launch_bounds__(kFieldThreads)
     if (!p.first) {
       add_scaled(total, T{1}, load_vector<kVector>(p.total + at));
     }
-    store_global_vector(p.total + at, total);
+    store_vector(p.total + at, total);
     if (p.step != nullptr) {
-      store_global_vector(p.step + at, step);
+      store_vector(p.step + at, step);
     }
   }
 }
