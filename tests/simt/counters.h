@@ -20,6 +20,7 @@ struct Counts {
   uint64_t wavefronts = 0;        // passes that the requests for shared memory take
   uint64_t ideal_wavefronts = 0;  // without bank conflicts
   uint64_t matrix_products = 0;   // of warps, 16 x 8 with depth 16
+  uint64_t dynamic_shared = 0;    // bytes of a block, the most of all launches
 };
 
 // One line of the source.

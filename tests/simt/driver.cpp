@@ -79,6 +79,7 @@ void write_json(const Limits& limits, const Counted& counted) {
       {"wavefronts", counts.wavefronts},
       {"ideal_wavefronts", counts.ideal_wavefronts},
       {"matrix_products", counts.matrix_products},
+      {"dynamic_shared", counts.dynamic_shared},
   };
   for (const auto& [key, value] : numbers) {
     json += std::string("\"") + key + "\": " + std::to_string(value) + ", ";

@@ -103,6 +103,11 @@ void RequestCounter::finish(const Request& request) {
   line.ideal += ideal;
 }
 
+void RequestCounter::block_begins(size_t dynamic_shared) {
+  block_ends();
+  counts_.dynamic_shared = std::max<uint64_t>(counts_.dynamic_shared, dynamic_shared);
+}
+
 void RequestCounter::block_ends() {
   for (const auto& [key, request] : requests_) {
     finish(request);

@@ -26,6 +26,7 @@ class RequestCounter {
               bool write);
   void basic_block(const void* from, unsigned thread);
   void matrix_product() { ++counts_.matrix_products; }
+  void block_begins(size_t dynamic_shared);
   void block_ends();
   void launch_ends();
 

@@ -268,6 +268,7 @@ void counters_are_exact() {
     SIMT_EXPECT(shared.shared_requests == 4);
     SIMT_EXPECT(shared.wavefronts == uint64_t{4} * stride);
     SIMT_EXPECT(shared.ideal_wavefronts == 4);
+    SIMT_EXPECT(counts.dynamic_shared == 0 && shared.dynamic_shared == 64 * 32 * sizeof(float));
   }
   const simt::Counts wide =
       counts_of([&] { PYDENSE_LAUNCH(vectors, config(16, 0), x.data(), y.data()); });

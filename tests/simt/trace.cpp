@@ -123,7 +123,7 @@ class Trace final : public Observer {
     fixed_.set(reinterpret_cast<uintptr_t>(fixed), fixed_bytes, 1);
     dynamic_.set(reinterpret_cast<uintptr_t>(dynamic), dynamic_bytes, 1);
     if (counting_) {
-      counter_->block_ends();
+      counter_->block_begins(dynamic_bytes);
     }
   }
 
