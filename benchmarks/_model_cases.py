@@ -4,7 +4,7 @@
 The rivals are the model's twin: the same layers and weights, with torch's operators in the place of
 pydense's, each called as a user would call it: ``F.interpolate``, a transposed convolution and a
 crop, ``F.max_pool2d``, ``argmax`` and ``F.cross_entropy`` of logits of full resolution. They run
-eagerly in both memory formats, and through ``torch.compile``.
+eagerly in both memory formats, and through ``torch.compile``; so does pydense, in channels_last.
 
 Inference ends with labels of the input's size. A training step is the loss at full resolution
 (forward) and the gradients of all parameters (backward); dropout is off, so that losses can be
@@ -29,7 +29,8 @@ from benchmarks._harness import Case, Rival
 OURS = "pydense"
 OURS_LAST = "pydense channels_last"
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}  # in names
-COMPILED = ("torch.compile", "torch.compile channels_last")
+OURS_COMPILED = "pydense torch.compile channels_last"
+COMPILED = ("torch.compile", "torch.compile channels_last", OURS_COMPILED)
 SEED = 1
 PLAIN, LAST = torch.contiguous_format, torch.channels_last
 
@@ -37,6 +38,7 @@ PLAIN, LAST = torch.contiguous_format, torch.channels_last
 RIVALS: Mapping[str, tuple[str, torch.memory_format, bool]] = {
     OURS: ("pydense", PLAIN, False),
     OURS_LAST: ("pydense", LAST, False),
+    OURS_COMPILED: ("pydense", LAST, True),
     "torch NCHW": ("torch", PLAIN, False),
     "torch channels_last": ("torch", LAST, False),
     COMPILED[0]: ("torch", PLAIN, True),
@@ -313,7 +315,7 @@ def case_of(problem: Problem) -> Case:
     return Case(
         name=problem.name,
         setup=setup,
-        variants=[OURS_LAST],
+        variants=[OURS_LAST, OURS_COMPILED],
         params={"size": problem.size, "dtype": str(problem.dtype).removeprefix("torch.")},
         check=compare,
         prime=prime,

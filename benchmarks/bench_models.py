@@ -3,7 +3,7 @@
 
     python -m benchmarks.bench_models                     # writes the result; hours
     python -m benchmarks.bench_models --case inference    # the cases with this in their name
-    python -m benchmarks.bench_models --quick             # a minute; writes nothing
+    python -m benchmarks.bench_models --quick             # minutes; writes nothing
 
 :mod:`benchmarks._model_cases` lists the cases and says what the rivals are.
 """
