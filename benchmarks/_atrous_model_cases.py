@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dilated convolutions of published networks, as the benchmark of the dispatch rule calls them.
+"""3x3 convolutions of published networks, as the benchmark of the dispatch rule calls them.
 
 A map's size is that of the network's usual input: 513 (DeepLab v3, output stride 8 and 16), 321
-(DeepLab v1 and v2), 473 (PSPNet), 512 (DRN). HRNet and the undilated layers of all have rate 1, and
-run torch's convolution as it is.
+(DeepLab v1 and v2), 473 (PSPNet), 512 (DRN, FCN, HRNet). At rate 1 the rule has something to choose
+in float32 alone: 16-bit convolutions are torch's, and so are those of few channels.
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ SHAPES: tuple[tuple[str, int, int, int, tuple[int, ...]], ...] = (
     ("pspnet-layer3", 256, 60, 256, (2,)),
     ("pspnet-layer4", 512, 60, 512, (4,)),
     ("drn-layer6", 512, 64, 512, (4,)),
+    ("resnet-layer2", 128, 65, 128, (1,)),
+    ("resnet-layer3", 256, 33, 256, (1,)),
+    ("deeplabv3-os8-head", 256, 65, 256, (1,)),
+    ("fcn-head", 2048, 65, 512, (1,)),
+    ("pspnet-head", 4096, 60, 512, (1,)),
+    ("vgg-conv2", 128, 161, 128, (1,)),
+    ("vgg-conv3", 256, 81, 256, (1,)),
+    ("vgg-conv4", 512, 41, 512, (1,)),
+    ("hrnet-w48-branch3", 192, 32, 192, (1,)),
+    ("hrnet-w48-branch4", 384, 16, 384, (1,)),
 )
 # Of those, with the weight packed before, as a layer in eval mode has it.
 PACKED = ("deeplabv3-os8-aspp", "deeplabv3-os16-aspp", "deeplabv2-vgg-aspp")
@@ -78,6 +88,7 @@ def problems() -> list[Problem]:
         for rate in shape[4]
         for kind in ("forward", "packed", "backward")
         if kind != "packed" or shape[0] in PACKED
+        if rate > 1 or dtype == torch.float32
     ]
 
 

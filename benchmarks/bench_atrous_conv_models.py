@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the dispatch rule makes of published networks' dilated convolutions, beside torch's forms.
+"""What the dispatch rule makes of published networks' 3x3 convolutions, beside torch's forms.
 
     python -m benchmarks.bench_atrous_conv_models                    # writes the result
     python -m benchmarks.bench_atrous_conv_models --isa avx512 avx2  # a process for each
@@ -16,7 +16,7 @@ from benchmarks._autograd_cases import benchmark
 
 BENCHMARK = benchmark(
     "atrous_conv_models",
-    "Dilated convolutions of published networks on the CPU: pydense, contiguous tensors",
+    "3x3 convolutions of published networks on the CPU: pydense, contiguous tensors",
     problems,
     quick_problems,
 )
