@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import local_response_norm, pad
+from torch.nn.functional import pad
 
 from pydense.nn import UpsampleCrop
 from pydense.nn.atrous_conv import convolution
@@ -19,6 +19,7 @@ from pydense.ops.coord_map import Conv, Deconv, Pool
 
 from . import _vgg as vgg
 from ._base import Frame, SegmentationModel
+from ._narrow import local_response_norm
 from ._pool import MaxPool
 from ._registry import register_model
 
@@ -325,7 +326,8 @@ class FCNAlexNet(_FCN):
         """The last maps of the convolutions."""
         for conv in (self.conv1, self.conv2):
             x = conv(x).relu_()
-            x = self.pool(_normalised(x)) if self.norm_first else _normalised(self.pool(x))
+            norm, pool = local_response_norm, self.pool
+            x = pool(norm(x)) if self.norm_first else norm(pool(x))
         for conv in (self.conv3, self.conv4, self.conv5):
             x = conv(x).relu_()
         return OrderedDict(conv5=x, pool5=self.pool(x))
@@ -333,10 +335,6 @@ class FCNAlexNet(_FCN):
     def score(self, x: Tensor) -> Tensor:
         """The score map of stride 32."""
         return self._classify(self.features(x)["pool5"])
-
-
-def _normalised(x: Tensor) -> Tensor:
-    return local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
 
 
 @register_model

@@ -12,13 +12,13 @@ from collections import OrderedDict
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from pydense.nn import ChainedResidualPooling, ResidualConvUnit
 from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 
 from ._base import SegmentationModel
+from ._narrow import bicubic
 from ._registry import register_model
 from ._resnet import CHANNELS, ResNet
 
@@ -125,10 +125,9 @@ class RefineNet(SegmentationModel):
 
     def _add(self, x: Tensor, coarse: Tensor) -> Tensor:
         """The ReLU of the sum with a coarser map."""
-        size = tuple(x.shape[2:])
+        size = (x.shape[2], x.shape[3])
         if self.upsampling == "bicubic":
-            # With antialias, which here filters nothing, torch's kernel is MATLAB's (a = -1/2).
-            return (x + interpolate(coarse, size, mode="bicubic", antialias=True)).relu()
+            return (x + bicubic(coarse, size)).relu()
         out: Tensor = self.operators.fuse_sum_upsample(
             [x, coarse], size, relu=True, align_corners=self.path_align_corners
         )

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import local_response_norm
 
 from pydense.nn.atrous_conv import convolution
 from pydense.ops import _crf_arguments as check
 
 from ._base import SegmentationModel
+from ._narrow import local_response_norm
 from ._pool import MaxPool
 from ._registry import register_model
 
@@ -94,7 +94,7 @@ class SegNet(SegmentationModel):
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """The maps of the decoder."""
         if self.basic:
-            x = local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
+            x = local_response_norm(x)
         found = []
         for stage in self.encoder:
             x = stage(x)
