@@ -163,16 +163,19 @@ def losses(result: Result) -> str:
     if not compared:
         return "No rival was installed, so there is nothing to compare with."
     sentences = []
-    for own in max((ours_of(run) for run in compared), key=len):
+    subject = compared[0]["subject"]
+    forms = max((ours_of(run) for run in compared), key=len)
+    for own in forms:
         having = [run for run in compared if own in ours_of(run)]
-        lost = [
-            f"{run['case']} ({run['isa']}, {_plural(run['threads'])})"
-            for run in having
-            if min(s[TOTAL]["median"] for s in ratios_of(run, own).values()) < 1
-        ]
-        text = f"in {len(lost)} of {len(having)} runs" + (f": {'; '.join(lost)}" if lost else "")
-        first = own == compared[0]["subject"]
+        text = _lost(having, [_to_fastest(run, own) for run in having])
+        first = own == subject
         sentences.append(f"Slower than the fastest rival {text}" if first else f"{own}: {text}")
+    if sum(own.startswith(subject) for own in forms) > 1:  # others are floors
+        best = [
+            max(_to_fastest(run, own) for own in ours_of(run) if own.startswith(subject))
+            for run in compared
+        ]
+        sentences.append(f"The fastest form of {subject}: {_lost(compared, best)}")
     text = ". ".join(sentences) + "."
     weighed = [run for run in compared if run["fastest_rival"] in run.get("memory", {})]
     if weighed:
@@ -186,6 +189,21 @@ def losses(result: Result) -> str:
         )
         text += f" A higher memory peak in {heavier} of {len(weighed)}."
     return text
+
+
+def _to_fastest(run: Run, own: str) -> float:
+    """The whole-call ratio to the fastest rival."""
+    return min(float(stages[TOTAL]["median"]) for stages in ratios_of(run, own).values())
+
+
+def _lost(runs: Sequence[Run], ratios: Sequence[float]) -> str:
+    """In how many of the runs the ratio is below 1, and which they are."""
+    lost = [
+        f"{run['case']} ({run['isa']}, {_plural(run['threads'])})"
+        for run, ratio in zip(runs, ratios, strict=True)
+        if ratio < 1
+    ]
+    return f"in {len(lost)} of {len(runs)} runs" + (f": {'; '.join(lost)}" if lost else "")
 
 
 def cell(run: Run, rival: str) -> str:
