@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """3x3 convolutions of published networks, as the benchmark of the dispatch rule calls them.
 
-A map's size is that of the network's usual input: 513 (DeepLab v3, output stride 8 and 16), 321
-(DeepLab v1 and v2), 473 (PSPNet), 512 (DRN, FCN, HRNet). At rate 1 the rule has something to choose
-in float32 alone: 16-bit convolutions are torch's, and so are those of few channels.
+A map's size is that of the network's usual input: 513 (DeepLab v3 at output strides 8 and 16, FCN
+on ResNet), 321 (DeepLab v1 and v2, VGG), 473 (PSPNet), 512 (DRN, HRNet). At rate 1 the rule has
+something to choose in float32 alone, from 128 channels on: all else there is torch's convolution on
+both sides.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ from benchmarks._harness import TOTAL
 Run = Mapping[str, Any]
 Result = Mapping[str, Any]
 
+# What labels of the forms have beside the subject's name.
+FORMS = ("channels_last", "torch.compile")
+
 
 def ratio_text(figures: Mapping[str, float], spread: bool = False) -> str:
     """A ratio rival / subject; one below 1 is a loss and says so."""
@@ -164,18 +167,15 @@ def losses(result: Result) -> str:
         return "No rival was installed, so there is nothing to compare with."
     sentences = []
     subject = compared[0]["subject"]
-    forms = max((ours_of(run) for run in compared), key=len)
-    for own in forms:
+    ours = max((ours_of(run) for run in compared), key=len)
+    for own in ours:
         having = [run for run in compared if own in ours_of(run)]
         text = _lost(having, [_to_fastest(run, own) for run in having])
         first = own == subject
         sentences.append(f"Slower than the fastest rival {text}" if first else f"{own}: {text}")
-    if sum(own.startswith(subject) for own in forms) > 1:  # others are floors
-        best = [
-            max(_to_fastest(run, own) for own in ours_of(run) if own.startswith(subject))
-            for run in compared
-        ]
-        sentences.append(f"The fastest form of {subject}: {_lost(compared, best)}")
+    if len(_forms(ours)) > 1:
+        best = [max(_to_fastest(run, own) for own in _forms(ours_of(run))) for run in compared]
+        sentences.append(f"The fastest of {', '.join(_forms(ours))}: {_lost(compared, best)}")
     text = ". ".join(sentences) + "."
     weighed = [run for run in compared if run["fastest_rival"] in run.get("memory", {})]
     if weighed:
@@ -189,6 +189,14 @@ def losses(result: Result) -> str:
         )
         text += f" A higher memory peak in {heavier} of {len(weighed)}."
     return text
+
+
+def _forms(ours: Sequence[str]) -> list[str]:
+    """Of the subject and its variants, those that a user chooses by memory format or compiling.
+
+    Other variants are no choice: a lower bound, or a call that finds its cache filled.
+    """
+    return [own for own in ours if set(own.split()) <= {ours[0], *FORMS}]
 
 
 def _to_fastest(run: Run, own: str) -> float:

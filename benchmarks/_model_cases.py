@@ -30,7 +30,6 @@ OURS = "pydense"
 OURS_LAST = "pydense channels_last"
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}  # in names
 OURS_COMPILED = "pydense torch.compile channels_last"
-COMPILED = ("torch.compile", "torch.compile channels_last", OURS_COMPILED)
 SEED = 1
 PLAIN, LAST = torch.contiguous_format, torch.channels_last
 
@@ -41,9 +40,10 @@ RIVALS: Mapping[str, tuple[str, torch.memory_format, bool]] = {
     OURS_COMPILED: ("pydense", LAST, True),
     "torch NCHW": ("torch", PLAIN, False),
     "torch channels_last": ("torch", LAST, False),
-    COMPILED[0]: ("torch", PLAIN, True),
-    COMPILED[1]: ("torch", LAST, True),
+    "torch.compile": ("torch", PLAIN, True),
+    "torch.compile channels_last": ("torch", LAST, True),
 }
+COMPILED = tuple(label for label, (_, _, compiled) in RIVALS.items() if compiled)
 
 Head = Callable[[Any, list[Tensor]], Tensor]
 

@@ -34,7 +34,10 @@ def test_tiny_pictures(family):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", [*LOW, *FULL])
 def test_narrow_dtypes(family, dtype):
-    """Models of 16 bits run, train, and stay near those of float32."""
+    """Models of 16 bits run, train, and stay near those of float32.
+
+    Where rounding makes another pixel the largest of its window, SegNet unpools to another place.
+    """
     model = filled((LOW | FULL)[family]())
     x, target = picture(2, 3, 33, 47), torch.randint(CLASSES, (2, 33, 47))
     with torch.no_grad():
@@ -43,7 +46,8 @@ def test_narrow_dtypes(family, dtype):
     with torch.no_grad():
         got, labels = model(x.to(dtype)), model.predict(x.to(dtype))
     assert got.dtype == dtype and labels.dtype == torch.int64
-    assert (got.float() - expected).abs().mean() < 0.1 * expected.std()
+    bound = (12 if family.startswith("segnet") else 2) * torch.finfo(dtype).eps
+    assert (got.float() - expected).abs().mean() < bound * expected.std()
     model.train().loss(x.to(dtype), target).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients and all(g.dtype == dtype and g.isfinite().all() for g in gradients)

@@ -44,6 +44,8 @@ struct DenseWgmmaShared {
   uint64_t full[kWgmmaStages];
   uint64_t empty[kWgmmaStages];
 };
+// No counted launch holds it to its size, for the shim cannot run it.
+static_assert(sizeof(DenseWgmmaShared<__half>) + 1024 <= 227 * 1024, "more than a block may have");
 
 template <class T>
 class DenseWgmma {

@@ -324,9 +324,9 @@ class FCNAlexNet(_FCN):
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """The last maps of the convolutions."""
+        norm, pool = local_response_norm, self.pool
         for conv in (self.conv1, self.conv2):
             x = conv(x).relu_()
-            norm, pool = local_response_norm, self.pool
             x = pool(norm(x)) if self.norm_first else norm(pool(x))
         for conv in (self.conv3, self.conv4, self.conv5):
             x = conv(x).relu_()
