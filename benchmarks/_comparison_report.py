@@ -177,7 +177,7 @@ def losses(result: Result) -> str:
         best = [max(_to_fastest(run, own) for own in _forms(ours_of(run))) for run in compared]
         sentences.append(f"The fastest of {', '.join(_forms(ours))}: {_lost(compared, best)}")
     text = ". ".join(sentences) + "."
-    weighed = [run for run in compared if run["fastest_rival"] in run.get("memory", {})]
+    weighed = [run for run in compared if set(run["ratios"]) & set(run.get("memory", {}))]
     if weighed:
         heavier = sum(
             any(

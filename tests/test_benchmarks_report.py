@@ -181,6 +181,15 @@ def test_report_judges_the_fastest_form():
     assert "The fastest of" not in _comparison_report.losses({**result, "runs": [other]})
 
 
+def test_report_weighs_runs_whose_fastest_rival_has_no_memory():
+    result = with_variant_and_second_rival()
+    (run,) = result["runs"]
+    del run["memory"][run["fastest_rival"]]  # as of what torch.compile made
+    assert "A higher memory peak in " in _comparison_report.losses(result)
+    run["memory"] = {"pydense": 1}
+    assert "memory peak" not in _comparison_report.losses(result)
+
+
 def test_report_shows_variants_beside_the_subject_and_a_row_per_rival():
     result = with_variant_and_second_rival()
     _result.validate(result)
