@@ -10,7 +10,10 @@ namespace pydense::PYDENSE_ISA {
 namespace {
 
 constexpr int64_t kTaskElements = 262144;  // of the output's gradient
-constexpr int64_t kChunkElements = 16384;
+// Large enough that few cells are cut, and in the second-level cache.
+constexpr int64_t kChunkElements = 65536;
+constexpr int64_t kAhead = 1024;      // elements that memory is asked for early
+constexpr int64_t kAheadPixels = 16;  // the same of a channels_last picture
 constexpr int64_t kBandRows = 16;  // of the input, at least: a band reads a cell of the one before
 constexpr int64_t kChannels = 32;  // of a channels_last picture, in a task
 constexpr int64_t kMaxChannels = 256;
@@ -141,7 +144,8 @@ class Backward {
           const int64_t at = (plane * shape_.height + y) * shape_.width;
           S* const to = same_ != nullptr ? same_ + at : masked.as<S>();
           for (int64_t i = 0; i < end - y; ++i) {
-            mask(from + i * stride, at + i * shape_.width, shape_.width, to + i * shape_.width);
+            mask(from + i * stride, at + i * shape_.width, shape_.width, to + i * shape_.width,
+                 kAhead);
           }
           from = to;
           stride = shape_.width;
@@ -195,7 +199,8 @@ class Backward {
           for (int64_t x = 0; x < shape_.width; ++x) {
             mask(from.data + i * from.row_stride + x * channels,
                  at + (i * shape_.width + x) * channels, count,
-                 const_cast<S*>(to.data) + i * to.row_stride + x * to.pixel_stride);
+                 const_cast<S*>(to.data) + i * to.row_stride + x * to.pixel_stride,
+                 kAheadPixels * channels);
           }
         }
         from = to;
@@ -209,8 +214,8 @@ class Backward {
     }
   }
 
-  // to[i] = out[at + i] <= 0 ? 0 : grad[i]
-  void mask(const S* grad, int64_t at, int64_t count, S* to) const {
+  // to[i] = out[at + i] <= 0 ? 0 : grad[i]; memory is asked for what is `ahead` elements further.
+  void mask(const S* grad, int64_t at, int64_t count, S* to, int64_t ahead) const {
     if (args_.out == nullptr) {
       std::memcpy(to, grad, static_cast<size_t>(count) * sizeof(S));
       return;
@@ -218,6 +223,9 @@ class Backward {
     const S* const out = static_cast<const S*>(args_.out) + at;
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
+      __builtin_prefetch(grad + i + ahead);
+      __builtin_prefetch(out + i + ahead);
+      __builtin_prefetch(to + i + ahead, 1);
       const V value = load_as<V>(grad + i);
       store_as(to + i, load_as<V>(out + i) <= 0 ? V{} : value);
     }

@@ -10,10 +10,10 @@
 namespace pydense::PYDENSE_ISA {
 namespace {
 
-// Of a row at work: in the first-level cache for one channel; of pixels that lie far apart, enough
-// that a row's part is long.
+// Of a row at work: with the pairs of rows that it is a sum of, a tile stays in the first-level
+// cache.
 constexpr int64_t kTileElements = 2048;
-constexpr int64_t kTilePixelElements = 16384;
+constexpr int64_t kSumTilePixelElements = 1024;  // several inputs, channels_last
 constexpr int64_t kTaskElements = 65536;
 constexpr int64_t kAhead = 1024;   // elements that memory is asked for early
 constexpr int64_t kTaskRows = 32;  // at least: every task spreads its first rows by itself
@@ -34,6 +34,8 @@ struct Terms {
   Pair<T> pairs[kMaxUpsampleInputs];
   int num_same;
   int num_pairs;
+  int64_t ahead;      // of `same`, where memory is asked for early
+  int64_t out_ahead;  // of the output
 };
 
 template <class V, class S>
@@ -74,9 +76,9 @@ template <int Same, int Pairs, class S>
   int64_t e = 0;
   for (; e + kLanes <= elements; e += kLanes) {
     V sum{};
+    __builtin_prefetch(to + e + terms.out_ahead, 1);
     if constexpr (Same == 1) {
-      __builtin_prefetch(same + e + kAhead);
-      __builtin_prefetch(to + e + kAhead, 1);
+      __builtin_prefetch(same + e + terms.ahead);
       sum = load_as<V>(same + e);
     }
 #pragma GCC unroll 4
@@ -134,9 +136,8 @@ class Forward {
   explicit Forward(const UpsampleArgs& args)
       : args_(args),
         unit_(args.shape.channels_last ? args.shape.channels : 1),
-        num_tiles_(smaller(
-            args.shape.width,
-            ceil_div(args.shape.width * unit_, unit_ == 1 ? kTileElements : kTilePixelElements))),
+        num_tiles_(
+            smaller(args.shape.width, ceil_div(args.shape.width * unit_, wanted_tile(args)))),
         tile_elements_(ceil_div(args.shape.width, num_tiles_) * unit_) {
     const UpsampleInput& first = args.inputs[0];
     // Where a row is used for few rows of the output, spreading it first does not pay; converting
@@ -182,6 +183,13 @@ class Forward {
     T* row[2];
     int64_t number[2];
   };
+
+  static int64_t wanted_tile(const UpsampleArgs& args) {
+    return args.shape.channels_last && args.num_inputs > 1 ? kSumTilePixelElements : kTileElements;
+  }
+
+  // Behind a short part of a row, its part of the next row is what follows.
+  int64_t ahead(int64_t row) const { return unit_ == 1 || num_tiles_ == 1 ? kAhead : row; }
 
   Tile tile(int64_t t) const {
     return {args_.shape.width * t / num_tiles_, args_.shape.width * (t + 1) / num_tiles_};
@@ -240,6 +248,7 @@ class Forward {
         const int64_t c = smaller(at, unit_ - kLanes);  // the last vector overlaps
         const V above = fma(w1, load_as<V>(upper + right + c), w0 * load_as<V>(upper + left + c));
         const V below = fma(w1, load_as<V>(lower + right + c), w0 * load_as<V>(lower + left + c));
+        __builtin_prefetch(out + c + kAhead, 1);
         store_as(out + c, fma(down, below, up * above));
       }
     }
@@ -256,12 +265,15 @@ class Forward {
     }
     Terms<S> terms;
     terms.num_same = terms.num_pairs = 0;
+    terms.ahead = kAhead;
+    terms.out_ahead = ahead(shape.width * unit_);
     const Tile columns = tile(t);
     for (int k = 0; k < args_.num_inputs; ++k) {
       const Input& input = inputs_[k];
       const S* const from = plane_of(*input.from, plane);
       if (input.from->same_size) {
         terms.same[terms.num_same++] = from + y * input.from->strides.row + columns.begin * unit_;
+        terms.ahead = ahead(input.from->strides.row);
         continue;
       }
       if (y < input.y.begin || y >= input.y.end) {

@@ -94,14 +94,16 @@ class GatherPixels {
   template <int Rows>
   [[gnu::noinline]] void add_rows(const PixelRows<S>& rows, const Cell& cell) {
     const RowWeights<T, Rows> weights(y_, cell.begin, cell.i0 != cell.i1);
+    const int64_t ahead =
+        rows_ahead(1, rows.pixel_stride * static_cast<int64_t>(sizeof(S))) * rows.pixel_stride;
     for (int64_t x = x_.begin; x < x_.end;) {
       const Cell column = cell_at(x_, x, x_.end, x_.end);
       // Vectors read past the channels, into the next pixels; not so at the end of a row.
       if ((column.end - 1) * rows.pixel_stride + padded_ <= rows.readable) {
-        add_cell(rows, weights, cell, column,
+        add_cell(rows, weights, cell, column, ahead,
                  [](const S* from, int64_t) { return load_as<V>(from); });
       } else {
-        add_cell(rows, weights, cell, column, [this](const S* from, int64_t c) {
+        add_cell(rows, weights, cell, column, ahead, [this](const S* from, int64_t c) {
           return load_part<V>(from, smaller(count_ - c, kLanes));
         });
       }
@@ -111,7 +113,8 @@ class GatherPixels {
 
   template <int Rows, class Load>
   PYDENSE_HD void add_cell(const PixelRows<S>& rows, const RowWeights<T, Rows>& weights,
-                           const Cell& cell, const Cell& column, const Load& load_pixel) {
+                           const Cell& cell, const Cell& column, int64_t ahead,
+                           const Load& load_pixel) {
     const bool both_y = cell.i0 != cell.i1;
     const bool both_x = column.i0 != column.i1;
     for (int64_t c = 0; c < padded_; c += kLanes) {
@@ -122,6 +125,7 @@ class GatherPixels {
         V down{};
 #pragma GCC unroll 8
         for (int y = 0; y < Rows; ++y) {
+          __builtin_prefetch(from + y * rows.row_stride + ahead);
           const V grad = load_pixel(from + y * rows.row_stride, c);
           up = fma(weights.own[y], grad, up);
           down = fma(weights.next[y], grad, down);
