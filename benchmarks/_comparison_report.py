@@ -160,8 +160,13 @@ def _cells(result: Result) -> str:
     return f"Cells: {' / '.join(ours)}. " if len(ours) > 1 else ""
 
 
-def losses(result: Result) -> str:
-    """Where a rival was better, in words."""
+def losses(result: Result, most: int | None = None) -> str:
+    """Where a rival was better, in words.
+
+    Args:
+        result: The result.
+        most: Longer lists of runs are left to the table beside; None names all.
+    """
     compared = [run for run in result["runs"] if run["ratios"]]
     if not compared:
         return "No rival was installed, so there is nothing to compare with."
@@ -170,12 +175,12 @@ def losses(result: Result) -> str:
     ours = max((ours_of(run) for run in compared), key=len)
     for own in ours:
         having = [run for run in compared if own in ours_of(run)]
-        text = _lost(having, [_to_fastest(run, own) for run in having])
+        text = _lost(having, [_to_fastest(run, own) for run in having], most)
         first = own == subject
         sentences.append(f"Slower than the fastest rival {text}" if first else f"{own}: {text}")
     if len(_forms(ours)) > 1:
         best = [max(_to_fastest(run, own) for own in _forms(ours_of(run))) for run in compared]
-        sentences.append(f"The fastest of {', '.join(_forms(ours))}: {_lost(compared, best)}")
+        sentences.append(f"The fastest of {', '.join(_forms(ours))}: {_lost(compared, best, most)}")
     text = ". ".join(sentences) + "."
     weighed = [run for run in compared if set(run["ratios"]) & set(run.get("memory", {}))]
     if weighed:
@@ -204,14 +209,15 @@ def _to_fastest(run: Run, own: str) -> float:
     return min(float(stages[TOTAL]["median"]) for stages in ratios_of(run, own).values())
 
 
-def _lost(runs: Sequence[Run], ratios: Sequence[float]) -> str:
-    """In how many of the runs the ratio is below 1, and which they are."""
+def _lost(runs: Sequence[Run], ratios: Sequence[float], most: int | None) -> str:
+    """In how many runs the ratio is below 1, and which they are, if not more than ``most``."""
     lost = [
         f"{run['case']} ({run['isa']}, {_plural(run['threads'])})"
         for run, ratio in zip(runs, ratios, strict=True)
         if ratio < 1
     ]
-    return f"in {len(lost)} of {len(runs)} runs" + (f": {'; '.join(lost)}" if lost else "")
+    names = f": {'; '.join(lost)}" if lost and (most is None or len(lost) <= most) else ""
+    return f"in {len(lost)} of {len(runs)} runs{names}"
 
 
 def cell(run: Run, rival: str) -> str:

@@ -76,7 +76,7 @@ def render(result: Result, form: str | None, folder: str = "results") -> str:
         parts = [preamble(result), summary_table(result), losses(result)]
     elif form == "fastest":
         against = "Ratios of a whole call to the fastest rival's."
-        parts = [f"{preamble(result)} {against}", fastest_table(result), losses(result)]
+        parts = [f"{preamble(result)} {against}", fastest_table(result), losses(result, most=8)]
     else:
         parts = [preamble(result), full_table(result), f"{losses(result)} {peaks_line(result)}"]
     return "\n" + "\n\n".join(parts) + "\n\n"

@@ -177,6 +177,9 @@ def test_report_judges_the_fastest_form():
     run["variants"]["pydense channels_last"]["rival"]["total"]["median"] = 0.9
     lost = sentence + "1 of 1 runs: a/case (avx2, 1 thread)."
     assert lost in _comparison_report.losses(result)
+    shorter = _comparison_report.losses(result, most=0)
+    assert "a/case" not in shorter
+    assert sentence + "1 of 1 runs." in shorter
     # A variant that is no memory format and not compiled is none of the forms.
     assert "The fastest of" not in _comparison_report.losses({**result, "runs": [other]})
 
