@@ -138,7 +138,7 @@ def preamble(result: Result) -> str:
     text = (
         f"{result['title']}. Ratios are rival time / {subject} time, the median of {rounds} "
         f"interleaved rounds; above 1 {subject} is faster. "
-        f"{_cells(result)}{machine['cpu']} ({machine['cpus']} CPUs, shared machine); "
+        f"{_cells(result)}{_cpus(result)} ({machine['cpus']} CPUs, shared machine); "
     )
     text += versions(machine)
     text += f"; {'; '.join(fixed)}" if fixed else ""
@@ -150,8 +150,19 @@ def commits(result: Result) -> str:
     """The commit that was measured, or how many runs are of which."""
     counts = Counter(run.get("commit", result["commit"]) for run in result["runs"])
     if len(counts) > 1:
-        return ", commits " + ", ".join(f"{name} ({n} runs)" for name, n in counts.items())
+        return ", commits " + _counted(counts)
     return "".join(f", commit {name}" for name in counts if name)
+
+
+def _cpus(result: Result) -> str:
+    """The CPU, or how many runs are of which."""
+    own = result["machine"]["cpu"]
+    counts = Counter(run.get("cpu", own) for run in result["runs"])
+    return _counted(counts) if len(counts) > 1 else "".join(counts) or own
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({n} runs)" for name, n in counts.items())
 
 
 def _cells(result: Result) -> str:

@@ -19,7 +19,14 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks._harness import Case, run_cases
-from benchmarks._machine import available_cpus, commit, describe, measure_peaks, same_sources
+from benchmarks._machine import (
+    available_cpus,
+    commit,
+    cpu_model,
+    describe,
+    measure_peaks,
+    same_sources,
+)
 from benchmarks._memory import peak_memory
 from benchmarks._result import RESULTS, load_result, make_result, write_result
 
@@ -112,7 +119,7 @@ class Benchmark:
         add("--quick", action="store_true", help="small cases, to see that it works")
         add("--no-memory", action="store_true", help="skip the peak-memory processes")
         add("--resume", action="store_true", help="keep what the result has; measure the rest")
-        add("--older", action="store_true", help="with --resume: keep runs of other commits too")
+        add("--older", action="store_true", help="with --resume: keep other commits and CPUs")
         add("--minutes", type=float, help="start no case after these; --resume goes on")
         add("--peaks", type=Path, help=argparse.SUPPRESS)
         written = f"default results/{self.name}.json, none with --quick or --case"
@@ -145,7 +152,7 @@ class Benchmark:
             progress=lambda line: print(line, file=sys.stderr, flush=True),
         )
         for run in runs:
-            run["isa"], run["commit"] = capability, commit()
+            run["isa"], run["commit"], run["cpu"] = capability, commit(), cpu_model()
             self.complete(run)
             self.add_memory(run, options)
         return runs
@@ -189,7 +196,7 @@ class Benchmark:
         isa = ["--isa", *options.isa] if options.isa else []
         before = self.kept(options)
         runs: list[Any] = before.get("runs", [])
-        machine = before.get("machine") or _machine(self.packages)
+        machine = _machine(self.packages)
         cases = [case for case in self.chosen(options) if _is_left(case, runs, options)]
         peaks = _peaks(options)
 
@@ -228,8 +235,8 @@ class Benchmark:
         """With ``--resume``, the result so far; empty where there is none.
 
         Raises:
-            SystemExit: It is of other sources and ``--older`` does not allow them, or of another
-                machine: one table would mix what cannot be compared.
+            SystemExit: It is of other sources or another CPU and ``--older`` does not allow them,
+                or of other packages: one table would mix what cannot be compared.
         """
         if not options.resume or not options.output or not options.output.exists():
             return {}
@@ -239,8 +246,9 @@ class Benchmark:
             raise SystemExit(f"{where} {result['commit']} (--older keeps its runs)")
         for run in result["runs"]:
             run.setdefault("commit", result["commit"])
+            run.setdefault("cpu", result["machine"].get("cpu"))
         machine = _machine(self.packages)
-        for key in ("cpu", "packages", "build"):
+        for key in ("packages", "build", *(() if options.older else ("cpu",))):
             if result["machine"].get(key) != machine[key]:
                 raise SystemExit(f"{where} another machine ({key})")
         return result

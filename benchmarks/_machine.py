@@ -38,15 +38,21 @@ def available_cpus() -> int:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's name as the kernel reports it."""
+    """The CPU's name as the kernel reports it; with family and model where that has no number."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         lines = []
+    fields: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")
-        if key.strip().lower() == "model name":
-            return value.strip()
+        fields.setdefault(key.strip().lower(), value.strip())
+    name = fields.get("model name", "")
+    # Virtual machines leave "AMD EPYC" of CPUs that differ by generations.
+    if name and "cpu family" in fields and not any(c.isdigit() for c in name):
+        name += f" family {fields['cpu family']} model {fields.get('model', '?')}"
+    if name:
+        return name
     return platform.processor() or platform.machine()
 
 

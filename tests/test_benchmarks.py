@@ -268,6 +268,10 @@ def test_machine_is_described_without_its_name(tmp_path):
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n")
     assert _machine.cpu_model(info) == "A CPU @ 2 GHz"
+    info.write_text(
+        "cpu family\t: 26\nmodel\t: 2\nmodel name\t: A CPU\n\nmodel\t: 3\nmodel name\t: B\n"
+    )
+    assert _machine.cpu_model(info) == "A CPU family 26 model 2"
     assert _machine.cpu_model(tmp_path / "none")
 
 

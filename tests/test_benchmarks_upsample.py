@@ -105,6 +105,9 @@ def test_resuming_keeps_what_is_measured(tmp_path, monkeypatch):
     path.write_text(json.dumps(changed))
     with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of another machine \(cpu\)"):
         run([*quick, "--resume"])
+    kept = run([*quick, "--threads", "1", "--resume", "--older"])
+    older = sum(r.get("cpu") == "another" for r in kept["runs"])
+    assert older and f"another ({older} runs)" in preamble(kept)
     monkeypatch.setattr(_driver, "same_sources", lambda commit: False)
     with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of .*--older"):
         run([*quick, "--resume"])
