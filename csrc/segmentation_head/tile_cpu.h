@@ -34,6 +34,7 @@ void load_source(const LogitsView& logits, int64_t image, int64_t y, int64_t fir
     for (int64_t c = 0; c < logits.classes; ++c) {
       int64_t x = 0;
       for (; x + kLanes <= count; x += kLanes) {
+        __builtin_prefetch(from + c * class_stride + x + logits.strides[2]);
         store(to + c * to_stride + x, load_as<V>(from + c * class_stride + x));
       }
       for (; x < count; ++x) {
