@@ -248,9 +248,11 @@ class Benchmark:
             run.setdefault("commit", result["commit"])
             run.setdefault("cpu", result["machine"].get("cpu"))
         machine = _machine(self.packages)
-        for key in ("packages", "build", *(() if options.older else ("cpu",))):
+        for key in ("packages", "build"):
             if result["machine"].get(key) != machine[key]:
                 raise SystemExit(f"{where} another machine ({key})")
+        if result["machine"].get("cpu") != machine["cpu"] and not options.older:
+            raise SystemExit(f"{where} another CPU (--older keeps its runs)")
         return result
 
 

@@ -103,7 +103,7 @@ def test_resuming_keeps_what_is_measured(tmp_path, monkeypatch):
     assert seen[3:] == [(changed["runs"][0]["case"], [1])]
     changed["machine"]["cpu"] = "another"
     path.write_text(json.dumps(changed))
-    with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of another machine \(cpu\)"):
+    with pytest.raises(SystemExit, match=r"--resume: upsample\.json is of another CPU \(--older"):
         run([*quick, "--resume"])
     kept = run([*quick, "--threads", "1", "--resume", "--older"])
     older = sum(r.get("cpu") == "another" for r in kept["runs"])

@@ -75,6 +75,35 @@ class TestFuse:
         assert results["own"][0].is_contiguous(memory_format=form)
 
     @pytest.mark.small
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("relu", [False, True])
+    @pytest.mark.parametrize("corners", [False, True])
+    def test_pictures_that_are_cut(self, corners, relu, form):
+        """More than a tile and a chunk of the CPU kernels, whose edges cut cells of every scale."""
+        sizes = [(70, 1030), (35, 515), (18, 258), (9, 129)]
+        own, theirs = (
+            [
+                random(1, 2, *size, seed=i, dtype=torch.float64)
+                .contiguous(memory_format=form)
+                .requires_grad_()
+                for i, size in enumerate(sizes)
+            ]
+            for _ in range(2)
+        )
+        wanted: torch.Tensor = theirs[0]
+        for x in theirs[1:]:
+            wanted = wanted + interpolate(x, sizes[0], mode="bilinear", align_corners=corners)
+        wanted = wanted.relu() if relu else wanted
+        out = fuse_sum_upsample(own, sizes[0], relu, corners)
+        torch.testing.assert_close(out, wanted, rtol=0, atol=1e-11)
+        # Where the sum is almost 0, the ReLU's mask is a rounding away from being another one.
+        grad = random(1, 2, *sizes[0], seed=9, dtype=torch.float64)
+        grad = grad.masked_fill(out.detach() < 1e-9, 0).contiguous(memory_format=form)
+        for x, y in zip(
+            *(torch.autograd.grad(*p, grad) for p in ((out, own), (wanted, theirs))), strict=True
+        ):
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
+
     @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
     def test_against_the_reference(self, backend, mode):
         on = {"dtype": torch.float64, "device": backend.device}

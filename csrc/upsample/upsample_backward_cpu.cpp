@@ -12,8 +12,6 @@ namespace {
 constexpr int64_t kTaskElements = 262144;  // of the output's gradient
 // Large enough that few cells are cut, and in the second-level cache.
 constexpr int64_t kChunkElements = 65536;
-constexpr int64_t kAhead = 1024;      // elements that memory is asked for early
-constexpr int64_t kAheadPixels = 16;  // the same of a channels_last picture
 constexpr int64_t kBandRows = 16;  // of the input, at least: a band reads a cell of the one before
 constexpr int64_t kChannels = 32;  // of a channels_last picture, in a task
 constexpr int64_t kMaxChannels = 256;
@@ -144,8 +142,7 @@ class Backward {
           const int64_t at = (plane * shape_.height + y) * shape_.width;
           S* const to = same_ != nullptr ? same_ + at : masked.as<S>();
           for (int64_t i = 0; i < end - y; ++i) {
-            mask(from + i * stride, at + i * shape_.width, shape_.width, to + i * shape_.width,
-                 kAhead);
+            mask(from + i * stride, at + i * shape_.width, shape_.width, to + i * shape_.width, 1);
           }
           from = to;
           stride = shape_.width;
@@ -199,8 +196,7 @@ class Backward {
           for (int64_t x = 0; x < shape_.width; ++x) {
             mask(from.data + i * from.row_stride + x * channels,
                  at + (i * shape_.width + x) * channels, count,
-                 const_cast<S*>(to.data) + i * to.row_stride + x * to.pixel_stride,
-                 kAheadPixels * channels);
+                 const_cast<S*>(to.data) + i * to.row_stride + x * to.pixel_stride, channels);
           }
         }
         from = to;
@@ -214,13 +210,14 @@ class Backward {
     }
   }
 
-  // to[i] = out[at + i] <= 0 ? 0 : grad[i]; memory is asked for what is `ahead` elements further.
-  void mask(const S* grad, int64_t at, int64_t count, S* to, int64_t ahead) const {
+  // to[i] = out[at + i] <= 0 ? 0 : grad[i], where the next count follow after `pitch` elements.
+  void mask(const S* grad, int64_t at, int64_t count, S* to, int64_t pitch) const {
     if (args_.out == nullptr) {
       std::memcpy(to, grad, static_cast<size_t>(count) * sizeof(S));
       return;
     }
     const S* const out = static_cast<const S*>(args_.out) + at;
+    const int64_t ahead = elements_ahead<S>(pitch);
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
       __builtin_prefetch(grad + i + ahead);

@@ -20,11 +20,17 @@ constexpr int kRowsAtOnce = 8;
 constexpr int kRowsAtOnce = 4;
 #endif
 
-// Several rows side by side are more than what the hardware follows: how many rows (or pixels)
-// further on (a multiple of `rows`) to ask for, some KB ahead.
+// Several rows side by side are more than what the hardware follows: how many rows further on (a
+// multiple of `rows`) to ask for, some KB ahead.
 PYDENSE_HD int64_t rows_ahead(int64_t rows, int64_t row_bytes) {
   constexpr int64_t kBytes = 8192;
   return ceil_div(kBytes, larger(rows * row_bytes, 1)) * rows;
+}
+
+// The same along a row: elements, of whole pixels of `pitch` elements each.
+template <class S>
+PYDENSE_HD int64_t elements_ahead(int64_t pitch) {
+  return rows_ahead(1, pitch * static_cast<int64_t>(sizeof(S))) * pitch;
 }
 
 // Output rows [begin, end) with the same two taps.

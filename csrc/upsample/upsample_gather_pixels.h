@@ -94,8 +94,7 @@ class GatherPixels {
   template <int Rows>
   [[gnu::noinline]] void add_rows(const PixelRows<S>& rows, const Cell& cell) {
     const RowWeights<T, Rows> weights(y_, cell.begin, cell.i0 != cell.i1);
-    const int64_t ahead =
-        rows_ahead(1, rows.pixel_stride * static_cast<int64_t>(sizeof(S))) * rows.pixel_stride;
+    const int64_t ahead = elements_ahead<S>(rows.pixel_stride);
     for (int64_t x = x_.begin; x < x_.end;) {
       const Cell column = cell_at(x_, x, x_.end, x_.end);
       // Vectors read past the channels, into the next pixels; not so at the end of a row.
