@@ -66,7 +66,7 @@ class TestOperators:
         torch.manual_seed(0)
         model = models.unet(3, width=4, reference=True)
         layers = [m for m in model.modules() if isinstance(m, UsesOperators)]
-        assert len(layers) == 5 and all(layer.operators is reference for layer in layers)
+        assert len(layers) == 6 and all(layer.operators is reference for layer in layers)
         assert use_operators(model, "pydense").operators is ops
         with pytest.raises(ValueError, match="use_operators: name must be one of 'pydense'"):
             use_operators(model, "torch")

@@ -4,8 +4,9 @@
 //   weight(o, c, i, j) = sum over (n, y, x) of
 //       grad(n, o, y, x) x(n, c, y + i * dilation_y - top, x + j * dilation_x - left)
 //
-// over the outputs whose tap meets the picture. Sums are float for 16-bit numbers, go from the
-// first pixel to the last and are rounded once: the same bits for any number of threads.
+// over the outputs whose tap meets the picture. Sums are float for 16-bit numbers, go over parts of
+// the pixels in order (common/gemm/gemm_parts.h) and are rounded once: the same bits for any number
+// of threads.
 #pragma once
 
 #include "atrous_conv/dense.h"

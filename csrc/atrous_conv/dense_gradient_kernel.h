@@ -172,9 +172,9 @@ class DenseWeightGradient {
     const int64_t taps = shape.kernel_height * layout.taps;
     const int64_t across = ceil_div(panels_, kBlockChannels / kColumns);
     const int64_t block_panels = ceil_div(panels_, across);
-    const int64_t down = larger(ceil_div(shape.outputs, kBlockOutputs),
-                                smaller(ceil_div(kTasks, taps * across),
-                                        ceil_div(shape.outputs, kLeastBlockOutputs)));
+    const int64_t down = larger(
+        ceil_div(shape.outputs, kBlockOutputs),
+        smaller(ceil_div(kTasks, taps * across), ceil_div(shape.outputs, kLeastBlockOutputs)));
     const int64_t block = ceil_div(ceil_div(shape.outputs, down), kGemmRows) * kGemmRows;
     // Neighbours share the panels of x.
     parallel_tasks(parallel_for, across * taps * down, [&](int64_t task) {
@@ -201,11 +201,10 @@ class DenseWeightGradient {
     for (int64_t k = 0; k < depth; k += kPiece) {
       for (int64_t o = outputs.begin; o < outputs.end; o += kGemmRows) {
         for (int64_t p = panels.begin; p < panels.end; ++p) {
-          gemm_rows_in_parts<P, false>(smaller(kGemmRows, outputs.end - o),
-                                       smaller(kPiece, depth - k), of_grad + o * pitch + k, pitch,
-                                       of_x + (p * shape.height * row + k) * kColumns,
-                                       sums_at(i * shape.kernel_width + j, p, o), kColumns,
-                                       more || k > 0);
+          gemm_rows_in_parts<P, false>(
+              smaller(kGemmRows, outputs.end - o), smaller(kPiece, depth - k),
+              of_grad + o * pitch + k, pitch, of_x + (p * shape.height * row + k) * kColumns,
+              sums_at(i * shape.kernel_width + j, p, o), kColumns, more || k > 0);
         }
       }
     }

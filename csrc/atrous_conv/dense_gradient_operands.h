@@ -91,8 +91,8 @@ class GradientOperands {
             store(place + i / kStep * kColumns + half,
                   part <= 0 || i >= pixels.count
                       ? Steps{}
-                      : channels_of(row + i * from.pixel + first, from.pixel,
-                                    pixels.count - i > 1, part));
+                      : channels_of(row + i * from.pixel + first, from.pixel, pixels.count - i > 1,
+                                    part));
           }
           continue;
         }

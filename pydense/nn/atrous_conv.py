@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pydense.ops._winograd import MIN_CHANNELS
+from pydense.ops._atrous_dispatch import LEAST_CHANNELS_GRADIENT
 from pydense.ops.atrous_conv import convolve
 
 from ._operators import UsesOperators
@@ -27,8 +27,8 @@ def convolution(
     """The layer for a convolution of a network, of pydense's kind where that may gain.
 
     That is an :class:`AtrousConv2d` where it is dilated, and where it is 3x3 with so many channels
-    that Winograd's algorithm gains without dilation, too; elsewhere ``nn.Conv2d``, which does not
-    stop to ask.
+    that the gradient of its weight (in bfloat16) or, with more of them, Winograd's algorithm (in
+    float32) gains without dilation, too; elsewhere ``nn.Conv2d``, which does not stop to ask.
 
     Args:
         inputs: Channels.
@@ -40,7 +40,7 @@ def convolution(
         bias: Whether it has one.
     """
     dilated = kernel_size > 1 and dilation > 1
-    wide = kernel_size == 3 and stride == 1 and min(inputs, outputs) >= MIN_CHANNELS[2]
+    wide = kernel_size == 3 and stride == 1 and min(inputs, outputs) >= LEAST_CHANNELS_GRADIENT
     kind = AtrousConv2d if dilated or wide else nn.Conv2d
     if padding is None:
         padding = dilation * (kernel_size // 2)
@@ -59,9 +59,10 @@ class AtrousConv2d(UsesOperators, nn.Conv2d):
     """``nn.Conv2d`` over :func:`pydense.ops.atrous_conv2d`: the same arguments, parameters, keys.
 
     Padding other than with zeros is torch's. Without dilation it gains where 3x3 convolutions have
-    many channels (Winograd's algorithm, float32, on the CPU). ``activation`` is None; it is
-    ``"relu"`` where :func:`fold_batchnorm` made what follows a part of the layer. ``winograd_tile``
-    is as of the function, for speed at the expense of some precision.
+    many channels (on the CPU: Winograd's algorithm in float32; in bfloat16 the gradient of the
+    weight). ``activation`` is None; it is ``"relu"`` where :func:`fold_batchnorm` made what follows
+    a part of the layer. ``winograd_tile`` is as of the function, for speed at the expense of some
+    precision.
 
     In eval mode and without gradients, a weight that pydense's dense kernels read is packed once
     and kept beside the parameter, until that changes (an optimizer's step counts, other writing

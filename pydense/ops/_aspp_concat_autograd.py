@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import register_flop_formula
 
-from ._atrous_dispatch import Call, Choice, Kernels, choose
+from ._atrous_dispatch import Call, Choice, Kernels, choose, own_weight_gradient
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, in_format, suggested
 
@@ -84,12 +84,16 @@ def _finish(
         out.relu_()
 
 
-def choose_branch(x: Tensor, weight: Tensor, rate: int) -> Choice:
-    """Who convolves a branch alone: the rule of atrous_conv2d without Winograd's algorithm."""
+def _call(x: Tensor, weight: Tensor, rate: int) -> Call:
     outputs, channels, height, width = weight.shape
     last = suggested(x) == torch.channels_last
     shape = (channels, outputs, 1, (height, width), (1, 1), (rate, rate))
-    choice = choose(Call(x.device.type, x.dtype, last, *shape))
+    return Call(x.device.type, x.dtype, last, *shape)
+
+
+def choose_branch(x: Tensor, weight: Tensor, rate: int) -> Choice:
+    """Who convolves a branch alone: the rule of atrous_conv2d without Winograd's algorithm."""
+    choice = choose(_call(x, weight, rate))
     if choice.kernels is Kernels.DEPTHWISE:
         return Choice(
             Kernels.TORCH,
@@ -124,10 +128,7 @@ def are_own(x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[
 def own_gradients(x: Tensor, weight: Tensor, rate: int) -> tuple[bool, bool]:
     """Whether pydense's kernels compute the gradients of a branch: of x, and of its weight."""
     own = choose_branch(x, weight, rate).kernels is Kernels.DENSE
-    # On the CPU torch 2.13 leaves memory as it was in the weight's gradient of bfloat16, channels
-    # last, where taps are apart or kernels are wide.
-    spread = x.device.type == "cpu" and (rate > 1 or max(weight.shape[2:]) > 3)
-    return own, own or (x.dtype == torch.bfloat16 and spread)
+    return own, own or own_weight_gradient(_call(x, weight, rate)) is not None
 
 
 def _fake(

@@ -9,6 +9,9 @@ torch's stay. Contiguous tensors of large rates it multiplies with their padding
 for which the CPU has no instructions it convolves pixel by pixel where they are dilated.
 In float32, Winograd's algorithm (``_winograd.py``) comes first, in either format and at any rate,
 for torch multiplies all nine taps at rate 1, too.
+Where the CPU multiplies pairs of bfloat16 and has no tiles (AMX) for it, torch loses time on sums
+over thousands of channels, and in the gradient of every 3x3 weight; there pydense's kernels take
+that part of a convolution (:func:`own_weight_gradient`).
 
 On CUDA pydense's dense kernels are for tensor cores: bfloat16, float16, and float32 where torch
 multiplies convolutions in TF32. Nothing says that cuDNN leaves taps beside the map out; where rates
@@ -40,6 +43,11 @@ LEAST_RATE_NARROW_MANY = 12  # with as many channels as this
 MANY_CHANNELS = 768
 # With fewer, laying out the operands takes as long as the product saves.
 LEAST_CHANNELS = 128
+# Undilated 3x3 convolutions in pairs of bfloat16: from so many channels on pydense's kernels are
+# faster; torch loses more where it lays contiguous maps out.
+LEAST_CHANNELS_DEEP = {False: 2048, True: 4096}  # by whether x is channels_last
+# For the gradient of such a weight, of channels and of outputs.
+LEAST_CHANNELS_GRADIENT = 64
 # On CUDA: the smallest rate of the published pyramids, half a tile of outputs, two steps of
 # channels; a kernel of 7 has up to 225 rectangles of outputs with the same taps.
 LEAST_RATE_CUDA = 6
@@ -96,6 +104,12 @@ NARROW_WITHOUT_INSTRUCTIONS = frozenset(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def multiplies_pairs() -> bool:
+    """Whether the CPU has instructions for pairs of bfloat16, and none for tiles."""
+    return str(torch.ops.pydense._cpu_capability()) == "avx512_bf16"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def tf32_is_allowed() -> bool:
     """Whether torch lets cuDNN multiply float32 convolutions in TF32."""
     try:
@@ -137,6 +151,16 @@ def choose(call: Call) -> Choice:
             "pydense's kernels are for groups 1, and for groups = C = O"
         )
     rate = max(d if k > 1 else 1 for d, k in zip(call.dilation, call.kernel, strict=True))
+    if (
+        rate == 1
+        and _in_pairs_3x3(call)
+        and call.channels >= LEAST_CHANNELS_DEEP[call.channels_last]
+    ):
+        return Choice(
+            Kernels.DENSE,
+            f"it is 3x3, of bfloat16, which this CPU multiplies in pairs, and of {call.channels} "
+            "channels",
+        )
     if rate == 1:
         return _torchs("it is not dilated")
     name = str(call.dtype).removeprefix("torch.")
@@ -163,6 +187,30 @@ def choose(call: Call) -> Choice:
         f"it has rate {rate}, {call.channels} channels and stride 1, x is contiguous and on the "
         "CPU: taps beside the map are left out",
     )
+
+
+def own_weight_gradient(call: Call) -> str | None:
+    """Why pydense's kernels make the weight's gradient and torch's that of x; None where not so.
+
+    Of calls that Winograd's algorithm and depthwise kernels do not serve: they have gradients of
+    their own, as dense kernels have where they convolve at a rate.
+    """
+    if call.device != "cpu" or call.stride != (1, 1) or call.groups != 1:
+        return None
+    rate = max(d if k > 1 else 1 for d, k in zip(call.dilation, call.kernel, strict=True))
+    if rate > 1 or max(call.kernel) > 3:
+        if call.dtype == torch.bfloat16 and choose(call).kernels is not Kernels.DENSE:
+            # Seen with torch 2.13, channels_last.
+            return "torch's may leave memory unwritten where taps are apart or kernels are wide"
+        return None
+    if _in_pairs_3x3(call) and min(call.channels, call.outputs) >= LEAST_CHANNELS_GRADIENT:
+        return "this CPU multiplies bfloat16 in pairs"
+    return None
+
+
+def _in_pairs_3x3(call: Call) -> bool:
+    """Whether pydense's kernels multiply a 3x3 in pairs of bfloat16 and torch's do no better."""
+    return call.dtype == torch.bfloat16 and call.kernel == (3, 3) and multiplies_pairs()
 
 
 def choose_winograd(

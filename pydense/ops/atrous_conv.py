@@ -8,13 +8,21 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.nn.functional import conv2d, pad
 
 from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
-from ._atrous_dispatch import Call, Choice, Kernels, choose, choose_winograd
+from ._atrous_dispatch import (
+    Call,
+    Choice,
+    Kernels,
+    choose,
+    choose_winograd,
+    own_weight_gradient,
+)
 from ._convolution_arguments import as_convolution, padding_of, parameter
 from ._memory_format import suggested
 from ._winograd import TILES
@@ -23,6 +31,7 @@ _library.load()
 
 from . import _atrous_autograd as _atrous_autograd  # noqa: E402  registers
 from . import _dense_autograd as _dense_autograd  # noqa: E402  registers
+from . import _mixed_autograd as _mixed_autograd  # noqa: E402  registers
 from . import _winograd_autograd as _winograd_autograd  # noqa: E402  registers
 
 ACTIVATIONS = (None, "relu")
@@ -45,6 +54,8 @@ class Plan(NamedTuple):
     """Padding below and on the right."""
     choice: Choice
     winograd_tile: int | None
+    own_gradient: str | None
+    """Why the weight's gradient is pydense's, and that of ``x`` torch's, whoever convolves."""
 
 
 def atrous_conv2d(
@@ -70,7 +81,11 @@ def atrous_conv2d(
     no instructions): taps beside the map are left out, so that large rates cost less. Dense 3x3
     convolutions in float32 whose padding is the rate (1 included) run Winograd's algorithm on the
     phase grids of the rate, F(2x2, 3x3) with 16 multiplications instead of 36, where maps are large
-    enough for it and channels many enough.
+    enough for it and channels many enough. Where the CPU multiplies pairs of bfloat16 (AVX-512 BF16
+    without AMX), 3x3 convolutions of 64 channels or more have pydense's gradient of the weight and
+    torch's of ``x``, and those of thousands of channels run pydense's dense kernels forward.
+    bfloat16 weights that are dilated or larger than 3x3 have pydense's gradient on every CPU:
+    torch 2.13 leaves parts of theirs unwritten.
     On CUDA, dense convolutions with stride 1 and a rate of 6 or more run pydense's kernels for
     tensor cores in bfloat16, float16 and, where ``torch.backends.cudnn`` allows TF32, float32; they
     leave taps beside the map out, too; depthwise ones with stride 1 that are 3x3 or dilated run
@@ -169,6 +184,8 @@ def convolve(
         activation,
         winograd_tile,
     )
+    if plan.own_gradient is not None and _trains(x, row[0]):
+        return _with_mixed_gradients(x, row[0], plan, activation)
     if plan.choice.kernels is Kernels.TORCH:
         return _with_torchs(x, row[0], plan, activation)
     packed = None
@@ -224,7 +241,17 @@ def plan_of(
         rates,
     )
     choice = choose_winograd(call, before, after, winograd_tile) or choose(call)
-    return Plan(bias, strides, rates, groups, before, after, choice, winograd_tile)
+    mixes = choice.kernels in (Kernels.TORCH, Kernels.DENSE)
+    why = own_weight_gradient(call) if mixes else None
+    return Plan(bias, strides, rates, groups, before, after, choice, winograd_tile, why)
+
+
+def _trains(x: Tensor, weight: Tensor) -> bool:
+    """Whether the weight gets a gradient, and not by a functional transform."""
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return False
+    wrapped = _functorch.is_functorch_wrapped_tensor
+    return torch.compiler.is_compiling() or not (wrapped(x) or wrapped(weight))
 
 
 def _with_own_kernels(
@@ -250,12 +277,24 @@ def _with_own_kernels(
     return result
 
 
+def _evenly_padded(x: Tensor, plan: Plan) -> Tensor:
+    """With what stands below and on the right more than above and on the left."""
+    if plan.before == plan.after:
+        return x
+    more = [high - low for low, high in zip(plan.before, plan.after, strict=True)]
+    return pad(x, (0, more[1], 0, more[0]))
+
+
+def _with_mixed_gradients(x: Tensor, weight: Tensor, plan: Plan, activation: str | None) -> Tensor:
+    out: Tensor = _OPS.mixed_conv2d(
+        _evenly_padded(x, plan), weight, plan.bias, plan.before, plan.dilation
+    )
+    return out.relu_() if activation == "relu" else out
+
+
 def _with_torchs(x: Tensor, weight: Tensor, plan: Plan, activation: str | None) -> Tensor:
-    if plan.before != plan.after:
-        more = [high - low for low, high in zip(plan.before, plan.after, strict=True)]
-        x = pad(x, (0, more[1], 0, more[0]))
     out = conv2d(
-        x,
+        _evenly_padded(x, plan),
         weight,
         plan.bias,
         stride=plan.stride,
@@ -270,5 +309,10 @@ def explain_atrous_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
 ) -> str:
     """What ``pydense.explain`` says."""
-    choice = plan_of(x, weight, bias, **options).choice
-    return f"{choice.kernels.value}: {choice.reason}"
+    plan = plan_of(x, weight, bias, **options)
+    said = f"{plan.choice.kernels.value}: {plan.choice.reason}"
+    if plan.own_gradient is None:
+        return said
+    own = plan.choice.kernels is Kernels.DENSE
+    also = "the gradient of x is torch's" if own else "the gradient of the weight is pydense's"
+    return f"{said}; {also}: {plan.own_gradient}"
