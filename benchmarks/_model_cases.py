@@ -212,7 +212,8 @@ class _Models:
         if self.problem.head is None:
             return [x], target
         with torch.no_grad():
-            maps = [y.clone(memory_format=layout) for y in model.features(x).values()]
+            found = model.trunk(x) if hasattr(model, "trunk") else model.features(x).values()
+            maps = [y.clone(memory_format=layout) for y in found]
         return maps, target
 
 
@@ -332,6 +333,11 @@ def _pspnet(model: Any, maps: list[Tensor]) -> Tensor:
     return out
 
 
+def _refinenet(model: Any, maps: list[Tensor]) -> Tensor:
+    out: Tensor = model.clf_conv(model.do(model.refine(maps)["0"]))
+    return out
+
+
 def _hrnet(model: Any, maps: list[Tensor]) -> Tensor:
     out: Tensor = model.last_layer(maps)
     return out
@@ -362,6 +368,7 @@ HEADS: tuple[tuple[str, int, Head], ...] = (
     ("deeplab_v3_resnet50", 321, _child("classifier")),
     ("fcn_resnet50", 321, _child("classifier")),
     ("pspnet_resnet50", 321, _pspnet),
+    ("refinenet101", 321, _refinenet),
     ("hrnet_w18", 321, _hrnet),
     ("hrnet_w48", 321, _hrnet),
 )

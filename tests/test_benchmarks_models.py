@@ -42,7 +42,7 @@ def test_models_live_as_long_as_their_case_runs():
 
 def test_cases():
     found = {problem.name for problem in _model_cases.problems()}
-    assert len(found) == len(_model_cases.problems()) == 2 * (16 + 12 + 12)
+    assert len(found) == len(_model_cases.problems()) == 2 * (16 + 12 + 14)
     assert all(problem.size <= 321 for problem in _model_cases.problems())
     assert "head-training/deeplab_v3_resnet50/321x321/bf16" in found
     case = bench_models.make_case("model-inference/fcn8s_vgg16/225x225/f32")

@@ -112,6 +112,7 @@ class TestValues:
             ((1, 2050, 5, 7), 64, (3, 3), {"padding": (0, 1)}),
             ((1, 4100, 5, 7), 64, (3, 3), {"padding": 1}),
             ((2, 20, 13, 11), 5, (3, 3), {"dilation": 6}),
+            ((2, 20, 33, 33), 5, (3, 3), {"dilation": 2}),  # torch's own, channels_last, is wrong
             ((2, 16, 9, 9), 16, (2, 2), {"dilation": 3}),  # more padding below than above
             ((1, 16, 21, 20), 16, (3, 3), {"dilation": 40}),
             ((3, 8, 9, 12), 4, (5, 5), {}),

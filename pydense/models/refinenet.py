@@ -9,6 +9,7 @@ have).
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -135,8 +136,15 @@ class RefineNet(SegmentationModel):
 
     def features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Refined maps ``"0"`` (a quarter of the input) to ``"3"`` (1/32), of equal channels."""
-        maps = list(ResNet.forward(cast(Any, self), x).values())
-        maps[2:] = [self._drop(y) for y in maps[2:]]
+        return self.refine(self.trunk(x))
+
+    def trunk(self, x: Tensor) -> list[Tensor]:
+        """The maps of the ResNet, from a quarter of the input to 1/32."""
+        return list(ResNet.forward(cast(Any, self), x).values())
+
+    def refine(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+        """What :meth:`features` makes of the maps of :meth:`trunk`."""
+        maps = [*maps[:2], *(self._drop(y) for y in maps[2:])]
         refined: list[Tensor] = []
         for k in (1, 2, 3, 4):
             layer: Any = getattr(self, f"p_ims1d2_outl{k}_dimred")
