@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv_transpose2d, cross_entropy, interpolate, pad
+from torch.nn.functional import cross_entropy
 
 from benchmarks._harness import Case, Rival
+from benchmarks._model_operators import torch_operators
 
 OURS = "pydense"
 OURS_LAST = "pydense channels_last"
@@ -45,7 +45,17 @@ RIVALS: Mapping[str, tuple[str, torch.memory_format, bool]] = {
 }
 COMPILED = tuple(label for label, (_, _, compiled) in RIVALS.items() if compiled)
 
-Head = Callable[[Any, list[Tensor]], Tensor]
+
+def _features(model: Any, x: Tensor) -> Iterable[Tensor]:
+    found: Iterable[Tensor] = model.features(x).values()
+    return found
+
+
+class Head(NamedTuple):
+    """From a model and its maps to low-resolution logits; from it and a picture to the maps."""
+
+    logits: Callable[[Any, list[Tensor]], Tensor]
+    maps: Callable[[Any, Tensor], Iterable[Tensor]] = _features
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Problem:
         size: Rows and columns of the picture.
         dtype: Of weights and picture.
         training: A training step instead of inference.
-        head: From the model and its feature maps to low-resolution logits; None for the whole.
+        head: What is measured; None for the whole.
         options: Of the model's constructor.
         loss: Options of its ``loss``.
     """
@@ -76,88 +86,6 @@ class Problem:
         what = "head" if self.head else "model"
         step = "training" if self.training else "inference"
         return f"{what}-{step}/{self.model}/{self.size}x{self.size}/{DTYPES[self.dtype]}"
-
-
-def torch_operators() -> SimpleNamespace:
-    """Functions with the arguments of ``pydense.ops``, over the operators that users call."""
-    from pydense import reference
-
-    def upsample_bilinear(
-        x: Tensor,
-        size: Sequence[int] | None = None,
-        scale_factor: float | None = None,
-        align_corners: bool = False,
-    ) -> Tensor:
-        return interpolate(x, size, scale_factor, mode="bilinear", align_corners=align_corners)
-
-    def upsample_crop(
-        x: Tensor,
-        *,
-        stride: int | tuple[int, int],
-        kernel_size: int | tuple[int, int],
-        padding: int = 0,
-        offset: int = 0,
-        size: tuple[int, int],
-        border: str = "zeros",
-    ) -> Tensor:
-        from pydense.ops import bilinear_filler
-
-        step = stride if isinstance(stride, int) else stride[0]
-        kernel = kernel_size if isinstance(kernel_size, int) else kernel_size[0]
-        if step > 1:
-            channels = x.shape[1]
-            weight = bilinear_filler(channels, kernel, groups=channels, dtype=x.dtype)
-            x = conv_transpose2d(x, weight, stride=step, groups=channels)
-        rows, columns = (max(0, offset + n - m) for n, m in zip(size, x.shape[2:], strict=True))
-        if rows or columns:
-            x = pad(x, (0, columns, 0, rows))
-        return x[:, :, offset : offset + size[0], offset : offset + size[1]]
-
-    def fuse_sum_upsample(
-        inputs: Sequence[Tensor],
-        size: Sequence[int] | None = None,
-        relu: bool = False,
-        align_corners: bool = False,
-        mode: str = "bilinear",
-    ) -> Tensor:
-        wanted = tuple(inputs[0].shape[2:] if size is None else size)
-        corners = {"align_corners": align_corners} if mode == "bilinear" else {}
-        total: Any = 0
-        for x in inputs:
-            same = tuple(x.shape[2:]) == wanted
-            row = x if same else interpolate(x, wanted, mode=mode, **corners)
-            total = row if isinstance(total, int) else total + row
-        return torch.relu(total) if relu else total
-
-    def upsample_argmax(
-        logits: Tensor, size: Sequence[int], align_corners: bool = False, **_: Any
-    ) -> Tensor:
-        return upsample_bilinear(logits, size, align_corners=align_corners).argmax(1)
-
-    def upsample_cross_entropy(
-        logits: Tensor,
-        target: Tensor,
-        size: None = None,
-        align_corners: bool = False,
-        **options: Any,
-    ) -> Tensor:
-        wanted = tuple(target.shape[1:])
-        scores = logits
-        if tuple(logits.shape[2:]) != wanted:
-            scores = upsample_bilinear(logits, wanted, align_corners=align_corners)
-        return cross_entropy(scores, target, **options)
-
-    own = {name: getattr(reference, name) for name in reference.__all__}
-    return SimpleNamespace(
-        **{
-            **own,
-            "upsample_bilinear": upsample_bilinear,
-            "upsample_crop": upsample_crop,
-            "fuse_sum_upsample": fuse_sum_upsample,
-            "upsample_argmax": upsample_argmax,
-            "upsample_cross_entropy": upsample_cross_entropy,
-        }
-    )
 
 
 class _Models:
@@ -212,8 +140,7 @@ class _Models:
         if self.problem.head is None:
             return [x], target
         with torch.no_grad():
-            found = model.trunk(x) if hasattr(model, "trunk") else model.features(x).values()
-            maps = [y.clone(memory_format=layout) for y in found]
+            maps = [y.clone(memory_format=layout) for y in self.problem.head.maps(model, x)]
         return maps, target
 
 
@@ -228,7 +155,7 @@ def _inference(problem: Problem, models: _Models, label: str) -> Callable[[], An
                 return labels
             found: Tensor = model(inputs[0]).argmax(1)
             return found
-        low = problem.head(model, inputs)
+        low = problem.head.logits(model, inputs)
         labels = model.operators.upsample_argmax(low, size, model.align_corners)
         return labels
 
@@ -257,7 +184,7 @@ def _training(problem: Problem, models: _Models, label: str) -> Mapping[str, Cal
         if problem.head is None:
             loss: Tensor = model.loss(inputs[0], target, **(problem.loss or {}))
             return loss
-        low = problem.head(model, inputs)
+        low = problem.head.logits(model, inputs)
         loss = model.operators.upsample_cross_entropy(
             low, target, align_corners=model.align_corners, ignore_index=255
         )
@@ -325,7 +252,7 @@ def case_of(problem: Problem) -> Case:
 
 def _child(name: str) -> Head:
     """A head that is one child on the last map."""
-    return lambda model, maps: model.get_submodule(name)(maps[-1])
+    return Head(lambda model, maps: model.get_submodule(name)(maps[-1]))
 
 
 def _pspnet(model: Any, maps: list[Tensor]) -> Tensor:
@@ -367,10 +294,10 @@ HEADS: tuple[tuple[str, int, Head], ...] = (
     ("deeplab_v2_resnet101_single_scale", 321, _child("aspp")),
     ("deeplab_v3_resnet50", 321, _child("classifier")),
     ("fcn_resnet50", 321, _child("classifier")),
-    ("pspnet_resnet50", 321, _pspnet),
-    ("refinenet101", 321, _refinenet),
-    ("hrnet_w18", 321, _hrnet),
-    ("hrnet_w48", 321, _hrnet),
+    ("pspnet_resnet50", 321, Head(_pspnet)),
+    ("refinenet101", 321, Head(_refinenet, lambda model, x: model.trunk(x))),
+    ("hrnet_w18", 321, Head(_hrnet)),
+    ("hrnet_w48", 321, Head(_hrnet)),
 )
 
 

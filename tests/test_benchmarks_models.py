@@ -13,6 +13,7 @@ from torch.nn.functional import conv_transpose2d
 
 from benchmarks import _model_cases, bench_models
 from benchmarks._harness import stages_of, time_call
+from benchmarks._model_operators import torch_operators
 from pydense import ops
 
 QUICK = {problem.name: problem for problem in _model_cases.quick_problems()}
@@ -51,7 +52,7 @@ def test_cases():
 
 def test_operators_of_the_rivals():
     """They are those of pydense, as users write them in torch."""
-    own = _model_cases.torch_operators()
+    own = torch_operators()
     x = torch.randn(1, 3, 6, 7, dtype=torch.float64)
     crop = dict(stride=4, kernel_size=8, offset=3, size=(19, 22))
     whole = conv_transpose2d(x, ops.bilinear_filler(3, 8, dtype=torch.float64), stride=4)

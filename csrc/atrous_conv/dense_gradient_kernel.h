@@ -12,6 +12,7 @@
 #include <atomic>
 
 #include "atrous_conv/dense_gradient_operands.h"
+#include "common/gemm/gemm_parts.h"
 
 namespace pydense::PYDENSE_ISA {
 
@@ -81,7 +82,7 @@ class DenseWeightGradient {
   // A layout for all taps. In rows of the width W of the layout, output p of a tap lies beside
   // column p + shift of x. Outputs before column 0 of x lie behind a row's last output, in zeros of
   // the row before; columns behind the last output's are zeros of x.
-  Layout whole_columns() const {
+  Layout layout_of_all() const {
     const DenseConvShape& shape = args_.shape;
     const int64_t most = larger(0, shift(shape.kernel_width - 1));
     const int64_t least = larger(0, -shift(0));
@@ -92,7 +93,7 @@ class DenseWeightGradient {
             {0, shape.width, row, shape.height},
             larger(most, least)};
   }
-  Layout columns_of_tap(int64_t j) const {
+  Layout layout_of_column(int64_t j) const {
     const DenseConvShape& shape = args_.shape;
     const Range columns = columns_of(j);
     const int64_t count = columns.count();
@@ -114,20 +115,20 @@ class DenseWeightGradient {
     for (int64_t j = 0; j < taps; ++j) {
       apart += whole_steps(columns_of(j).count());
     }
-    return taps > 1 && whole_columns().of_x.row * taps * 12 <= apart * 13;
+    return taps > 1 && layout_of_all().of_x.row * taps * 12 <= apart * 13;
   }
 
   void sum_up(bool together, ParallelFor parallel_for) {
     for (int64_t image = 0; image < args_.shape.batches; ++image) {
       if (together) {
-        lay_out(image, whole_columns(), parallel_for);
-        multiply(image > 0, whole_columns(), parallel_for);
+        lay_out(image, layout_of_all(), parallel_for);
+        multiply(image > 0, layout_of_all(), parallel_for);
         continue;
       }
       for (int64_t j = 0; j < args_.shape.kernel_width; ++j) {
         if (columns_of(j).count() > 0) {
-          lay_out(image, columns_of_tap(j), parallel_for);
-          multiply(image > 0, columns_of_tap(j), parallel_for);
+          lay_out(image, layout_of_column(j), parallel_for);
+          multiply(image > 0, layout_of_column(j), parallel_for);
         }
       }
     }
@@ -237,7 +238,8 @@ class DenseWeightGradient {
   bool write_block(int64_t panel, int64_t first_output, int64_t end_output) const {
     constexpr int kLanes = kNativeLanesOf<T>;
     using V = Vec<T, kLanes>;
-    auto odd = V{} < V{};
+    const int64_t channels = smaller(kColumns, args_.shape.channels - panel * kColumns);
+    auto is_nan = V{} < V{};
     for (int64_t first = 0; first < taps_; first += kLanes) {
       const int64_t count = smaller(kLanes, taps_ - first);
       bool any[kLanes];
@@ -245,24 +247,23 @@ class DenseWeightGradient {
         any[k] = has_sums(first + k);
       }
       for (int64_t o = first_output; o < end_output; ++o) {
-        for (int64_t c = 0; c < kColumns; c += kLanes) {
-          const int64_t channel = panel * kColumns + c;
+        for (int64_t c = 0; c < channels; c += kLanes) {
           V square[kLanes] = {};
           for (int64_t k = 0; k < count; ++k) {
             if (any[k]) {
               square[k] = load<V>(sums_at(first + k, panel, o) + c);
-              odd |= square[k] != square[k];
+              is_nan |= square[k] != square[k];
             }
           }
           transpose_square(square);
-          write_channels(square, o, channel, smaller(kLanes, args_.shape.channels - channel), first,
+          write_channels(square, o, panel * kColumns + c, smaller(kLanes, channels - c), first,
                          count);
         }
       }
     }
     bool found = false;
     for (int64_t l = 0; l < kLanes; ++l) {
-      found = found || odd[l] != 0;
+      found = found || is_nan[l] != 0;
     }
     return found;
   }
@@ -284,9 +285,7 @@ class DenseWeightGradient {
     for (int64_t i = 0; i < channels; ++i) {
       store_as(all + i * taps_, square[i]);
     }
-    if (channels > 0) {
-      std::memcpy(to, all, static_cast<size_t>(channels * taps_) * sizeof(S));
-    }
+    std::memcpy(to, all, static_cast<size_t>(channels * taps_) * sizeof(S));
   }
 
   const DenseConvGradientArgs& args_;

@@ -7,7 +7,7 @@
 
 #include "atrous_conv/dense_gradient.h"
 #include "atrous_conv/dense_picture.h"
-#include "common/gemm/gemm_parts.h"
+#include "common/gemm/gemm_panels.h"
 
 namespace pydense::PYDENSE_ISA {
 

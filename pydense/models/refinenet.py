@@ -139,11 +139,11 @@ class RefineNet(SegmentationModel):
         return self.refine(self.trunk(x))
 
     def trunk(self, x: Tensor) -> list[Tensor]:
-        """The maps of the ResNet, from a quarter of the input to 1/32."""
+        """The maps of the ResNet: (N, 256, ceil(H / 4), ceil(W / 4)) to (N, 2048, ...) at 1/32."""
         return list(ResNet.forward(cast(Any, self), x).values())
 
     def refine(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
-        """What :meth:`features` makes of the maps of :meth:`trunk`."""
+        """What :meth:`features` makes of the four maps of :meth:`trunk`."""
         maps = [*maps[:2], *(self._drop(y) for y in maps[2:])]
         refined: list[Tensor] = []
         for k in (1, 2, 3, 4):

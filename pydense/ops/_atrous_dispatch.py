@@ -190,10 +190,11 @@ def choose(call: Call) -> Choice:
 
 
 def own_weight_gradient(call: Call) -> str | None:
-    """Why pydense's kernels make the weight's gradient and torch's that of x; None where not so.
+    """Why pydense's kernels make the weight's gradient whoever convolves; None where not so.
 
-    Of calls that Winograd's algorithm and depthwise kernels do not serve: they have gradients of
-    their own, as dense kernels have where they convolve at a rate.
+    Who makes that of x is what :func:`choose` says of it. Of calls that Winograd's algorithm and
+    depthwise kernels do not serve: they have gradients of their own, as dense kernels have where
+    they convolve at a rate.
     """
     if call.device != "cpu" or call.stride != (1, 1) or call.groups != 1:
         return None

@@ -44,8 +44,8 @@ class ConvolutionOperators:
         left = dilation_x * (weight.shape[3] - 1) - left
         return self.convolve(x, weight, *size, dilation_y, dilation_x, top, left, not turned)
 
-    def register(self, convolution: str, weight_gradient: str) -> None:
-        """Gives the two operators of these names their derivatives."""
+    def register(self, convolution: str, weight_gradient: str | None = None) -> None:
+        """Gives operators of these names their derivatives; the second may have them already."""
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             x, weight, *_ = inputs
@@ -91,6 +91,7 @@ class ConvolutionOperators:
             return of_grad, of_x, *[None] * 6
 
         torch.library.register_autograd(convolution, backward, setup_context=setup)
-        torch.library.register_autograd(
-            weight_gradient, gradient_backward, setup_context=setup_gradient
-        )
+        if weight_gradient is not None:
+            torch.library.register_autograd(
+                weight_gradient, gradient_backward, setup_context=setup_gradient
+            )

@@ -50,7 +50,7 @@ def _fake_gradient(
     return x.new_empty((grad.shape[1], x.shape[1], kernel_height, kernel_width))
 
 
-def _flops(
+def flops(
     shape: Any, weight: Any, packed: Any, bias: Any, height: int, width: int, *rest: Any, **_: Any
 ) -> int:
     """Two for each tap, channel and output, as torch counts."""
@@ -74,5 +74,5 @@ ConvolutionOperators(
     lambda *arguments: _OPS.dense_atrous_conv2d_weight_gradient(*arguments),
     lambda weight: weight.transpose(0, 1).flip(2, 3),
 ).register("pydense::dense_atrous_conv2d", "pydense::dense_atrous_conv2d_weight_gradient")
-register_flop_formula(_OPS.dense_atrous_conv2d)(_flops)
+register_flop_formula(_OPS.dense_atrous_conv2d)(flops)
 register_flop_formula(_OPS.dense_atrous_conv2d_weight_gradient)(_gradient_flops)

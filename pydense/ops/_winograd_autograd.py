@@ -11,20 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, conv_transpose2d
 from torch.utils.flop_counter import register_flop_formula
 
 from pydense import _library
 
-from ._atrous_dispatch import Call, Kernels, choose
-from ._convolution_arguments import without_autocast
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, in_format, suggested
 from ._winograd import best_tile
 
 _library.load()
 
-from . import _dense_autograd as _dense_autograd  # noqa: E402  registers
+from ._mixed_autograd import direct  # noqa: E402  registers the weight's gradient, too
 
 _OPS = torch.ops.pydense
 _NAME = "pydense::winograd_atrous_conv2d"
@@ -56,36 +53,12 @@ def _convolution(
     own = tile if x.numel() == 0 else best_tile(batch, height, width, rate, tile)
     # A program that was exported on the CPU may have been moved.
     if own is None or not x.is_cpu:
-        return _direct(x, weight, bias, rate, relu, flipped)
+        both = (rate, rate)
+        made = direct(x, weight, bias, (height, width), both, both, flipped, relu)
+        return in_format(made, suggested(x))
     out = empty_picture(x, height, width, channels=outputs)
     _OPS._winograd_atrous_conv2d(out, x, weight, bias, rate, relu, flipped, own)
     return out
-
-
-def _direct(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    rate: int,
-    relu: bool,
-    flipped: bool,
-) -> Tensor:
-    """The same by what the dispatch rule takes without Winograd's algorithm."""
-    height, width = x.shape[2:]
-    outputs = weight.shape[1 if flipped else 0]
-    last = suggested(x) == torch.channels_last
-    shape = (x.shape[1], outputs, 1, (3, 3), (1, 1), (rate, rate))
-    kernels = choose(Call(x.device.type, x.dtype, last, *shape)).kernels
-    if kernels is Kernels.DENSE:
-        made: Tensor = _OPS.dense_atrous_conv2d(
-            x, weight, None, bias, height, width, *(rate,) * 4, flipped, relu
-        )
-        return made
-    convolve = conv_transpose2d if flipped else conv2d  # no copy of the weight turned round
-    with without_autocast(x.device.type):  # backward may run in its region
-        made = convolve(x, weight, bias, padding=rate, dilation=rate)
-    out = in_format(made, torch.channels_last if last else torch.contiguous_format)
-    return out.relu_() if relu else out
 
 
 def _fake(

@@ -55,7 +55,8 @@ class Plan(NamedTuple):
     choice: Choice
     winograd_tile: int | None
     own_gradient: str | None
-    """Why the weight's gradient is pydense's, and that of ``x`` torch's, whoever convolves."""
+    """Why the weight's gradient is pydense's whoever convolves; None where it is who convolves."""
+    call: Call
 
 
 def atrous_conv2d(
@@ -84,8 +85,8 @@ def atrous_conv2d(
     enough for it and channels many enough. Where the CPU multiplies pairs of bfloat16 (AVX-512 BF16
     without AMX), 3x3 convolutions of 64 channels or more have pydense's gradient of the weight and
     torch's of ``x``, and those of thousands of channels run pydense's dense kernels forward.
-    bfloat16 weights that are dilated or larger than 3x3 have pydense's gradient on every CPU:
-    torch 2.13 leaves parts of theirs unwritten.
+    bfloat16 weights that are dilated or larger than 3x3 (``groups`` 1) have pydense's gradient
+    on every CPU: torch 2.13 leaves parts of theirs unwritten.
     On CUDA, dense convolutions with stride 1 and a rate of 6 or more run pydense's kernels for
     tensor cores in bfloat16, float16 and, where ``torch.backends.cudnn`` allows TF32, float32; they
     leave taps beside the map out, too; depthwise ones with stride 1 that are 3x3 or dilated run
@@ -243,7 +244,7 @@ def plan_of(
     choice = choose_winograd(call, before, after, winograd_tile) or choose(call)
     mixes = choice.kernels in (Kernels.TORCH, Kernels.DENSE)
     why = own_weight_gradient(call) if mixes else None
-    return Plan(bias, strides, rates, groups, before, after, choice, winograd_tile, why)
+    return Plan(bias, strides, rates, groups, before, after, choice, winograd_tile, why, call)
 
 
 def _trains(x: Tensor, weight: Tensor) -> bool:
@@ -257,14 +258,8 @@ def _trains(x: Tensor, weight: Tensor) -> bool:
 def _with_own_kernels(
     x: Tensor, weight: Tensor, plan: Plan, activation: str | None, packed: Tensor | None
 ) -> Tensor:
-    height, width = (
-        size + low + high - d * (k - 1)
-        for size, low, high, d, k in zip(
-            x.shape[2:], plan.before, plan.after, plan.dilation, weight.shape[2:], strict=True
-        )
-    )
     relu = activation == "relu"
-    geometry = (height, width, *plan.dilation, *plan.before)
+    geometry = _geometry(x, weight, plan)
     result: Tensor
     if plan.choice.kernels is Kernels.WINOGRAD:
         result = _OPS.winograd_atrous_conv2d(
@@ -277,6 +272,17 @@ def _with_own_kernels(
     return result
 
 
+def _geometry(x: Tensor, weight: Tensor, plan: Plan) -> list[Any]:
+    """Size of the result, dilation, and padding above and on the left."""
+    size = [
+        size + low + high - d * (k - 1)
+        for size, low, high, d, k in zip(
+            x.shape[2:], plan.before, plan.after, plan.dilation, weight.shape[2:], strict=True
+        )
+    ]
+    return [*size, *plan.dilation, *plan.before]
+
+
 def _evenly_padded(x: Tensor, plan: Plan) -> Tensor:
     """With what stands below and on the right more than above and on the left."""
     if plan.before == plan.after:
@@ -286,10 +292,11 @@ def _evenly_padded(x: Tensor, plan: Plan) -> Tensor:
 
 
 def _with_mixed_gradients(x: Tensor, weight: Tensor, plan: Plan, activation: str | None) -> Tensor:
+    relu, geometry = activation == "relu", _geometry(x, weight, plan)
     out: Tensor = _OPS.mixed_conv2d(
-        _evenly_padded(x, plan), weight, plan.bias, plan.before, plan.dilation
+        _evenly_padded(x, plan), weight, plan.bias, *geometry, False, relu
     )
-    return out.relu_() if activation == "relu" else out
+    return out
 
 
 def _with_torchs(x: Tensor, weight: Tensor, plan: Plan, activation: str | None) -> Tensor:
@@ -313,6 +320,9 @@ def explain_atrous_conv2d(
     said = f"{plan.choice.kernels.value}: {plan.choice.reason}"
     if plan.own_gradient is None:
         return said
-    own = plan.choice.kernels is Kernels.DENSE
-    also = "the gradient of x is torch's" if own else "the gradient of the weight is pydense's"
-    return f"{said}; {also}: {plan.own_gradient}"
+    call = plan.call
+    of_x = choose(call._replace(channels=call.outputs, outputs=call.channels)).kernels
+    whose = "pydense's" if of_x is Kernels.DENSE else "torch's"
+    return (
+        f"{said}; the gradient of the weight is pydense's ({plan.own_gradient}), that of x {whose}"
+    )
