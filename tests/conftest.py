@@ -111,6 +111,14 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     return run
 
 
+@pytest.fixture(autouse=True)
+def unknown_calls() -> None:
+    """Calls are looked at anew: tests change what the CPU is said to be able to do."""
+    plans = sys.modules.get("pydense.ops._atrous_plan")
+    if plans is not None:
+        plans.known_plans.forget()
+
+
 @pytest.fixture
 def restore_core() -> Iterator[None]:
     """Put thread count and CPU capability back after a test that changes them."""

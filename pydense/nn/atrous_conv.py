@@ -136,7 +136,9 @@ class AtrousConv2d(UsesOperators, nn.Conv2d):
         """Where the packed weight is kept; None in training."""
         if self.training:
             return None
-        cache: PackedWeight = self.__dict__.setdefault("_packed", PackedWeight())
+        cache: PackedWeight | None = self.__dict__.get("_packed")
+        if cache is None:
+            cache = self.__dict__["_packed"] = PackedWeight()
         return cache
 
     def train(self, mode: bool = True) -> AtrousConv2d:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pydense.ops import _crf_arguments as check
-from pydense.ops.atrous_conv import ACTIVATIONS
+from pydense.ops._atrous_plan import ACTIVATIONS
 from pydense.ops.atrous_separable_conv import atrous_separable_conv2d, in_two_because
 
 from ._batchnorm import folded, is_fixed

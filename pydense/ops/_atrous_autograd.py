@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._convolution_autograd import ConvolutionOperators
 from ._memory_format import empty_picture
+from ._operator import Differentiable
 
 _OPS = torch.ops.pydense
 
@@ -44,10 +45,14 @@ def _gradient_flops(
 
 torch.library.register_fake("pydense::depthwise_atrous_conv2d")(_fake)
 torch.library.register_fake("pydense::depthwise_atrous_conv2d_weight_gradient")(_fake_gradient)
-ConvolutionOperators(
-    lambda x, weight, *geometry: _OPS.depthwise_atrous_conv2d(x, weight, None, *geometry, False),
-    lambda *arguments: _OPS.depthwise_atrous_conv2d_weight_gradient(*arguments),
+_OPERATORS = ConvolutionOperators(
+    lambda x, weight, *geometry: depthwise_atrous_conv2d(x, weight, None, *geometry, False),
+    lambda *arguments: depthwise_atrous_conv2d_weight_gradient(*arguments),
     lambda weight: weight.flip(2, 3),
-).register("pydense::depthwise_atrous_conv2d", "pydense::depthwise_atrous_conv2d_weight_gradient")
+)
+depthwise_atrous_conv2d: Differentiable = _OPERATORS.differentiable("depthwise_atrous_conv2d")
+depthwise_atrous_conv2d_weight_gradient: Differentiable = _OPERATORS.differentiable_gradient(
+    "depthwise_atrous_conv2d_weight_gradient"
+)
 register_flop_formula(_OPS.depthwise_atrous_conv2d)(_flops)
 register_flop_formula(_OPS.depthwise_atrous_conv2d_weight_gradient)(_gradient_flops)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernels run an atrous convolution: the rule, and its reasons in words.
 
-It knows no size of a map: a graph that is exported for maps of any size holds one choice.
+In code that is traced it knows no size of a map: a graph that is exported for maps of any size
+holds one choice. Elsewhere what is too small for kernels of one's own stays torch's.
 
 On the CPU torch leaves taps beside the map out as well, where tensors are channels_last and the CPU
 has instructions for their dtype; there pydense's kernels are as fast, within some percent, and
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import os
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -46,8 +47,10 @@ LEAST_CHANNELS = 128
 # Undilated 3x3 convolutions in pairs of bfloat16: from so many channels on pydense's kernels are
 # faster; torch loses more where it lays contiguous maps out.
 LEAST_CHANNELS_DEEP = {False: 2048, True: 4096}  # by whether x is channels_last
-# For the gradient of such a weight, of channels and of outputs.
+# For the gradient of such a weight, of channels and of outputs, and of multiplications: with fewer,
+# calling a kernel of one's own takes as long as it saves.
 LEAST_CHANNELS_GRADIENT = 64
+LEAST_PRODUCTS_GRADIENT = 2**30
 # On CUDA: the smallest rate of the published pyramids, half a tile of outputs, two steps of
 # channels; a kernel of 7 has up to 225 rectangles of outputs with the same taps.
 LEAST_RATE_CUDA = 6
@@ -189,12 +192,22 @@ def choose(call: Call) -> Choice:
     )
 
 
-def own_weight_gradient(call: Call) -> str | None:
+@lru_cache(maxsize=4096)
+def known_choice(call: Call) -> Choice:
+    """:func:`choose`, remembered; for the CPU, whose instructions stay the same."""
+    return choose(call)
+
+
+def own_weight_gradient(call: Call, products: int | None = None) -> str | None:
     """Why pydense's kernels make the weight's gradient whoever convolves; None where not so.
 
     Who makes that of x is what :func:`choose` says of it. Of calls that Winograd's algorithm and
     depthwise kernels do not serve: they have gradients of their own, as dense kernels have where
     they convolve at a rate.
+
+    Args:
+        call: As of :func:`choose`.
+        products: Multiplications for the result; None where sizes are not known.
     """
     if call.device != "cpu" or call.stride != (1, 1) or call.groups != 1:
         return None
@@ -204,7 +217,9 @@ def own_weight_gradient(call: Call) -> str | None:
             # Seen with torch 2.13, channels_last.
             return "torch's may leave memory unwritten where taps are apart or kernels are wide"
         return None
-    if _in_pairs_3x3(call) and min(call.channels, call.outputs) >= LEAST_CHANNELS_GRADIENT:
+    many = products is None or products >= LEAST_PRODUCTS_GRADIENT
+    least = min(call.channels, call.outputs)
+    if many and least >= LEAST_CHANNELS_GRADIENT and _in_pairs_3x3(call):
         return "this CPU multiplies bfloat16 in pairs"
     return None
 

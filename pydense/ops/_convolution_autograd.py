@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._forward_ad import refuse_tangent
+from ._operator import Differentiable
 
 # An operator's arguments from the bias on: bias, height, width, four of geometry, turned, relu.
 _FROM_BIAS = 9
@@ -44,8 +45,10 @@ class ConvolutionOperators:
         left = dilation_x * (weight.shape[3] - 1) - left
         return self.convolve(x, weight, *size, dilation_y, dilation_x, top, left, not turned)
 
-    def register(self, convolution: str, weight_gradient: str | None = None) -> None:
-        """Gives operators of these names their derivatives; the second may have them already."""
+    def differentiable(
+        self, name: str, kernel: Callable[..., Tensor] | None = None
+    ) -> Differentiable:
+        """Gives the convolution of this name its derivatives; ``kernel`` as there."""
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             x, weight, *_ = inputs
@@ -77,11 +80,16 @@ class ConvolutionOperators:
                 gradients[-_FROM_BIAS] = grad.sum((0, 2, 3))
             return tuple(gradients)
 
-        def setup_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        return Differentiable(name, setup, backward, kernel)
+
+    def differentiable_gradient(self, name: str) -> Differentiable:
+        """Gives the weight's gradient of this name its derivatives."""
+
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             grad, x, _, _, *ctx.geometry = inputs
             ctx.save_for_backward(grad, x)
 
-        def gradient_backward(ctx: Any, of_weight: Tensor) -> tuple[Any, ...]:
+        def backward(ctx: Any, of_weight: Tensor) -> tuple[Any, ...]:
             grad, x = ctx.saved_tensors
             of_grad = of_x = None
             if ctx.needs_input_grad[0]:
@@ -90,8 +98,4 @@ class ConvolutionOperators:
                 of_x = self.adjoint(grad, of_weight, ctx.geometry, x.shape[2:], False)
             return of_grad, of_x, *[None] * 6
 
-        torch.library.register_autograd(convolution, backward, setup_context=setup)
-        if weight_gradient is not None:
-            torch.library.register_autograd(
-                weight_gradient, gradient_backward, setup_context=setup_gradient
-            )
+        return Differentiable(name, setup, backward)

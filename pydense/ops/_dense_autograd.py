@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._convolution_autograd import ConvolutionOperators
 from ._memory_format import empty_picture
+from ._operator import Differentiable
 
 _OPS = torch.ops.pydense
 
@@ -69,10 +70,14 @@ torch.library.register_fake("pydense::dense_atrous_conv2d")(_fake)
 torch.library.register_fake("pydense::_dense_atrous_conv2d_branches_into")(_fake_into)
 torch.library.register_fake("pydense::_pack_dense_atrous_weight")(_fake_pack)
 torch.library.register_fake("pydense::dense_atrous_conv2d_weight_gradient")(_fake_gradient)
-ConvolutionOperators(
-    lambda x, weight, *geometry: _OPS.dense_atrous_conv2d(x, weight, None, None, *geometry, False),
-    lambda *arguments: _OPS.dense_atrous_conv2d_weight_gradient(*arguments),
+_OPERATORS = ConvolutionOperators(
+    lambda x, weight, *geometry: dense_atrous_conv2d(x, weight, None, None, *geometry, False),
+    lambda *arguments: dense_atrous_conv2d_weight_gradient(*arguments),
     lambda weight: weight.transpose(0, 1).flip(2, 3),
-).register("pydense::dense_atrous_conv2d", "pydense::dense_atrous_conv2d_weight_gradient")
+)
+dense_atrous_conv2d: Differentiable = _OPERATORS.differentiable("dense_atrous_conv2d")
+dense_atrous_conv2d_weight_gradient: Differentiable = _OPERATORS.differentiable_gradient(
+    "dense_atrous_conv2d_weight_gradient"
+)
 register_flop_formula(_OPS.dense_atrous_conv2d)(flops)
 register_flop_formula(_OPS.dense_atrous_conv2d_weight_gradient)(_gradient_flops)

@@ -13,21 +13,29 @@ def suggested(x: Tensor) -> torch.memory_format:
     A cut-out of a channels_last tensor counts as such; what is both, or empty, is contiguous. The
     operators follow the same rule in C++.
     """
-    if x.stride(1) == 0:
+    if x.is_contiguous():
+        return torch.contiguous_format
+    shape, strides = x.shape, x.stride()
+    if strides[1] == 0:
         return torch.contiguous_format
     least: int | torch.SymInt = 0
     for axis in (1, 3, 2, 0):
-        if x.shape[axis] == 0 or x.stride(axis) < least:
+        stride = strides[axis]
+        if shape[axis] == 0 or stride < least:
             return torch.contiguous_format
-        if axis == 0 and least == x.stride(1):  # N x 1 x 1 x 1
+        if axis == 0 and least == strides[1]:  # N x 1 x 1 x 1
             return torch.contiguous_format
-        least = x.stride(axis) * (x.shape[axis] if x.stride(axis) > 1 else 1)
+        least = stride * (shape[axis] if stride > 1 else 1)
     return torch.channels_last
 
 
 def in_format(x: Tensor, layout: torch.memory_format) -> Tensor:
     """X with the very strides of a new tensor of this format: itself, or a copy."""
-    strides = torch.empty(x.shape, memory_format=layout, device="meta").stride()
+    channels, height, width = (max(size, 1) for size in x.shape[1:])
+    if layout == torch.channels_last:
+        strides = (channels * height * width, 1, width * channels, channels)
+    else:
+        strides = (channels * height * width, height * width, width, 1)
     return x if x.stride() == strides else x.clone(memory_format=layout)
 
 

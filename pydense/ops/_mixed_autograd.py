@@ -16,17 +16,18 @@ from torch.utils.flop_counter import register_flop_formula
 
 from pydense import _library
 
-from ._atrous_dispatch import Call, Kernels, choose
+from ._atrous_dispatch import Call, Kernels, choose, known_choice
 from ._convolution_arguments import without_autocast
 from ._convolution_autograd import ConvolutionOperators
 from ._memory_format import in_format, suggested
+from ._operator import Differentiable, operator
 
 _library.load()
 
-from . import _dense_autograd  # noqa: E402  registers
+from . import _dense_autograd as dense  # noqa: E402
 
 _OPS = torch.ops.pydense
-_NAME = "pydense::mixed_conv2d"
+_NAME = "mixed_conv2d"
 
 
 def direct(
@@ -54,11 +55,11 @@ def direct(
     last = suggested(x) == torch.channels_last
     outputs, kernel = weight.shape[1 if flipped else 0], (weight.shape[2], weight.shape[3])
     call = Call(x.device.type, x.dtype, last, x.shape[1], outputs, 1, kernel, (1, 1), dilation)
-    if choose(call).kernels is Kernels.DENSE:
-        own: Tensor = _OPS.dense_atrous_conv2d(
+    found = known_choice(call) if x.is_cpu else choose(call)
+    if found.kernels is Kernels.DENSE:
+        return dense.dense_atrous_conv2d(
             x, weight, None, bias, *size, *dilation, *before, flipped, relu
         )
-        return own
     with without_autocast(x.device.type):  # backward may run in its region
         if flipped:  # no copy of the weight turned round
             reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -69,7 +70,7 @@ def direct(
     return made.relu_() if relu else made
 
 
-@torch.library.custom_op(_NAME, mutates_args=())
+@operator(_NAME)
 def _convolution(
     x: Tensor,
     weight: Tensor,
@@ -102,13 +103,13 @@ def _fake(
 
 
 def _flops(shape: Any, weight: Any, bias: Any, *rest: Any, **values: Any) -> int:
-    return _dense_autograd.flops(shape, weight, None, bias, *rest, **values)
+    return dense.flops(shape, weight, None, bias, *rest, **values)
 
 
-torch.library.register_fake(_NAME)(_fake)
-ConvolutionOperators(
-    lambda x, weight, *geometry: _OPS.mixed_conv2d(x, weight, None, *geometry, False),
-    lambda *arguments: _OPS.dense_atrous_conv2d_weight_gradient(*arguments),
+torch.library.register_fake(f"pydense::{_NAME}")(_fake)
+mixed_conv2d: Differentiable = ConvolutionOperators(
+    lambda x, weight, *geometry: mixed_conv2d(x, weight, None, *geometry, False),
+    lambda *arguments: dense.dense_atrous_conv2d_weight_gradient(*arguments),
     lambda weight: weight.transpose(0, 1).flip(2, 3),
-).register(_NAME)
+).differentiable(_NAME, _convolution)
 register_flop_formula(_OPS.mixed_conv2d)(_flops)

@@ -69,8 +69,10 @@ def size(op: str, name: str, value: Any) -> tuple[int, int]:
 
 def pair(op: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
     """Two integers from one or two."""
-    y, x = (check.integer(op, name, n, minimum, MAX_SIZE) for n in _two(op, name, value))
-    return y, x
+    y, x = _two(op, name, value)
+    return check.integer(op, name, y, minimum, MAX_SIZE), check.integer(
+        op, name, x, minimum, MAX_SIZE
+    )
 
 
 def scale_factors(op: str, value: Any) -> tuple[float, float]:

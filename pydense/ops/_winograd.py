@@ -9,6 +9,8 @@ direct convolution's for m = 2, 3 and 4. The tests hold it to ``ERROR``.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 TILES = (2, 3, 4)
@@ -72,6 +74,7 @@ def share_of_direct(batch: int, height: int, width: int, rate: int, tile: int) -
     return share * (1 + WEIGHT_TILES / tiles)
 
 
+@lru_cache(maxsize=1024)
 def best_tile(batch: int, height: int, width: int, rate: int, largest: int) -> int | None:
     """The tile of those up to ``largest`` that leaves the least, or None: a direct convolution."""
     shares = [(share_of_direct(batch, height, width, rate, t), t) for t in TILES if t <= largest]

@@ -17,17 +17,19 @@ from pydense import _library
 
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, in_format, suggested
+from ._operator import Differentiable, operator
 from ._winograd import best_tile
 
 _library.load()
 
-from ._mixed_autograd import direct  # noqa: E402  registers the weight's gradient, too
+from ._dense_autograd import dense_atrous_conv2d_weight_gradient  # noqa: E402
+from ._mixed_autograd import direct  # noqa: E402
 
 _OPS = torch.ops.pydense
-_NAME = "pydense::winograd_atrous_conv2d"
+_NAME = "winograd_atrous_conv2d"
 
 
-@torch.library.custom_op(_NAME, mutates_args=())
+@operator(_NAME)
 def _convolution(
     x: Tensor,
     weight: Tensor,
@@ -94,11 +96,11 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
     of_x = of_weight = None
     if ctx.needs_input_grad[0]:
-        of_x = _OPS.winograd_atrous_conv2d(
+        of_x = winograd_atrous_conv2d(
             grad, weight, None, ctx.rate, False, not ctx.flipped, ctx.tile
         )
     if ctx.needs_input_grad[1] and x is not None:
-        of_weight = _OPS.dense_atrous_conv2d_weight_gradient(grad, x, 3, 3, *(ctx.rate,) * 4)
+        of_weight = dense_atrous_conv2d_weight_gradient(grad, x, 3, 3, *(ctx.rate,) * 4)
         of_weight = of_weight.transpose(0, 1).flip(2, 3) if ctx.flipped else of_weight
     return of_x, of_weight, of_bias, *[None] * 4
 
@@ -109,7 +111,7 @@ def _flops(shape: Any, weight: Any, *rest: Any, **values: Any) -> int:
     return int(2 * batch * height * width * weight[0] * weight[1] * 9)
 
 
-torch.library.register_fake(_NAME)(_fake)
+torch.library.register_fake(f"pydense::{_NAME}")(_fake)
 torch.library.register_fake("pydense::_winograd_atrous_conv2d")(lambda *arguments: None)
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup)
+winograd_atrous_conv2d = Differentiable(_NAME, _setup, _backward, _convolution)
 register_flop_formula(_OPS.winograd_atrous_conv2d)(_flops)

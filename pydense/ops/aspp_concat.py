@@ -14,9 +14,10 @@ from pydense import _library
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
 from ._atrous_dispatch import Kernels
+from ._atrous_plan import ACTIVATIONS
 from ._convolution_arguments import as_convolution, parameter, tensors
 from .aspp import MAX_BRANCHES, MAX_RATE
-from .atrous_conv import ACTIVATIONS, WeightCache
+from .atrous_conv import WeightCache
 
 _library.load()
 

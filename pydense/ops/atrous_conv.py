@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,48 +14,16 @@ from pydense import _library
 
 from . import _crf_arguments as check
 from . import _upsample_arguments as arguments
-from ._atrous_dispatch import (
-    Call,
-    Choice,
-    Kernels,
-    choose,
-    choose_winograd,
-    own_weight_gradient,
-)
-from ._convolution_arguments import as_convolution, padding_of, parameter
-from ._memory_format import suggested
-from ._winograd import TILES
+from ._atrous_dispatch import Kernels, choose
+from ._atrous_plan import Pair, Plan, known_plans, plan_of
+from ._convolution_arguments import as_convolution
 
 _library.load()
 
-from . import _atrous_autograd as _atrous_autograd  # noqa: E402  registers
-from . import _dense_autograd as _dense_autograd  # noqa: E402  registers
-from . import _mixed_autograd as _mixed_autograd  # noqa: E402  registers
-from . import _winograd_autograd as _winograd_autograd  # noqa: E402  registers
-
-ACTIVATIONS = (None, "relu")
-_MAX = 2**31 - 65
-_OPS = torch.ops.pydense
-
-Pair = int | Sequence[int]
-
-
-class Plan(NamedTuple):
-    """A checked call, and which kernels run it."""
-
-    bias: Tensor | None
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    before: tuple[int, int]
-    """Padding above and on the left."""
-    after: tuple[int, int]
-    """Padding below and on the right."""
-    choice: Choice
-    winograd_tile: int | None
-    own_gradient: str | None
-    """Why the weight's gradient is pydense's whoever convolves; None where it is who convolves."""
-    call: Call
+from ._atrous_autograd import depthwise_atrous_conv2d  # noqa: E402
+from ._dense_autograd import dense_atrous_conv2d  # noqa: E402
+from ._mixed_autograd import mixed_conv2d  # noqa: E402
+from ._winograd_autograd import winograd_atrous_conv2d  # noqa: E402
 
 
 def atrous_conv2d(
@@ -83,8 +50,9 @@ def atrous_conv2d(
     convolutions in float32 whose padding is the rate (1 included) run Winograd's algorithm on the
     phase grids of the rate, F(2x2, 3x3) with 16 multiplications instead of 36, where maps are large
     enough for it and channels many enough. Where the CPU multiplies pairs of bfloat16 (AVX-512 BF16
-    without AMX), 3x3 convolutions of 64 channels or more have pydense's gradient of the weight and
-    torch's of ``x``, and those of thousands of channels run pydense's dense kernels forward.
+    without AMX), 3x3 convolutions of 64 channels or more, and of some size, have pydense's gradient
+    of the weight and torch's of ``x``, and those of thousands of channels run pydense's dense
+    kernels forward.
     bfloat16 weights that are dilated or larger than 3x3 (``groups`` 1) have pydense's gradient
     on every CPU: torch 2.13 leaves parts of theirs unwritten.
     On CUDA, dense convolutions with stride 1 and a rate of 6 or more run pydense's kernels for
@@ -168,83 +136,42 @@ def convolve(
     cache: WeightCache | None,
 ) -> Tensor:
     """``atrous_conv2d`` with a weight that may be packed before."""
+    options = (stride, padding, dilation, groups, activation, winograd_tile)
+    given = weight  # what the cache knows
+    key = known_plans.key(x, weight, bias, *options)
+    plan = known_plans.get(key)
+    if plan is None:
+        x, weight, bias = _checked(x, weight, bias)
+        plan = plan_of(x, weight, bias, *options)
+        known_plans.keep(key, plan)
+    relu = activation == "relu"
+    kernels = plan.choice.kernels
+    if plan.own_gradient is not None and _trains(x, weight):
+        geometry = (*plan.size, *plan.dilation, *plan.before)
+        return mixed_conv2d(_evenly_padded(x, plan), weight, bias, *geometry, False, relu)
+    if kernels is Kernels.TORCH:
+        return _with_torchs(x, weight, bias, plan, relu)
+    if kernels is Kernels.WINOGRAD:
+        rate = plan.dilation[0]
+        return winograd_atrous_conv2d(x, weight, bias, rate, relu, False, winograd_tile)
+    geometry = (*plan.size, *plan.dilation, *plan.before)
+    if kernels is Kernels.DEPTHWISE:
+        return depthwise_atrous_conv2d(x, weight, bias, *geometry, False, relu)
+    packed = None if cache is None else cache.get(given, x.dtype)
+    return dense_atrous_conv2d(x, weight, packed, bias, *geometry, False, relu)
+
+
+def _checked(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors, in autocast's dtype."""
     op = "atrous_conv2d"
     check.any_tensor(op, "x", x)
     arguments.picture(op, "x", x, (x.device.type,))
     check.any_tensor(op, "weight", weight)
     biases = [] if bias is None else [check.any_tensor(op, "bias", bias)]
-    x, (row, biases) = as_convolution(x, [weight], biases)
-    plan = plan_of(
-        x,
-        row[0],
-        biases[0] if biases else None,
-        stride,
-        padding,
-        dilation,
-        groups,
-        activation,
-        winograd_tile,
-    )
-    if plan.own_gradient is not None and _trains(x, row[0]):
-        return _with_mixed_gradients(x, row[0], plan, activation)
-    if plan.choice.kernels is Kernels.TORCH:
-        return _with_torchs(x, row[0], plan, activation)
-    packed = None
-    if cache is not None and plan.choice.kernels is Kernels.DENSE:
-        packed = cache.get(weight, x.dtype)
-    return _with_own_kernels(x, row[0], plan, activation, packed)
-
-
-def plan_of(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Pair = 1,
-    padding: Pair | str = "same",
-    dilation: Pair = 1,
-    groups: int = 1,
-    activation: str | None = None,
-    winograd_tile: int | None = 2,
-) -> Plan:
-    """Checks a call and chooses its kernels; sizes of the map do not count."""
-    op = "atrous_conv2d"
-    strides = arguments.pair(op, "stride", stride, 1)
-    rates = arguments.pair(op, "dilation", dilation, 1)
-    check.integer(op, "groups", groups, 1, _MAX)
-    check.choice(op, "activation", activation, ACTIVATIONS)
-    if winograd_tile is not None:
-        check.integer(op, "winograd_tile", winograd_tile, TILES[0], TILES[-1])
-    channels = x.shape[1]
-    if weight.dim() != 4 or min(weight.shape) < 1:
-        raise ValueError(
-            f"{op}: weight must have shape (O, C / groups, kH, kW), got {check.shape(weight)}"
-        )
-    outputs = weight.shape[0]
-    if channels % groups or outputs % groups or weight.shape[1] != channels // groups:
-        raise ValueError(
-            f"{op}: weight must have shape (O, {channels} / groups, kH, kW) with O divisible by "
-            f"groups = {groups}, got {check.shape(weight)}"
-        )
-    parameter(op, "weight", weight, x)
-    if bias is not None:
-        parameter(op, "bias", bias, x, (outputs,))
-    reach = [d * (k - 1) for d, k in zip(rates, weight.shape[2:], strict=True)]
-    before, after = padding_of(op, padding, reach, strides)
-    call = Call(
-        x.device.type,
-        x.dtype,
-        suggested(x) == torch.channels_last,
-        channels,
-        outputs,
-        groups,
-        (weight.shape[2], weight.shape[3]),
-        strides,
-        rates,
-    )
-    choice = choose_winograd(call, before, after, winograd_tile) or choose(call)
-    mixes = choice.kernels in (Kernels.TORCH, Kernels.DENSE)
-    why = own_weight_gradient(call) if mixes else None
-    return Plan(bias, strides, rates, groups, before, after, choice, winograd_tile, why, call)
+    x, (weights, biases) = as_convolution(x, [weight], biases)
+    return x, weights[0], biases[0] if biases else None
 
 
 def _trains(x: Tensor, weight: Tensor) -> bool:
@@ -255,61 +182,22 @@ def _trains(x: Tensor, weight: Tensor) -> bool:
     return torch.compiler.is_compiling() or not (wrapped(x) or wrapped(weight))
 
 
-def _with_own_kernels(
-    x: Tensor, weight: Tensor, plan: Plan, activation: str | None, packed: Tensor | None
-) -> Tensor:
-    relu = activation == "relu"
-    geometry = _geometry(x, weight, plan)
-    result: Tensor
-    if plan.choice.kernels is Kernels.WINOGRAD:
-        result = _OPS.winograd_atrous_conv2d(
-            x, weight, plan.bias, plan.dilation[0], relu, False, plan.winograd_tile
-        )
-    elif plan.choice.kernels is Kernels.DEPTHWISE:
-        result = _OPS.depthwise_atrous_conv2d(x, weight, plan.bias, *geometry, False, relu)
-    else:
-        result = _OPS.dense_atrous_conv2d(x, weight, packed, plan.bias, *geometry, False, relu)
-    return result
-
-
-def _geometry(x: Tensor, weight: Tensor, plan: Plan) -> list[Any]:
-    """Size of the result, dilation, and padding above and on the left."""
-    size = [
-        size + low + high - d * (k - 1)
-        for size, low, high, d, k in zip(
-            x.shape[2:], plan.before, plan.after, plan.dilation, weight.shape[2:], strict=True
-        )
-    ]
-    return [*size, *plan.dilation, *plan.before]
-
-
 def _evenly_padded(x: Tensor, plan: Plan) -> Tensor:
     """With what stands below and on the right more than above and on the left."""
-    if plan.before == plan.after:
-        return x
-    more = [high - low for low, high in zip(plan.before, plan.after, strict=True)]
-    return pad(x, (0, more[1], 0, more[0]))
+    return x if plan.uneven is None else pad(x, plan.uneven)
 
 
-def _with_mixed_gradients(x: Tensor, weight: Tensor, plan: Plan, activation: str | None) -> Tensor:
-    relu, geometry = activation == "relu", _geometry(x, weight, plan)
-    out: Tensor = _OPS.mixed_conv2d(
-        _evenly_padded(x, plan), weight, plan.bias, *geometry, False, relu
-    )
-    return out
-
-
-def _with_torchs(x: Tensor, weight: Tensor, plan: Plan, activation: str | None) -> Tensor:
+def _with_torchs(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, relu: bool) -> Tensor:
     out = conv2d(
         _evenly_padded(x, plan),
         weight,
-        plan.bias,
+        bias,
         stride=plan.stride,
         padding=plan.before,
         dilation=plan.dilation,
         groups=plan.groups,
     )
-    return out.relu_() if activation == "relu" else out
+    return out.relu_() if relu else out
 
 
 def explain_atrous_conv2d(

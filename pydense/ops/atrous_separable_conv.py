@@ -18,9 +18,9 @@ from ._atrous_dispatch import (
     experimental_kernels,
     tf32_products_are_allowed,
 )
+from ._atrous_plan import ACTIVATIONS, Pair
 from ._convolution_arguments import as_convolution, padding_of, parameter
 from ._memory_format import suggested
-from .atrous_conv import ACTIVATIONS, Pair
 
 _library.load()
 
