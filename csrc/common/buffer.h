@@ -7,12 +7,14 @@
 #include <mutex>
 #include <vector>
 
+#include "common/mapping.h"
+
 namespace pydense {
 
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes);
+  explicit Buffer(size_t bytes, Lifetime lifetime = Lifetime::kCall);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   Buffer(const Buffer&) = delete;

@@ -91,9 +91,9 @@ void* map_fresh(size_t size) {
 // The mappings that nobody uses, oldest first.
 class KeptMappings {
  public:
-  // One that is large enough and wastes a quarter at most.
-  Mapping take(size_t size) {
-    const int best = smallest(size, size + size / 4);
+  // One that is large enough and wastes no more than its lifetime allows.
+  Mapping take(size_t size, Lifetime lifetime) {
+    const int best = smallest(size, lifetime == Lifetime::kCall ? 4 * size : size + size / 4);
     const Mapping found = best < 0 ? Mapping{} : remove(best);
     use(best < 0 ? size : found.bytes);
     return found;
@@ -201,14 +201,14 @@ void unlock() noexcept { mutex.unlock(); }
 
 const size_t kMinMappedBytes = size_t{256} << 10;
 
-Mapping map_memory(size_t bytes) {
-  if (bytes > SIZE_MAX / 2) {
+Mapping map_memory(size_t bytes, Lifetime lifetime) {
+  if (bytes > SIZE_MAX / 8) {
     return {};
   }
   const size_t size = rounded(bytes);
   {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (const Mapping found = kept.take(size); found.data != nullptr) {
+    if (const Mapping found = kept.take(size, lifetime); found.data != nullptr) {
       return found;
     }
   }
@@ -244,7 +244,7 @@ MappedBytes mapped_bytes() {
 
 const size_t kMinMappedBytes = SIZE_MAX;
 
-Mapping map_memory(size_t /*bytes*/) { return {}; }
+Mapping map_memory(size_t /*bytes*/, Lifetime /*lifetime*/) { return {}; }
 void unmap_memory(Mapping /*mapping*/) noexcept {}
 void drop_kept_mappings() noexcept {}
 MappedBytes mapped_bytes() { return {0, 0}; }

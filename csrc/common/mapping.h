@@ -16,9 +16,14 @@ struct Mapping {
 // AddressSanitizer is to watch the borders of what it allocates itself.
 extern const size_t kMinMappedBytes;
 
+// Until a call ends, or as long as a tensor, a lattice. Between calls of different sizes all would
+// be fresh pages if each had to fit: what serves a call may be four times as large as was asked
+// for, what is held for long a quarter larger.
+enum class Lifetime { kCall, kTensor };
+
 // Uninitialised memory on huge pages where the system has them, or {nullptr, 0} where there is
 // none.
-Mapping map_memory(size_t bytes);
+Mapping map_memory(size_t bytes, Lifetime lifetime);
 
 // Keeps the mapping for a later request, as long as all mappings, in use and kept, take no more
 // than were ever in use at a time and no more than max_kept_bytes() are kept. The system may take

@@ -47,7 +47,7 @@ def operator(name: str) -> Callable[[_Kernel], _Kernel]:
     def register(kernel: _Kernel) -> _Kernel:
         schema = torch.library.infer_schema(kernel, mutates_args=())
         torch.library.define(f"pydense::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.impl(f"pydense::{name}", "CompositeExplicitAutograd", kernel)
+        torch.library.impl(f"pydense::{name}", "default", kernel)
         return kernel
 
     return register

@@ -65,8 +65,16 @@ void test_mappings(ParallelFor parallel_for) {
     EXPECT(moved.data() == first && mapped_bytes().in_use - before == 8 * kMiB);
   }
   {
-    const Buffer small(kMiB);  // would waste most of it
-    EXPECT(small.data() != first);
+    const Buffer half(4 * kMiB);  // a part of the same pages
+    EXPECT(half.data() == first && mapped_bytes().in_use - before == 8 * kMiB);
+  }
+  {
+    const Buffer tensor(7 * kMiB, Lifetime::kTensor);  // the same: little is lost
+    EXPECT(tensor.data() == first);
+  }
+  {
+    const Buffer small(kMiB / 2);  // would waste most of it
+    EXPECT(mapped_bytes().in_use - before == kMiB / 2);
     // What is kept and in use together takes no more than was in use before.
     EXPECT(mapped_bytes().in_use - before + mapped_bytes().kept <= 8 * kMiB);
   }
@@ -74,6 +82,10 @@ void test_mappings(ParallelFor parallel_for) {
     const Buffer a(4 * kMiB);
     const Buffer b(16 * kMiB);
     std::memset(b.data(), 1, b.bytes());
+  }
+  {
+    const Buffer tensor(2 * kMiB, Lifetime::kTensor);  // for long: nothing that is twice as large
+    EXPECT(mapped_bytes().in_use - before == 2 * kMiB);
   }
   EXPECT(mapped_bytes().in_use == before && mapped_bytes().kept <= 20 * kMiB);
   parallel_tasks(parallel_for, 200, [&](int64_t i) {
