@@ -111,12 +111,17 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     return run
 
 
-@pytest.fixture(autouse=True)
-def unknown_calls() -> None:
-    """Calls are looked at anew: tests change what the CPU is said to be able to do."""
+def forget_calls() -> None:
+    """Calls are looked at anew: what the CPU is said to be able to do has changed."""
     plans = sys.modules.get("pydense.ops._atrous_plan")
     if plans is not None:
         plans.known_plans.forget()
+
+
+@pytest.fixture(autouse=True)
+def unknown_calls() -> None:
+    """No test meets plans of another's CPU."""
+    forget_calls()
 
 
 @pytest.fixture
@@ -132,3 +137,4 @@ def restore_core() -> Iterator[None]:
         import torch
 
         torch.ops.pydense._set_cpu_capability(capability)
+    forget_calls()

@@ -26,7 +26,8 @@ enum class Lifetime { kCall, kTensor };
 Mapping map_memory(size_t bytes, Lifetime lifetime);
 
 // Keeps the mapping for a later request, as long as all mappings, in use and kept, take no more
-// than were ever in use at a time and no more than max_kept_bytes() are kept. The system may take
+// than were ever in use at a time (whole, also where less was asked for) and no more than
+// max_kept_bytes() are kept. The system may take
 // the pages of a kept one where it runs short.
 void unmap_memory(Mapping mapping) noexcept;
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernels run an atrous convolution: the rule, and its reasons in words.
 
-In code that is traced it knows no size of a map: a graph that is exported for maps of any size
-holds one choice. Elsewhere what is too small for kernels of one's own stays torch's.
+It knows no size of a map: a graph that is exported for maps of any size holds one choice. Outside
+of traced code ``atrous_conv2d`` leaves to torch what is too small (``_atrous_plan.py``).
 
 On the CPU torch leaves taps beside the map out as well, where tensors are channels_last and the CPU
 has instructions for their dtype; there pydense's kernels are as fast, within some percent, and

@@ -22,7 +22,7 @@ from ._atrous_dispatch import (
 )
 from ._convolution_arguments import padding_of, parameter
 from ._memory_format import suggested
-from ._operator import is_eager
+from ._operator import are_plain, is_eager, is_traced
 from ._winograd import TILES, best_tile
 
 ACTIVATIONS = (None, "relu")
@@ -101,7 +101,10 @@ def plan_of(
         strides,
         rates,
     )
-    choice, own_gradient = _who(call, before, after, winograd_tile, x)
+    shape = products = None
+    if not is_traced() and all(type(size) is int for size in x.shape):
+        shape, products = x.shape, x.shape[0] * height * width * weight.numel()
+    choice, own_gradient = _who(call, before, after, winograd_tile, shape, products)
     return Plan(
         strides,
         rates,
@@ -120,30 +123,36 @@ def _who(
     before: tuple[int, int],
     after: tuple[int, int],
     tile: int | None,
-    x: Tensor,
+    shape: Sequence[int] | None,
+    products: int | None,
 ) -> tuple[Choice, str | None]:
-    """Who convolves, and why the weight's gradient is pydense's, as of a plan."""
+    """Who convolves, and why the weight's gradient is pydense's, as of a plan.
+
+    Args:
+        call: As of :func:`choose`.
+        before: Padding above and on the left.
+        after: Padding below and on the right.
+        tile: As of :func:`choose_winograd`.
+        shape: Of the picture; None where sizes are not known.
+        products: As of :func:`own_weight_gradient`.
+    """
     choice = choose_winograd(call, before, after, tile) or choose(call)
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        products = None
-    else:
-        batch, _, height, width = x.shape
-        products = x.numel() // call.groups * call.outputs * call.kernel[0] * call.kernel[1]
-        if choice.kernels is Kernels.WINOGRAD and batch > 0:
-            rate = call.dilation[0]
-            if best_tile(batch, height, width, rate, tile or TILES[0]) is None:
-                small = "the map is too small for Winograd's algorithm"
-                choice = choose(call)
-                choice = choice._replace(reason=f"{choice.reason}, and {small}")
-                if choice.kernels is Kernels.TORCH and rate > 1:
-                    return choice, "torch's does not leave out taps beside the map"
+    if choice.kernels is Kernels.WINOGRAD and shape is not None and tile is not None:
+        batch, _, height, width = shape
+        rate = call.dilation[0]
+        if batch > 0 and best_tile(batch, height, width, rate, tile) is None:
+            small = "the map is too small for Winograd's algorithm"
+            choice = choose(call)
+            choice = choice._replace(reason=f"{choice.reason}, and {small}")
+            if choice.kernels is Kernels.TORCH and rate > 1:
+                return choice, "torch's reads all taps"
     if choice.kernels not in (Kernels.TORCH, Kernels.DENSE):
         return choice, None
     return choice, own_weight_gradient(call, products)
 
 
 class KnownPlans:
-    """Plans of earlier calls, for calls that differ from them in the tensors' numbers alone.
+    """Plans of earlier calls, for calls on which a plan does not depend otherwise.
 
     Checking a call takes five microseconds in a loop, and a hundred and fifty between the layers of
     a network; looking it up, fifteen.
@@ -157,9 +166,9 @@ class KnownPlans:
     ) -> tuple[Any, ...] | None:
         """What a plan depends on, or None where it must be made anew.
 
-        That is in code that is traced, under transforms and autocast, for what is no tensor or not
-        on the CPU (CUDA's rule depends on settings), and for options of other types than usual:
-        1.0 would pass for a 1.
+        That is in code that is traced, under transforms and autocast, for what is no plain tensor
+        or not on the CPU (CUDA's rule depends on settings), and for options of other types than
+        usual: 1.0 would pass for a 1.
         """
         for value in options:
             kind = type(value)
@@ -168,7 +177,9 @@ class KnownPlans:
                     return None
             elif not (kind is int or kind is str or value is None):
                 return None
-        if not (is_eager() and type(x) is Tensor and isinstance(weight, Tensor)):
+        if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and is_eager()):
+            return None
+        if not are_plain((x, weight, bias)):
             return None
         if not (x.is_cpu and weight.is_cpu) or torch.is_autocast_enabled("cpu"):
             return None
@@ -191,7 +202,7 @@ class KnownPlans:
             self._plans[key] = plan
 
     def forget(self) -> None:
-        """All of them: where the CPU's instructions count as others from here on."""
+        """All of them: for tests that say what the CPU can do, which else stays as it is."""
         self._plans.clear()
         known_choice.cache_clear()
 

@@ -13,8 +13,6 @@ def suggested(x: Tensor) -> torch.memory_format:
     A cut-out of a channels_last tensor counts as such; what is both, or empty, is contiguous. The
     operators follow the same rule in C++.
     """
-    if x.is_contiguous():
-        return torch.contiguous_format
     shape, strides = x.shape, x.stride()
     if strides[1] == 0:
         return torch.contiguous_format

@@ -8,37 +8,58 @@ trained operator half a millisecond, as much as a small convolution itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., object])
 
 
+def is_traced() -> bool:
+    """Whether a graph is made that may see other sizes than these."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 def is_eager() -> bool:
-    """Whether tensors hold numbers, and nothing but autograd looks at what operators do.
+    """Whether nothing but autograd and the profiler looks at what operators do.
 
     Not so while a graph is traced or compiled, under functional transforms, forward-mode levels and
-    dispatch modes (those that count FLOP among them).
+    modes (those that count FLOP among them). What tensors are is for :func:`are_plain` to say.
     """
     return (
         not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_torch_function_mode_enabled()
         and _functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and torch._C._get_tracing_state() is None
     )
 
 
+def are_plain(values: Iterable[object]) -> bool:
+    """Whether all tensors among these hold numbers: no subclasses, no batches of a legacy vmap."""
+    for value in values:
+        kind = type(value)
+        if kind is int or kind is bool or value is None:
+            continue
+        if isinstance(value, Tensor) and (
+            (kind is not Tensor and kind is not Parameter)
+            or _functorch.is_legacy_batchedtensor(value)
+        ):
+            return False
+    return True
+
+
 def operator(name: str) -> Callable[[_Kernel], _Kernel]:
     """Registers a function as ``torch.library.custom_op`` does, less what that does in every call.
 
-    That looks for results that share memory with arguments, and keeps Dynamo out. The function has
-    to return new tensors, and changes none.
+    That looks for results that share memory with arguments, and keeps Dynamo out. The function must
+    return new tensors, and must not change any.
 
     Args:
         name: Behind ``pydense::``.
@@ -56,8 +77,9 @@ def operator(name: str) -> Callable[[_Kernel], _Kernel]:
 class Differentiable:
     """An operator that is given its derivatives, to be called through this.
 
-    In eager mode the call goes around torch's dispatcher, by an ``autograd.Function`` with the same
-    derivatives; in all others it is that of the operator.
+    In eager mode, with plain tensors, the call goes around torch's dispatcher, by an
+    ``autograd.Function`` with the same derivatives (a profile then shows what the operator calls,
+    not the operator); all others are calls of the operator.
     """
 
     def __init__(
@@ -90,7 +112,7 @@ class Differentiable:
     def __call__(self, *arguments: Any) -> Tensor:
         """The operator's result; all arguments by position."""
         result: Tensor
-        if not is_eager():
+        if not (is_eager() and are_plain(arguments)):
             result = self._operator(*arguments)
         elif torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             result = self._function.apply(*arguments)

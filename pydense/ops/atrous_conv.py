@@ -73,7 +73,7 @@ def atrous_conv2d(
         activation: None, or ``"relu"`` of the result.
         winograd_tile: The largest tile of Winograd's algorithm: 2, whose error (rms) is at most
             2.5 times a direct convolution's; 3 or 4, faster, for at most 8 or 14 times it; None for
-            no Winograd. On maps too small for their rate the operator leaves it by itself.
+            no Winograd. Maps too small for their rate are convolved directly.
 
     Returns:
         (N, O, H', W'), of the dtype of ``x``, or under autocast of autocast's dtype (float64
@@ -204,6 +204,7 @@ def explain_atrous_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
 ) -> str:
     """What ``pydense.explain`` says."""
+    x, weight, bias = _checked(x, weight, bias)
     plan = plan_of(x, weight, bias, **options)
     said = f"{plan.choice.kernels.value}: {plan.choice.reason}"
     if plan.own_gradient is None:
