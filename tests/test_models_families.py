@@ -38,6 +38,7 @@ def test_narrow_dtypes(family, dtype):
 
     Where rounding makes another pixel the largest of its window, SegNet unpools to another place.
     """
+    torch.manual_seed(0)
     model = filled((LOW | FULL)[family]())
     x, target = picture(2, 3, 33, 47), torch.randint(CLASSES, (2, 33, 47))
     with torch.no_grad():
