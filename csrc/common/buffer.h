@@ -21,7 +21,7 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer();
 
-  // Makes room for `bytes`, keeping the first `keep` bytes. Never shrinks.
+  // Makes room for `bytes`, for a call, keeping the first `keep` bytes. Never shrinks.
   void grow(size_t bytes, size_t keep);
 
   void* data() const { return data_; }

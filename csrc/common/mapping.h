@@ -27,8 +27,7 @@ Mapping map_memory(size_t bytes, Lifetime lifetime);
 
 // Keeps the mapping for a later request, as long as all mappings, in use and kept, take no more
 // than were ever in use at a time (whole, also where less was asked for) and no more than
-// max_kept_bytes() are kept. The system may take
-// the pages of a kept one where it runs short.
+// max_kept_bytes() are kept. The system may take the pages of a kept one where it runs short.
 void unmap_memory(Mapping mapping) noexcept;
 
 // A sixteenth of the machine's memory, 256 MiB to 4 GiB, or what PYDENSE_CACHE_MIB says; 0: every

@@ -33,7 +33,7 @@ Pair = int | Sequence[int]
 
 
 class Plan(NamedTuple):
-    """A checked call, and which kernels run it."""
+    """A checked call, and which kernels run it; all pairs are (y, x)."""
 
     stride: tuple[int, int]
     dilation: tuple[int, int]
@@ -104,7 +104,7 @@ def plan_of(
     shape = products = None
     if not is_traced() and all(type(size) is int for size in x.shape):
         shape, products = x.shape, x.shape[0] * height * width * weight.numel()
-    choice, own_gradient = _who(call, before, after, winograd_tile, shape, products)
+    choice, own_gradient = _decide(call, before, after, winograd_tile, shape, products)
     return Plan(
         strides,
         rates,
@@ -118,7 +118,7 @@ def plan_of(
     )
 
 
-def _who(
+def _decide(
     call: Call,
     before: tuple[int, int],
     after: tuple[int, int],
@@ -126,7 +126,7 @@ def _who(
     shape: Sequence[int] | None,
     products: int | None,
 ) -> tuple[Choice, str | None]:
-    """Who convolves, and why the weight's gradient is pydense's, as of a plan.
+    """``choice`` and ``own_gradient`` of a plan.
 
     Args:
         call: As of :func:`choose`.
@@ -152,7 +152,7 @@ def _who(
 
 
 class KnownPlans:
-    """Plans of earlier calls, for calls on which a plan does not depend otherwise.
+    """Plans of earlier calls, by what of a call they depend on.
 
     Checking a call takes five microseconds in a loop, and a hundred and fifty between the layers of
     a network; looking it up, fifteen.

@@ -28,8 +28,8 @@ def suggested(x: Tensor) -> torch.memory_format:
 
 
 def in_format(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """X with the very strides of a new tensor of this format: itself, or a copy."""
-    channels, height, width = (max(size, 1) for size in x.shape[1:])
+    """X, not empty but in N, with the very strides of a new tensor of this format, or a copy."""
+    channels, height, width = x.shape[1:]
     if layout == torch.channels_last:
         strides = (channels * height * width, 1, width * channels, channels)
     else:
