@@ -5,15 +5,19 @@
 #pragma once
 
 #include "chained_residual_pool/residual_stage_tiles.h"
+#include "common/stream_copy.h"
 
 namespace pydense::PYDENSE_ISA {
 
-constexpr int64_t kTileBytes = 512 << 10;  // of pooled pixels
+constexpr int64_t kTileBytes = 384 << 10;  // of pooled pixels
 constexpr int64_t kMinTilePixels = 64;
-// Of a tile. Contiguous rows are long, for the sake of what is read once; pixels are not.
+// Of a tile. Contiguous rows are long, for the sake of what is read once. With channels_last tiles
+// are tall: fewer rows are reduced for two tiles, and a window of them is in the first-level cache.
 constexpr int64_t kTileColumns = 128;
-constexpr int64_t kTileColumnsLast = 64;
-constexpr int64_t kUnit = 64;  // channels that are pooled together, channels_last
+constexpr int64_t kTileColumnsLast = 16;
+constexpr int64_t kUnit = 128;  // channels that are pooled together, channels_last
+// A pooled map that only backward reads, after all that is computed in between.
+constexpr int64_t kStreamedBytes = 4 << 20;
 
 template <class S>
 class Stage : StageTiles<S> {
@@ -55,6 +59,10 @@ class Stage : StageTiles<S> {
             reads_directly(args) ? larger(args.shape.width, tile_pixels(args)) : tile_pixels(args),
             tile_columns(args)),
         direct_(reads_directly(args)),
+        streams_(std::is_same_v<S, P> && args.pooled != nullptr &&
+                 args.shape.batches * args.shape.height * args.shape.width * args.shape.channels *
+                         kSize >=
+                     kStreamedBytes),
         depth_(gemm_depth<P>(channels_)) {
     const auto* const weight = static_cast<const S*>(args.weight);
     weights_ = buffer_of<P>(static_cast<size_t>(
@@ -82,7 +90,7 @@ class Stage : StageTiles<S> {
       if (task + 1 < tasks) {
         ahead[0] = this->lines_of(task + 1);
         ahead[1] = this->result_lines_of(task + 1, args_.offsets, 1);
-        ahead[2] = this->result_lines_of(task + 1, args_.pooled, kSize);
+        ahead[2] = this->result_lines_of(task + 1, streams_ ? nullptr : args_.pooled, kSize);
       }
       const int64_t pixels = rows_ * columns_ + kColumns;
       const int64_t products = last_ ? 0 : kGemmRows * product_row(pixels);
@@ -109,6 +117,9 @@ class Stage : StageTiles<S> {
         multiply_planes(image, tile, pooled, product, ahead);
       }
       pool_.give_back(std::move(buffer));
+      if (streams_) {
+        end_of_stream();
+      }
     });
   }
 
@@ -117,6 +128,18 @@ class Stage : StageTiles<S> {
                         int64_t to_row) {
     for (int64_t i = 0; i < rows; ++i) {
       std::memcpy(to + i * to_row, from + i * from_row, static_cast<size_t>(count * kSize));
+    }
+  }
+
+  // `count` numbers of the pooled map, from there on.
+  void save(const P* from, int64_t count, int64_t index) const {
+    S* const to = static_cast<S*>(args_.pooled) + index;
+    if constexpr (!std::is_same_v<S, P>) {
+      finish<S, T>(from, nullptr, 0, nullptr, 0, 0, count, to);
+    } else if (streams_) {
+      stream_copy(to, from, count * kSize);
+    } else {
+      std::memcpy(to, from, static_cast<size_t>(count * kSize));
     }
   }
 
@@ -135,7 +158,7 @@ class Stage : StageTiles<S> {
           std::memset(to, 0, static_cast<size_t>(pixels * kSize));
           continue;
         }
-        prefetch_plane(picture(image, own + 1 < channels_ ? own + 1 : own, 1), tile);
+        this->prefetch_plane(picture(image, own + 1 < channels_ ? own + 1 : own, 1), tile);
         if (args_.shape.size > 1) {
           pool.run(picture(image, own, 1), tile, [&](int64_t y) {
             return PoolSink<P>{to + (y - tile.top) * width,
@@ -150,11 +173,8 @@ class Stage : StageTiles<S> {
           copy_rows(tile.bottom - tile.top, width,
                     from.from + tile.top * from.row_stride + tile.left, from.row_stride, to, width);
         }
-        if (args_.pooled != nullptr) {
-          copy_rows(
-              tile.bottom - tile.top, width, to, width,
-              static_cast<S*>(args_.pooled) + this->dense_index(image, own, tile.top, tile.left),
-              args_.shape.width);
+        for (int64_t y = tile.top; args_.pooled != nullptr && y < tile.bottom; ++y) {
+          save(to + (y - tile.top) * width, width, this->dense_index(image, own, y, tile.left));
         }
       }
       for (int64_t p = 0; p < plane; p += kColumns) {
@@ -190,10 +210,10 @@ class Stage : StageTiles<S> {
       });
       clear_behind(to, pixels);
       if (args_.pooled != nullptr) {
-        Tiles::for_pieces(tile, 0, pixels, [&](int64_t, int64_t y, int64_t x, int64_t count) {
-          std::memcpy(static_cast<S*>(args_.pooled) + this->dense_index(image, c, y, x),
-                      plane.from + y * plane.row_stride + x, static_cast<size_t>(count * kSize));
-        });
+        copy_rows(tile.bottom - tile.top, width,
+                  plane.from + tile.top * plane.row_stride + tile.left, plane.row_stride,
+                  static_cast<S*>(args_.pooled) + this->dense_index(image, c, tile.top, tile.left),
+                  args_.shape.width);
       }
     }
   }
@@ -212,7 +232,7 @@ class Stage : StageTiles<S> {
     const int64_t pixels = (tile.bottom - tile.top) * width;
     const int64_t panel = channels_ * kColumns;
     for (int64_t c = 0; c < channels_; ++c) {
-      prefetch_plane(picture(image, c + 1 < channels_ ? c + 1 : c, 1), tile);
+      this->prefetch_plane(picture(image, c + 1 < channels_ ? c + 1 : c, 1), tile);
       pool.run(picture(image, c, 1), tile, [&](int64_t y) {
         const int64_t p = (y - tile.top) * width;
         return PoolSink<T>{pooled + p / kColumns * panel + c * kColumns + p % kColumns,
@@ -232,9 +252,8 @@ class Stage : StageTiles<S> {
         for (int64_t done = 0; done < count;) {  // a row of the tile lies in several panels
           const int64_t at = p + done;
           const int64_t part = smaller(count - done, kColumns - at % kColumns);
-          finish<S, T>(pooled + at / kColumns * panel + c * kColumns + at % kColumns, nullptr, 0,
-                       nullptr, 0, 0, part,
-                       static_cast<S*>(args_.pooled) + this->dense_index(image, c, y, x + done));
+          save(pooled + at / kColumns * panel + c * kColumns + at % kColumns, part,
+               this->dense_index(image, c, y, x + done));
           done += part;
         }
       });
@@ -309,12 +328,9 @@ class Stage : StageTiles<S> {
       return;
     }
     Tiles::for_pieces(tile, 0, pixels, [&](int64_t p, int64_t y, int64_t x, int64_t count) {
-      const P* const from = pooled + p * depth_;
-      S* const to = static_cast<S*>(args_.pooled) + this->dense_index(image, 0, y, x);
-      if constexpr (kPairs) {
-        copy_rows(count, channels_, from, depth_, to, channels_);
-      } else {
-        finish<S, T>(from, nullptr, 0, nullptr, 0, 0, count * channels_, to);
+      const int64_t at_once = depth_ == channels_ ? count : 1;  // pixels
+      for (int64_t i = 0; i < count; i += at_once) {
+        save(pooled + (p + i) * depth_, at_once * channels_, this->dense_index(image, 0, y, x + i));
       }
     });
   }
@@ -372,17 +388,8 @@ class Stage : StageTiles<S> {
     }
   }
 
-  void prefetch_plane(const PoolPicture<S>& plane, const PoolTile& tile) const {
-    const int64_t reach = args_.shape.size / 2;
-    const int64_t first = larger(0, tile.left - reach);
-    const int64_t end = smaller(plane.width, tile.right + reach);
-    for (int64_t y = larger(0, tile.top - reach); y < smaller(plane.height, tile.bottom + reach);
-         ++y) {
-      prefetch(plane.from + y * plane.row_stride + first, end - first);
-    }
-  }
-
   bool direct_;
+  bool streams_;   // the pooled map past the caches
   int64_t depth_;  // channels, up to whole steps of the product
   Buffer weights_;
   Buffer bias_;

@@ -97,6 +97,17 @@ class StageTiles {
             last_ ? 0 : args_.shape.height * args_.shape.width * size};
   }
 
+  // What a tile of a plane reads.
+  void prefetch_plane(const PoolPicture<S>& plane, const PoolTile& tile) const {
+    const int64_t reach = args_.shape.size / 2;
+    const int64_t first = larger(0, tile.left - reach);
+    const int64_t end = smaller(plane.width, tile.right + reach);
+    for (int64_t y = larger(0, tile.top - reach); y < smaller(plane.height, tile.bottom + reach);
+         ++y) {
+      prefetch(plane.from + y * plane.row_stride + first, end - first);
+    }
+  }
+
   // Elements of a dense picture before (image, channel, y, x).
   int64_t dense_index(int64_t image, int64_t channel, int64_t y, int64_t x) const {
     const PoolShape& shape = args_.shape;

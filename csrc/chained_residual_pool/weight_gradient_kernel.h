@@ -15,7 +15,6 @@ namespace pydense::PYDENSE_ISA {
 
 constexpr int64_t kSlabPixels = 1024;                          // at least
 constexpr int64_t kSlabBytes = 16 << 20;                       // of all slabs' sums, about
-constexpr int64_t kBlockBytes = 512 << 10;                     // of both operands
 constexpr int64_t kGroupRows = kGemmRows * (252 / kGemmRows);  // outputs of a task, at most
 
 template <class S>
@@ -27,6 +26,8 @@ class WeightGradient {
   static constexpr int kLanes = kNativeLanesOf<T>;
   static constexpr int64_t kColumns = kGemmColumns<P>;
   static constexpr int64_t kVector = kLanes * kStep;  // pixels in a vector of steps
+  // Of both operands.
+  static constexpr int64_t kBlockBytes = (kStep == 2 ? 256 : 384) << 10;
   using V = Vec<T, kLanes>;
   using Steps = Vec<Step, kLanes>;
 

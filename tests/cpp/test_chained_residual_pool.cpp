@@ -250,8 +250,33 @@ void check_stages() {
     }
     check_stage<S>({1, 1, 1, 1, last, 5}, true);
     check_stage<S>({1, 13, 3, 1, last, 3}, true);
-    check_stage<S>({1, 18, 40, 270, last, 5}, true);  // several tiles both ways
+    // Several tiles across, down; several groups of channels.
+    check_stage<S>({1, 18, 40, 270, last, 5}, true);
+    check_stage<S>({1, 70, 88, 17, last, 5}, true);
+    check_stage<S>({1, 130, 6, 7, last, 5}, true);
   }
+}
+
+// Large pooled maps go past the caches, where whole lines are written: rows of 270 are not.
+template <class S>
+void check_streamed(int64_t width, bool last) {
+  const PoolShape shape{1, 18, 452, width, last, 3};
+  const Layout dense{shape, 0};
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  const std::vector<S> x = numbers<S>(dense.count(), 5, false);
+  const std::vector<S> weight = numbers<S>(18 * 18, 6, false);
+  const PoolSource source{x.data(), dense.batch(), dense.channel(), dense.row()};
+  std::vector<S> out(dense.count());
+  std::vector<Line> lines(dense.count() * sizeof(S) / sizeof(Line) + 1);
+  S* const pooled = reinterpret_cast<S*>(lines.data());
+  std::vector<S> wanted(dense.count());
+  residual_stage("op", kDtype<S>,
+                 {shape, source, weight.data(), nullptr, &source, 1, out.data(), pooled, nullptr},
+                 thread_for);
+  max_pool_forward("op", kDtype<S>, {shape, source, wanted.data(), nullptr}, serial_for);
+  EXPECT(std::memcmp(pooled, wanted.data(), wanted.size() * sizeof(S)) == 0);
 }
 
 // Whole numbers again; a bias' or a weight's gradient alone has the same bits.
@@ -332,6 +357,12 @@ int main() {
     check_stages<double>();
     check_stages<BFloat16>();
     check_stages<Half>();
+    for (const bool last : {false, true}) {
+      for (const int64_t width : {270, 288}) {
+        check_streamed<float>(width, last);
+        check_streamed<BFloat16>(width, last);
+      }
+    }
     check_subnormal<float>(0x1.2p-130);
     check_subnormal<BFloat16>(0x1.4p-130);
     check_subnormal<Half>(0x1.4p-20);
