@@ -108,12 +108,12 @@ PYDENSE_HD V padded_vector(const S* row, int64_t x, int64_t width) {
   return lane_numbers<V>() < static_cast<IntOf<T>>(count) ? v : broadcast<V>(kPadding);
 }
 
-// The maxima of a vector's columns and those right of them.
+// The maxima of columns and those right of them.
 template <bool Nan, bool Offsets, class V, class I>
-PYDENSE_HD void pool_pairs(const V& here, const V& after, V& best, I& code) {
+PYDENSE_HD void pool_pairs(const V& here, const V& right, V& best, I& code) {
   best = here;
   code = I{};
-  take<Nan, Offsets>(lanes_from<1>(here, after), I{} + 1, best, code);
+  take<Nan, Offsets>(right, I{} + 1, best, code);
 }
 
 // The same for columns [left, right) of a row in memory, whose neighbours are shifted out of
@@ -133,13 +133,13 @@ template <class T, int K, bool Nan, bool Offsets, class S>
   I nan = (before != before) | (here != here);
   V pairs_before;
   I codes_before;
-  pool_pairs<Nan, Offsets>(before, here, pairs_before, codes_before);
+  pool_pairs<Nan, Offsets>(before, lanes_from<1>(before, here), pairs_before, codes_before);
   for (int64_t x = left; x < right; x += kLanes) {
     const V after = padded_vector<V>(row, x + kLanes, width);
     nan |= after != after;
     V pairs;
     I codes;
-    pool_pairs<Nan, Offsets>(here, after, pairs, codes);
+    pool_pairs<Nan, Offsets>(here, lanes_from<1>(here, after), pairs, codes);
     V b = lanes_from<kLanes - kReach>(pairs_before, pairs);
     I c{};
     if constexpr (Offsets) {
@@ -160,6 +160,61 @@ template <class T, int K, bool Nan, bool Offsets, class S>
     here = after;
     pairs_before = pairs;
     codes_before = codes;
+  }
+  return any_lane(nan);
+}
+
+// The same where `unit` channels, in whole vectors, lie together in pixels `pixel` elements apart:
+// every pixel is read once, and pairs are kept until the windows that end with them.
+template <class T, int K, bool Nan, bool Offsets, class S>
+[[gnu::noinline]] bool pool_pixels_along_x(const S* row, int64_t next_row, int64_t pixel,
+                                           int64_t unit, int64_t left, int64_t right, int64_t width,
+                                           T* best, IntOf<T>* code) {
+  static_assert(K == 3 || K == 5);
+  constexpr int kLanes = kNativeLanesOf<T>;
+  constexpr int kReach = K / 2;
+  using V = Vec<T, kLanes>;
+  using I = Vec<IntOf<T>, kLanes>;
+  I nan{};
+  for (int64_t channel = 0; channel < unit; channel += kLanes) {
+    const auto read = [&](int64_t x) {
+      if (x < 0 || x >= width) {
+        return broadcast<V>(-std::numeric_limits<T>::infinity());
+      }
+      __builtin_prefetch(row + x * pixel + channel + next_row);
+      const V v = load_as<V>(row + x * pixel + channel);
+      nan |= v != v;
+      return v;
+    };
+    V pairs[K - 2];  // that begin in the columns before this one, the last one in it if K is 5
+    I codes[K - 2];
+    V last = read(left - kReach);
+    for (int j = 0; j < K - 2; ++j) {
+      const V next = read(left - kReach + 1 + j);
+      pool_pairs<Nan, Offsets>(last, next, pairs[j], codes[j]);
+      last = next;
+    }
+    for (int64_t x = left; x < right; ++x) {
+      const V next = read(x + kReach);
+      V b = pairs[0];
+      I c = codes[0];
+      if constexpr (K == 5) {
+        take<Nan, Offsets>(pairs[2], codes[2] + 2, b, c);
+        pairs[0] = pairs[1];
+        codes[0] = codes[1];
+        pairs[1] = pairs[2];
+        codes[1] = codes[2];
+      }
+      take<Nan, Offsets>(next, I{} + (K - 1), b, c);
+      pool_pairs<Nan, Offsets>(last, next, pairs[K - 3], codes[K - 3]);
+      last = next;
+      const int64_t e = (x - left) * unit + channel;
+      store(best + e, b);
+      if constexpr (Offsets) {
+        const I least = I{} + static_cast<IntOf<T>>(larger(0, kReach - x));
+        store(code + e, c < least ? least : c);
+      }
+    }
   }
   return any_lane(nan);
 }

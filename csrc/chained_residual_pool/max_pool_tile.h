@@ -114,18 +114,28 @@ class TilePool {
 
   // Without a copy of the row, where that can be.
   bool reduce_in_place(int64_t y) {
-    if (!kShifts<T> || (size_ != 3 && size_ != 5) || picture_->unit != 1 ||
-        picture_->pixel_stride != 1 || (tile_.left > 0 && tile_.left < kLanes)) {
+    const bool pixels = picture_->unit % kLanes == 0;
+    const bool columns = kShifts<T> && picture_->unit == 1 && picture_->pixel_stride == 1 &&
+                         (tile_.left == 0 || tile_.left >= kLanes);
+    if ((size_ != 3 && size_ != 5) || !(pixels || columns)) {
       return false;
     }
     const int slot = slot_of(y);
-    const auto reduce = [&](bool nan) {
-      visit(size_, nan, [&](auto k, auto with_nan, auto offsets) {
-        if constexpr (kShifts<T> && decltype(k)::value > 0) {
-          nan_[slot] = pool_row_along_x<T, decltype(k)::value, decltype(with_nan)::value,
-                                        decltype(offsets)::value>(
-              picture_->from + y * picture_->row_stride, tile_.left, tile_.right, picture_->width,
-              best_[slot], code_[slot]);
+    const S* const row = picture_->from + y * picture_->row_stride;
+    const auto reduce = [&](bool with_nan) {
+      visit(size_, with_nan, [&](auto k, auto nan, auto offsets) {
+        constexpr int kSize = decltype(k)::value;
+        constexpr bool kNan = decltype(nan)::value;
+        constexpr bool kOffsets = decltype(offsets)::value;
+        if constexpr (kSize > 0) {
+          if (pixels) {
+            nan_[slot] = pool_pixels_along_x<T, kSize, kNan, kOffsets>(
+                row, picture_->row_stride, picture_->pixel_stride, picture_->unit, tile_.left,
+                tile_.right, picture_->width, best_[slot], code_[slot]);
+          } else if constexpr (kShifts<T>) {
+            nan_[slot] = pool_row_along_x<T, kSize, kNan, kOffsets>(
+                row, tile_.left, tile_.right, picture_->width, best_[slot], code_[slot]);
+          }
         }
       });
     };

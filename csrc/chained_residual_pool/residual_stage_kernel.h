@@ -11,10 +11,12 @@ namespace pydense::PYDENSE_ISA {
 
 constexpr int64_t kTileBytes = 384 << 10;  // of pooled pixels
 constexpr int64_t kMinTilePixels = 64;
+constexpr int64_t kMinTiles = 4;
 // Of a tile. Contiguous rows are long, for the sake of what is read once. With channels_last tiles
-// are tall: fewer rows are reduced for two tiles, and a window of them is in the first-level cache.
+// are tall: fewer rows are reduced for two tiles, and a window of them is in the first-level cache;
+// and results of a block of the product lie side by side.
 constexpr int64_t kTileColumns = 128;
-constexpr int64_t kTileColumnsLast = 16;
+constexpr int64_t kTileColumnsLast = ceil_div(12, kGemmRows) * kGemmRows;
 constexpr int64_t kUnit = 128;  // channels that are pooled together, channels_last
 // A pooled map that only backward reads, after all that is computed in between.
 constexpr int64_t kStreamedBytes = 4 << 20;
@@ -42,8 +44,10 @@ class Stage : StageTiles<S> {
            args.x.row == args.shape.width * args.shape.channels && args.pooled == nullptr;
   }
   static int64_t tile_pixels(const ResidualStageArgs& args) {
-    return larger(kMinTilePixels,
-                  kTileBytes / (args.shape.channels * static_cast<int64_t>(sizeof(P))));
+    const PoolShape& shape = args.shape;
+    const int64_t size = kTileBytes / (shape.channels * static_cast<int64_t>(sizeof(P)));
+    const int64_t part = shape.batches * shape.height * shape.width / kMinTiles;
+    return larger(kMinTilePixels, smaller(size, part));
   }
   static int64_t tile_columns(const ResidualStageArgs& args) {
     if (reads_directly(args)) {

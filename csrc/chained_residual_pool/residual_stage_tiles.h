@@ -51,10 +51,22 @@ class StageTiles {
       : args_(args),
         channels_(args.shape.channels),
         last_(args.shape.channels_last),
-        columns_(ceil_div(args.shape.width, ceil_div(args.shape.width, smaller(columns, pixels)))),
-        rows_(smaller(args.shape.height, larger(1, pixels / columns_))),
+        columns_(columns_of(args.shape.width, smaller(columns, pixels))),
+        rows_(evenly(args.shape.height, larger(1, pixels / columns_))),
         across_(ceil_div(args.shape.width, columns_)),
         down_(ceil_div(args.shape.height, rows_)) {}
+
+  // Parts of nearly the same size, of at most `most`.
+  static int64_t evenly(int64_t count, int64_t most) {
+    return ceil_div(count, ceil_div(count, most));
+  }
+  // channels_last as many as asked for: whole blocks of the product.
+  int64_t columns_of(int64_t width, int64_t columns) const {
+    if (last_) {
+      return width < 2 * columns ? width : columns;
+    }
+    return evenly(width, columns);
+  }
 
   int64_t image_of(int64_t task) const { return task / (across_ * down_); }
   PoolTile tile_of(int64_t task) const {
