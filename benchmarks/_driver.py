@@ -30,12 +30,13 @@ from benchmarks._machine import (
 from benchmarks._memory import peak_memory
 from benchmarks._result import RESULTS, load_result, make_result, write_result
 
-ATEN_NAMES = {
-    "baseline": "default",
-    "avx2": "avx2",
-    "avx512": "avx512",
-    "avx512_bf16": "avx512",
-    "amx": "avx512",
+# What torch's own kernels and oneDNN's, which choose for themselves, call an instruction set.
+TORCH_NAMES = {
+    "baseline": ("default", "SSE41"),
+    "avx2": ("avx2", "AVX2"),
+    "avx512": ("avx512", "AVX512_CORE"),
+    "avx512_bf16": ("avx512", "AVX512_CORE_BF16"),
+    "amx": ("avx512", "AVX512_CORE_AMX"),
 }
 
 Peaks = Mapping[int, Mapping[str, float]]
@@ -178,8 +179,9 @@ class Benchmark:
             environment = {**os.environ, "PYDENSE_CPU_CAPABILITY": isa}
             # Code that torch.compile kept from another instruction set crashes.
             environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")
-            if isa in ATEN_NAMES:
-                environment["ATEN_CPU_CAPABILITY"] = ATEN_NAMES[isa]
+            if isa in TORCH_NAMES:
+                aten, onednn = TORCH_NAMES[isa]
+                environment.update(ATEN_CPU_CAPABILITY=aten, ONEDNN_MAX_CPU_ISA=onednn)
             status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
             if not output.exists():
                 raise SystemExit(f"--isa {isa}: the process ended with status {status}")

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
-from _benchmarks import _result
+from _benchmarks import PEAKS, _result
 
-from benchmarks import _autograd_cases, _residual_pool_cases, bench_chained_residual_pool
+from benchmarks import _autograd_cases, _driver, _residual_pool_cases, bench_chained_residual_pool
 from benchmarks._harness import stages_of, time_call
 
 QUICK = {problem.name: problem for problem in _residual_pool_cases.quick_problems()}
@@ -63,3 +66,23 @@ def test_quick_run_writes_a_valid_result(tmp_path):
         assert set(run["variants"]) == {"pydense channels_last"} | floor
         assert bool(floor) == ("share_of_floor" in run["checks"]["torch NCHW"])
         assert {"forward", "total"} <= set(run["ratios"]["torch NCHW"])
+
+
+def test_an_instruction_set_is_forced_on_all_sides(monkeypatch):
+    """On torch's own kernels, and on oneDNN's."""
+    run = subprocess.run
+    seen = []
+
+    def ask(command, env, **options):
+        code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+        seen.append(run([sys.executable, "-c", code], env=env, capture_output=True, text=True))
+        seen.append(env)
+        return seen[0]
+
+    monkeypatch.setattr(subprocess, "run", ask)
+    with pytest.raises(SystemExit, match="--isa avx2: the process ended with status 0"):
+        bench_chained_residual_pool.BENCHMARK.measure_isa([], "avx2", PEAKS)
+    result, environment = seen
+    assert result.stdout.strip() in ("AVX2", "DEFAULT")  # the latter where there is no AVX2
+    assert environment["PYDENSE_CPU_CAPABILITY"] == "avx2"
+    assert environment["ONEDNN_MAX_CPU_ISA"] == "AVX2"
