@@ -10,7 +10,7 @@ import pytest
 import torch
 from _benchmarks import PEAKS, _result
 
-from benchmarks import _autograd_cases, _driver, _residual_pool_cases, bench_chained_residual_pool
+from benchmarks import _autograd_cases, _residual_pool_cases, bench_chained_residual_pool
 from benchmarks._harness import stages_of, time_call
 
 QUICK = {problem.name: problem for problem in _residual_pool_cases.quick_problems()}

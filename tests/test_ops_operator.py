@@ -14,7 +14,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from pydense.nn import AtrousConv2d
+from pydense.ops import _pool_autograd as pools
+from pydense.ops import _upsample_autograd as upsampling
 from pydense.ops import atrous_conv2d, upsample_bilinear
+from pydense.ops._aspp_autograd import aspp_sum
+from pydense.ops._aspp_concat_autograd import aspp_concat
 from pydense.ops._atrous_autograd import (
     depthwise_atrous_conv2d,
     depthwise_atrous_conv2d_weight_gradient,
@@ -22,6 +26,8 @@ from pydense.ops._atrous_autograd import (
 from pydense.ops._dense_autograd import dense_atrous_conv2d, dense_atrous_conv2d_weight_gradient
 from pydense.ops._mixed_autograd import mixed_conv2d
 from pydense.ops._operator import is_eager
+from pydense.ops._residual_pool_autograd import chained_residual_pool
+from pydense.ops._separable_autograd import atrous_separable_conv2d
 from pydense.ops._winograd_autograd import winograd_atrous_conv2d
 
 OPS = torch.ops.pydense
@@ -72,7 +78,121 @@ CALLS = {
         ((2, 3, 9, 9), (2, 3, 3, 3), (2,)),
         (1, True, False, 2),
     ),
+    "separable": (
+        atrous_separable_conv2d,
+        OPS.atrous_separable_conv2d,
+        (X, (3, 1, 3, 3), (3,), (2, 3, 1, 1), (2,)),
+        (*GEOMETRY, True, False),
+    ),
+    "upsample": (
+        upsampling.upsample_bilinear,
+        OPS.upsample_bilinear,
+        (X,),
+        (7, 9, False, 0.0, 0.0),
+    ),
+    "pool": (pools.max_pool2d_same, OPS.max_pool2d_same, (X,), (3,)),
+    "pool with offsets": (
+        lambda *a: pools.max_pool2d_same_with_offsets(*a)[0],
+        lambda *a: OPS.max_pool2d_same_with_offsets(*a)[0],
+        (X,),
+        (3,),
+    ),
+    "fuse": (
+        lambda a, b, c, *rest: upsampling.fuse_sum_upsample([a, b, c], *rest),
+        lambda a, b, c, *rest: OPS.fuse_sum_upsample([a, b, c], *rest),
+        ((2, 3, 8, 10), X, (2, 3, 8, 10)),
+        (8, 10, "bilinear", False, True),
+    ),
+    "fuse backward": (
+        lambda grad, *rest: upsampling.fuse_sum_upsample_backward(grad, None, *rest)[1],
+        lambda grad, *rest: OPS.fuse_sum_upsample_backward(grad, None, *rest)[1],
+        ((2, 3, 8, 10),),
+        ([2, 4], [3, 5], "nearest", False),
+    ),
 }
+# Of which torch knows no batches of gradients: what their backward calls has lists of tensors, or
+# flattens.
+UNBATCHED = ("separable", "fuse", "fuse backward")
+# Without second derivatives, and torch knows no batches of what their backward calls.
+ONCE = {
+    "chain": (
+        lambda x, a, b, c, d, *rest: chained_residual_pool(x, [a, b], [c, d], *rest)[0],
+        lambda x, a, b, c, d, *rest: OPS.chained_residual_pool(x, [a, b], [c, d], *rest)[0],
+        (X, (3, 3, 1, 1), (3, 3, 1, 1), (3,), (3,)),
+        (True, 3, True, True),
+    ),
+    "chain without biases": (
+        lambda x, a, b, *rest: chained_residual_pool(x, [a, b], [], *rest)[0],
+        lambda x, a, b, *rest: OPS.chained_residual_pool(x, [a, b], [], *rest)[0],
+        (X, (3, 3, 1, 1), (3, 3, 1, 1)),
+        (False, 5, True, True),
+    ),
+    "sum of branches": (
+        lambda x, a, b, c, d, *rest: aspp_sum(x, [a, b], [c, d], *rest),
+        lambda x, a, b, c, d, *rest: OPS.aspp_sum(x, [a, b], [c, d], *rest),
+        (X, (2, 3, 3, 3), (2, 3, 3, 3), (2,), (2,)),
+        ([1, 2],),
+    ),
+    "branches": (
+        lambda x, a, b, p, *s: aspp_concat(x, [a, b], [], p, s[:3], s[3:6], *s[6:]),
+        lambda x, a, b, p, *s: OPS.aspp_concat(x, [a, b], [], p, s[:3], s[3:6], *s[6:]),
+        (X, (2, 3, 3, 3), (4, 3, 1, 1), (2, 3, 1, 1), *2 * ((2,), (4,), (2,))),
+        ([2, 1], True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONCE)
+class TestFirstDerivatives:
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_as_the_operator(self, name, form):
+        call, operator, shapes, rest = ONCE[name]
+        found = []
+        for function in (call, operator):
+            leaves = of(torch.float32, *shapes)
+            leaves = [t.contiguous(memory_format=form) if t.dim() == 4 else t for t in leaves]
+            leaves = [t.requires_grad_() for t in leaves]
+            out = function(*leaves, *rest)
+            with torch.no_grad():
+                assert same_bits(out.detach(), function(*leaves, *rest))
+            found.append([out.detach(), *torch.autograd.grad(out.sin().sum(), leaves)])
+            out = function(*leaves, *rest).sin().sum()
+            (first,) = torch.autograd.grad(out, leaves[0], create_graph=True)
+            with pytest.raises(RuntimeError):
+                first.sum().backward()
+        assert all(map(same_bits, *found))
+
+    def test_gradcheck(self, name):
+        call, _, shapes, rest = ONCE[name]
+        leaves = [t.requires_grad_() for t in of(torch.float64, *shapes)]
+        assert gradcheck(lambda *a: call(*a, *rest), leaves)
+
+    def test_each_gradient_alone(self, name):
+        check_each_gradient_alone(*ONCE[name])
+
+    def test_traced(self, name):
+        check_traced(*ONCE[name])
+
+
+def check_each_gradient_alone(call, operator, shapes, rest):
+    for needed in range(len(shapes)):
+        found = []
+        for function in (call, operator):
+            tensors = of(torch.float32, *shapes)
+            tensors[needed].requires_grad_()
+            out = function(*tensors, *rest)
+            found.append(torch.autograd.grad(out.sin().sum(), tensors[needed])[0])
+        assert same_bits(*found)
+
+
+def check_traced(call, operator, shapes, rest):
+    """A graph holds the operator, not what it calls."""
+    found = []
+    for function in (call, operator):
+        graph = make_fx(lambda *a, f=function: f(*a, *rest))(*of(torch.float32, *shapes)).graph
+        found.append([str(n.target) for n in graph.nodes if n.op == "call_function"])
+    assert found[0] == found[1]
+    assert [name.startswith("pydense.") for name in found[0]].count(True) == 1
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -104,28 +224,20 @@ class TestCalls:
         assert gradgradcheck(lambda *a: call(*a, *rest), leaves)
 
     def test_each_gradient_alone(self, name):
-        call, operator, shapes, rest = CALLS[name]
-        for needed in range(len(shapes)):
-            found = []
-            for function in (call, operator):
-                tensors = of(torch.float32, *shapes)
-                tensors[needed].requires_grad_()
-                out = function(*tensors, *rest)
-                found.append(torch.autograd.grad(out.sin().sum(), tensors[needed])[0])
-            assert same_bits(*found)
+        check_each_gradient_alone(*CALLS[name])
 
     def test_traced(self, name):
-        """A graph holds the operator, not what it calls."""
-        call, operator, shapes, rest = CALLS[name]
-        found = []
-        for function in (call, operator):
-            graph = make_fx(lambda *a, f=function: f(*a, *rest))(*of(torch.float32, *shapes)).graph
-            found.append([str(n.target) for n in graph.nodes if n.op == "call_function"])
-        assert found[0] == found[1] and len(found[0]) == 1
+        check_traced(*CALLS[name])
 
     def test_batched_gradients(self, name):
         """Of the vmap that ``is_grads_batched`` and ``jacobian(vectorize=True)`` use."""
         call, operator, shapes, rest = CALLS[name]
+        if name in UNBATCHED:
+            leaves = [t.requires_grad_() for t in of(torch.float32, *shapes)]
+            out = call(*leaves, *rest)
+            with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+                torch.autograd.grad(out, leaves, random(3, *out.shape), is_grads_batched=True)
+            return
         found = []
         for function in (call, operator):
             leaves = [t.requires_grad_() for t in of(torch.float32, *shapes)]

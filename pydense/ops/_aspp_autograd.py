@@ -13,11 +13,12 @@ from torch.utils.flop_counter import register_flop_formula
 from ._aspp_products import gradients_of_branches, sum_of_branches, taps_of
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, suggested
+from ._operator import Differentiable, operator
 
 _OPS = torch.ops.pydense
 
 
-@torch.library.custom_op("pydense::aspp_sum", mutates_args=())
+@operator("aspp_sum")
 def _sum(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int]
 ) -> Tensor:
@@ -131,6 +132,6 @@ torch.library.register_fake("pydense::_tap_stack")(
         (taps * count, weights[0].shape[1])
     )
 )
-torch.library.register_autograd("pydense::aspp_sum", _backward, setup_context=_setup)
+aspp_sum: Differentiable[Tensor] = Differentiable("aspp_sum", _setup, _backward, _sum)
 register_flop_formula(_OPS.aspp_sum)(_flops)
 register_flop_formula(_OPS.aspp_sum_backward)(_backward_flops)

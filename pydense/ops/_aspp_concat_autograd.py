@@ -18,11 +18,12 @@ from torch.utils.flop_counter import register_flop_formula
 from ._atrous_dispatch import Call, Choice, Kernels, choose, own_weight_gradient
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, in_format, suggested
+from ._operator import Differentiable, operator
 
 _OPS = torch.ops.pydense
 
 
-@torch.library.custom_op("pydense::aspp_concat", mutates_args=())
+@operator("aspp_concat")
 def _concat(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -316,6 +317,6 @@ def _backward_flops(
 
 torch.library.register_fake("pydense::aspp_concat")(_fake)
 torch.library.register_fake("pydense::aspp_concat_backward")(_fake_backward)
-torch.library.register_autograd("pydense::aspp_concat", _backward, setup_context=_setup)
+aspp_concat: Differentiable[Tensor] = Differentiable("aspp_concat", _setup, _backward, _concat)
 register_flop_formula(_OPS.aspp_concat)(_flops)
 register_flop_formula(_OPS.aspp_concat_backward)(_backward_flops)

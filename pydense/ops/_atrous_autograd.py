@@ -50,9 +50,11 @@ _OPERATORS = ConvolutionOperators(
     lambda *arguments: depthwise_atrous_conv2d_weight_gradient(*arguments),
     lambda weight: weight.flip(2, 3),
 )
-depthwise_atrous_conv2d: Differentiable = _OPERATORS.differentiable("depthwise_atrous_conv2d")
-depthwise_atrous_conv2d_weight_gradient: Differentiable = _OPERATORS.differentiable_gradient(
-    "depthwise_atrous_conv2d_weight_gradient"
+depthwise_atrous_conv2d: Differentiable[Tensor] = _OPERATORS.differentiable(
+    "depthwise_atrous_conv2d"
+)
+depthwise_atrous_conv2d_weight_gradient: Differentiable[Tensor] = (
+    _OPERATORS.differentiable_gradient("depthwise_atrous_conv2d_weight_gradient")
 )
 register_flop_formula(_OPS.depthwise_atrous_conv2d)(_flops)
 register_flop_formula(_OPS.depthwise_atrous_conv2d_weight_gradient)(_gradient_flops)

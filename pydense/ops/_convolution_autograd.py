@@ -47,7 +47,7 @@ class ConvolutionOperators:
 
     def differentiable(
         self, name: str, kernel: Callable[..., Tensor] | None = None
-    ) -> Differentiable:
+    ) -> Differentiable[Tensor]:
         """Gives the convolution of this name its derivatives; ``kernel`` as there."""
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -82,7 +82,7 @@ class ConvolutionOperators:
 
         return Differentiable(name, setup, backward, kernel)
 
-    def differentiable_gradient(self, name: str) -> Differentiable:
+    def differentiable_gradient(self, name: str) -> Differentiable[Tensor]:
         """Gives the weight's gradient of this name its derivatives."""
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -16,6 +16,7 @@ from . import _crf_arguments as check
 from . import _segmentation_arguments as arguments
 from ._gradient import missing_gradient
 from ._memory_format import empty_picture
+from ._operator import Differentiable
 
 _library.load()
 
@@ -138,7 +139,7 @@ def upsample_cross_entropy(
     elif pixel_weight is not None:
         pixel_weight = arguments.constant(op, "pixel_weight", pixel_weight, labels.shape, scores)
     gradient = reduction != "none" and scores.requires_grad and torch.is_grad_enabled()
-    loss, _, _, counts = torch.ops.pydense.upsample_cross_entropy(
+    loss, _, _, counts = _cross_entropy(
         scores,
         labels,
         weight,
@@ -209,9 +210,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
         return None, *none
     if ctx.per_pixel:
         source, target, weight = ctx.saved_tensors
-        _, falls, _, _ = torch.ops.pydense.upsample_cross_entropy(
-            source, target, weight, grad, *ctx.arguments, "sum", True, False
-        )
+        falls = _cross_entropy(source, target, weight, grad, *ctx.arguments, "sum", True, False)[1]
     elif ctx.has_gradient:
         falls, source = ctx.saved_tensors
         falls = falls * (grad * source.detach()).to(falls.dtype)
@@ -225,7 +224,9 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
     return missing_gradient(name, falls.to(ctx.dtype), (source, grad)), *none
 
 
-torch.library.register_autograd("pydense::upsample_cross_entropy", _backward, setup_context=_setup)
+_cross_entropy: Differentiable[tuple[Tensor, ...]] = Differentiable(
+    "upsample_cross_entropy", _setup, _backward
+)
 
 
 # ---- FLOP ----

@@ -75,8 +75,8 @@ _OPERATORS = ConvolutionOperators(
     lambda *arguments: dense_atrous_conv2d_weight_gradient(*arguments),
     lambda weight: weight.transpose(0, 1).flip(2, 3),
 )
-dense_atrous_conv2d: Differentiable = _OPERATORS.differentiable("dense_atrous_conv2d")
-dense_atrous_conv2d_weight_gradient: Differentiable = _OPERATORS.differentiable_gradient(
+dense_atrous_conv2d: Differentiable[Tensor] = _OPERATORS.differentiable("dense_atrous_conv2d")
+dense_atrous_conv2d_weight_gradient: Differentiable[Tensor] = _OPERATORS.differentiable_gradient(
     "dense_atrous_conv2d_weight_gradient"
 )
 register_flop_formula(_OPS.dense_atrous_conv2d)(flops)

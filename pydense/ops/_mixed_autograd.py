@@ -107,7 +107,7 @@ def _flops(shape: Any, weight: Any, bias: Any, *rest: Any, **values: Any) -> int
 
 
 torch.library.register_fake(f"pydense::{_NAME}")(_fake)
-mixed_conv2d: Differentiable = ConvolutionOperators(
+mixed_conv2d: Differentiable[Tensor] = ConvolutionOperators(
     lambda x, weight, *geometry: mixed_conv2d(x, weight, None, *geometry, False),
     lambda *arguments: dense.dense_atrous_conv2d_weight_gradient(*arguments),
     lambda weight: weight.transpose(0, 1).flip(2, 3),

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture
+from ._operator import Differentiable
 
 _OPS = torch.ops.pydense
 
@@ -49,8 +50,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     # were exported without one: the maxima are looked for again.
     refuse_tangent("max_pool2d_same (backward)", "grad", grad)
     (x,) = ctx.saved_tensors
-    _, offsets = _OPS.max_pool2d_same_with_offsets(x.detach(), ctx.kernel_size)
-    return _OPS.max_pool2d_same_backward(grad, offsets, None, ctx.kernel_size), None
+    _, offsets = max_pool2d_same_with_offsets(x.detach(), ctx.kernel_size)
+    return max_pool2d_same_backward(grad, offsets, None, ctx.kernel_size), None
 
 
 def _setup_with_offsets(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -65,7 +66,7 @@ def _backward_with_offsets(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tenso
         return None, None
     refuse_tangent("max_pool2d_same (backward)", "grad", grad)
     (offsets,) = ctx.saved_tensors
-    return _OPS.max_pool2d_same_backward(grad, offsets, None, ctx.kernel_size), None
+    return max_pool2d_same_backward(grad, offsets, None, ctx.kernel_size), None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -82,14 +83,12 @@ def _double_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_fake("pydense::max_pool2d_same")(_fake)
 torch.library.register_fake("pydense::max_pool2d_same_with_offsets")(_fake_with_offsets)
 torch.library.register_fake("pydense::max_pool2d_same_backward")(_fake_backward)
-torch.library.register_autograd("pydense::max_pool2d_same", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "pydense::max_pool2d_same_with_offsets",
-    _backward_with_offsets,
-    setup_context=_setup_with_offsets,
+max_pool2d_same: Differentiable[Tensor] = Differentiable("max_pool2d_same", _setup, _backward)
+max_pool2d_same_with_offsets: Differentiable[tuple[Tensor, Tensor]] = Differentiable(
+    "max_pool2d_same_with_offsets", _setup_with_offsets, _backward_with_offsets
 )
-torch.library.register_autograd(
-    "pydense::max_pool2d_same_backward", _double_backward, setup_context=_setup_backward
+max_pool2d_same_backward: Differentiable[Tensor] = Differentiable(
+    "max_pool2d_same_backward", _setup_backward, _double_backward
 )
 
 

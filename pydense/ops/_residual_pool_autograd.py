@@ -18,6 +18,8 @@ from torch.utils.flop_counter import register_flop_formula
 from ._conv1x1_gradient import conv1x1_backward
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, suggested
+from ._operator import Differentiable
+from ._pool_autograd import max_pool2d_same_backward
 
 _OPS = torch.ops.pydense
 
@@ -136,7 +138,7 @@ def _chain_backward(
             bool(need_biases) and need_biases[i],
         ]
         if not pool_first:
-            top = _OPS.max_pool2d_same_backward(top, offsets[i], None, pool_size)
+            top = max_pool2d_same_backward(top, offsets[i], None, pool_size)
         # Without weights' gradients only the shape of the input counts.
         convolved_here = convolved[i] if convolved else top
         below, weight, bias = _convolution_backward(
@@ -148,10 +150,9 @@ def _chain_backward(
             grads_of_biases.insert(0, bias)
         if below is None:
             break
+        top = below
         if pool_first:
-            top = _OPS.max_pool2d_same_backward(below, offsets[i], grad, pool_size)
-        else:
-            top = below
+            top = max_pool2d_same_backward(below, offsets[i], grad, pool_size)
     if need_x[0]:
         grad_x.append(top)
     return [*grad_x, *grads_of_weights, *grads_of_biases]
@@ -220,6 +221,8 @@ def _backward_flops(
 torch.library.register_fake("pydense::chained_residual_pool")(_fake)
 torch.library.register_fake("pydense::chained_residual_pool_backward")(_fake_backward)
 torch.library.register_fake("pydense::residual_stage_backward")(_fake_stage_backward)
-torch.library.register_autograd("pydense::chained_residual_pool", _backward, setup_context=_setup)
+chained_residual_pool: Differentiable[list[Tensor]] = Differentiable(
+    "chained_residual_pool", _setup, _backward
+)
 register_flop_formula(_OPS.chained_residual_pool)(_flops)
 register_flop_formula(_OPS.chained_residual_pool_backward)(_backward_flops)

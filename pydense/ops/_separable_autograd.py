@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _atrous_autograd as _atrous_autograd  # registers
+from ._atrous_autograd import (
+    depthwise_atrous_conv2d,
+    depthwise_atrous_conv2d_weight_gradient,
+)
 from ._conv1x1_gradient import conv1x1_backward
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture, suggested
+from ._operator import Differentiable
 
 _OPS = torch.ops.pydense
 
@@ -55,7 +59,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     through = need_x or need_depthwise or need_inner
     inner = None
     if need_pointwise or (through and ctx.inner_relu):
-        inner = _OPS.depthwise_atrous_conv2d(
+        inner = depthwise_atrous_conv2d(
             x, depthwise, inner_bias, *ctx.geometry, False, ctx.inner_relu
         )
     of_inner, of_pointwise, of_bias = conv1x1_backward(
@@ -65,7 +69,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if through and ctx.inner_relu:
         of_inner = torch.ops.aten.threshold_backward(of_inner, inner, 0)
     if need_x:
-        of_x = _OPS.depthwise_atrous_conv2d(
+        of_x = depthwise_atrous_conv2d(
             of_inner,
             depthwise,
             None,
@@ -78,7 +82,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             False,
         )
     if need_depthwise:
-        of_depthwise = _OPS.depthwise_atrous_conv2d_weight_gradient(
+        of_depthwise = depthwise_atrous_conv2d_weight_gradient(
             of_inner, x, *depthwise.shape[2:], dilation_y, dilation_x, top, left
         )
     if need_inner:
@@ -104,5 +108,7 @@ def _flops(
 
 
 torch.library.register_fake("pydense::atrous_separable_conv2d")(_fake)
-torch.library.register_autograd("pydense::atrous_separable_conv2d", _backward, setup_context=_setup)
+atrous_separable_conv2d: Differentiable[Tensor] = Differentiable(
+    "atrous_separable_conv2d", _setup, _backward
+)
 register_flop_formula(_OPS.atrous_separable_conv2d)(_flops)

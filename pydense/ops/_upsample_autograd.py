@@ -6,7 +6,7 @@ Upsampling is linear: its backward is its adjoint, and the backward of that is u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._forward_ad import refuse_tangent
 from ._memory_format import empty_picture
+from ._operator import Differentiable
 
 _OPS = torch.ops.pydense
 
@@ -25,7 +26,10 @@ def _fake(x: Tensor, height: int, width: int, *options: object) -> Tensor:
     return empty_picture(x, height, width)
 
 
-def _derivative(name: str, adjoint: str) -> None:
+_LINEAR: dict[str, Differentiable[Tensor]] = {}
+
+
+def _derivative(name: str, adjoint: str) -> Differentiable[Tensor]:
     """Registers ``adjoint`` as the backward of a linear operator (x, height, width, *options)."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -34,10 +38,10 @@ def _derivative(name: str, adjoint: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         refuse_tangent(f"{name} (backward)", "grad", grad)
-        result = getattr(_OPS, adjoint)(grad, *ctx.size, *ctx.options)
+        result = _LINEAR[adjoint](grad, *ctx.size, *ctx.options)
         return result, None, None, *[None] * len(ctx.options)
 
-    torch.library.register_autograd(f"pydense::{name}", backward, setup_context=setup_context)
+    return Differentiable(name, setup_context, backward)
 
 
 def _vmap(name: str) -> None:
@@ -56,8 +60,9 @@ def _vmap(name: str) -> None:
 for _name in ("upsample_bilinear", "upsample_crop"):
     for _one, _other in ((_name, f"{_name}_backward"), (f"{_name}_backward", _name)):
         torch.library.register_fake(f"pydense::{_one}")(_fake)
-        _derivative(_one, _other)
+        _LINEAR[_one] = _derivative(_one, _other)
         _vmap(_one)
+upsample_bilinear, upsample_crop = _LINEAR["upsample_bilinear"], _LINEAR["upsample_crop"]
 
 
 def _fake_fuse(
@@ -97,12 +102,12 @@ def _fuse_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     same_needed = any(same and need for same, need in zip(is_same, needed, strict=True))
     masked = same_needed and out is not None
     sizes = [*([tuple(grad.shape[2:])] if masked else []), *wanted]
-    made = iter(())
+    made: Iterator[Tensor] = iter(())
     same_grad = grad
     if sizes:
         heights, widths = ([size[i] for size in sizes] for i in (0, 1))
         made = iter(
-            _OPS.fuse_sum_upsample_backward(grad, out, heights, widths, ctx.mode, ctx.align_corners)
+            fuse_sum_upsample_backward(grad, out, heights, widths, ctx.mode, ctx.align_corners)
         )
         if masked:
             same_grad = next(made)
@@ -123,7 +128,7 @@ def _fuse_double_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ..
     maps = [g for g in grads if g is not None]
     result = None
     if maps:
-        result = _OPS.fuse_sum_upsample(maps, *ctx.size, ctx.mode, ctx.align_corners, False)
+        result = fuse_sum_upsample(maps, *ctx.size, ctx.mode, ctx.align_corners, False)
         if ctx.saved_tensors:
             result = result.masked_fill(ctx.saved_tensors[0] <= 0, 0)
     return result, None, None, None, None, None
@@ -143,13 +148,11 @@ def _fold_fuse(
 torch.library.register_vmap("pydense::fuse_sum_upsample", _fold_fuse)
 torch.library.register_fake("pydense::fuse_sum_upsample")(_fake_fuse)
 torch.library.register_fake("pydense::fuse_sum_upsample_backward")(_fake_fuse_backward)
-torch.library.register_autograd(
-    "pydense::fuse_sum_upsample", _fuse_backward, setup_context=_setup_fuse
+fuse_sum_upsample: Differentiable[Tensor] = Differentiable(
+    "fuse_sum_upsample", _setup_fuse, _fuse_backward
 )
-torch.library.register_autograd(
-    "pydense::fuse_sum_upsample_backward",
-    _fuse_double_backward,
-    setup_context=_setup_fuse_backward,
+fuse_sum_upsample_backward: Differentiable[list[Tensor]] = Differentiable(
+    "fuse_sum_upsample_backward", _setup_fuse_backward, _fuse_double_backward
 )
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pydense import _library
@@ -18,7 +17,7 @@ from ._convolution_arguments import as_convolution, parameter, tensors
 
 _library.load()
 
-from . import _aspp_autograd as _aspp_autograd  # noqa: E402  registers
+from . import _aspp_autograd as operators  # noqa: E402  registers
 
 MAX_BRANCHES = 64
 MAX_RATE = 2**31 - 1
@@ -89,8 +88,7 @@ def aspp_sum(
         torch.Size([1, 3, 17, 17])
     """
     x, row, shifts, numbers = _checked(x, weights, biases, rates)
-    result: Tensor = torch.ops.pydense.aspp_sum(x, row, shifts, numbers)
-    return result
+    return operators.aspp_sum(x, row, shifts, numbers)
 
 
 def explain_aspp_sum(

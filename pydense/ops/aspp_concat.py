@@ -103,7 +103,7 @@ def concat(
     """``aspp_concat`` with weights that may be packed before: a cache for each of them, or none."""
     call = _checked(x, weights, rates, pool_weight, scales, biases, activation)
     packed = _packed(call.x, weights, call.rates, caches)
-    result: Tensor = torch.ops.pydense.aspp_concat(
+    return operators.aspp_concat(
         call.x,
         call.weights,
         packed,
@@ -113,7 +113,6 @@ def concat(
         call.rates,
         activation == "relu",
     )
-    return result
 
 
 def explain_aspp_concat(

@@ -24,7 +24,8 @@ from ._memory_format import suggested
 
 _library.load()
 
-from . import _separable_autograd as _separable_autograd  # noqa: E402  registers
+from . import _separable_autograd as operators  # noqa: E402  registers
+from ._atrous_autograd import depthwise_atrous_conv2d  # noqa: E402
 
 
 def atrous_separable_conv2d(
@@ -125,7 +126,7 @@ def atrous_separable_conv2d(
     relus = (inner_activation == "relu", activation == "relu")
     if in_two_because(x, *named.values()) is not None:
         return _in_two(x, named, geometry, relus)
-    result: Tensor = torch.ops.pydense.atrous_separable_conv2d(
+    return operators.atrous_separable_conv2d(
         x,
         named["depthwise_weight"],
         named.get("depthwise_bias"),
@@ -134,7 +135,6 @@ def atrous_separable_conv2d(
         *geometry,
         *relus,
     )
-    return result
 
 
 def explain_atrous_separable_conv2d(
@@ -206,7 +206,7 @@ def _in_two(
 
     A product, not torch's convolution: cuDNN may add with atomics and round float32 to TF32.
     """
-    inner = torch.ops.pydense.depthwise_atrous_conv2d(
+    inner = depthwise_atrous_conv2d(
         x, named["depthwise_weight"], named.get("depthwise_bias"), *geometry, False, relus[0]
     )
     matrix, bias = named["pointwise_weight"].flatten(1), named.get("pointwise_bias")

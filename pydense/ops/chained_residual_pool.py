@@ -18,8 +18,8 @@ from .atrous_conv import atrous_conv2d
 
 _library.load()
 
-from . import _pool_autograd as _pool_autograd  # noqa: E402  registers
-from . import _residual_pool_autograd as _residual_pool_autograd  # noqa: E402  registers
+from . import _pool_autograd as pools  # noqa: E402  registers
+from . import _residual_pool_autograd as operators  # noqa: E402  registers
 
 MIN_POOL, MAX_POOL = 3, 13
 MAX_STAGES = 64
@@ -75,12 +75,9 @@ def max_pool2d_same(x: Tensor, kernel_size: int = 5) -> Tensor:
     op = "max_pool2d_same"
     arguments.picture(op, "x", x)
     size = window_size(op, "kernel_size", kernel_size)
-    result: Tensor
     if x.requires_grad and torch.is_grad_enabled():
-        result, _ = torch.ops.pydense.max_pool2d_same_with_offsets(x, size)
-    else:
-        result = torch.ops.pydense.max_pool2d_same(x, size)
-    return result
+        return pools.max_pool2d_same_with_offsets(x, size)[0]
+    return pools.max_pool2d_same(x, size)
 
 
 def chained_residual_pool(
@@ -164,10 +161,9 @@ def chained_residual_pool(
     recorded = torch.is_grad_enabled()
     save_inputs = recorded and any(w.requires_grad for w in row)
     save_offsets = recorded and any(t.requires_grad for t in (x, *row, *shifts))
-    result: Tensor = torch.ops.pydense.chained_residual_pool(
+    return operators.chained_residual_pool(
         x, row, shifts, variant == "pool_conv", size, save_inputs, save_offsets
     )[0]
-    return result
 
 
 def _check_shapes(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> None:

@@ -17,7 +17,7 @@ from . import _upsample_arguments as arguments
 
 _library.load()
 
-from . import _upsample_autograd as _upsample_autograd  # noqa: E402  registers
+from . import _upsample_autograd as operators  # noqa: E402  registers
 
 
 def upsample_bilinear(
@@ -98,8 +98,7 @@ def upsample_bilinear(
                 f"{op}: scale_factor must give a size of at least 1, got {scale_factor!r} for "
                 f"shape {check.shape(x)}"
             )
-    result: Tensor = torch.ops.pydense.upsample_bilinear(x, height, width, align_corners, *scales)
-    return result
+    return operators.upsample_bilinear(x, height, width, align_corners, *scales)
 
 
 def upsample_crop(
@@ -167,8 +166,7 @@ def upsample_crop(
     strides = arguments.pair(op, "stride", stride, 1)
     totals = arguments.crop_shifts(op, strides, kernel_size, padding, offset)
     height, width = arguments.size(op, "size", size)
-    result: Tensor = torch.ops.pydense.upsample_crop(x, height, width, *strides, *totals, border)
-    return result
+    return operators.upsample_crop(x, height, width, *strides, *totals, border)
 
 
 def fuse_sum_upsample(
@@ -231,10 +229,7 @@ def fuse_sum_upsample(
     if align_corners and mode == "nearest":
         raise ValueError(f"{op}: align_corners must be False for mode='nearest', got True")
     height, width = arguments.size(op, "size", tuple(maps[0].shape[2:]) if size is None else size)
-    result: Tensor = torch.ops.pydense.fuse_sum_upsample(
-        maps, height, width, mode, align_corners, relu
-    )
-    return result
+    return operators.fuse_sum_upsample(maps, height, width, mode, align_corners, relu)
 
 
 def bilinear_filler(
