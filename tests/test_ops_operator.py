@@ -11,6 +11,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.functional import adaptive_avg_pool2d
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from pydense.nn import AtrousConv2d
@@ -158,7 +159,8 @@ class TestFirstDerivatives:
             found.append([out.detach(), *torch.autograd.grad(out.sin().sum(), leaves)])
             out = function(*leaves, *rest).sin().sum()
             (first,) = torch.autograd.grad(out, leaves[0], create_graph=True)
-            with pytest.raises(RuntimeError):
+            assert first.requires_grad
+            with pytest.raises(RuntimeError, match="no autograd formula was registered"):
                 first.sum().backward()
         assert all(map(same_bits, *found))
 
@@ -172,6 +174,25 @@ class TestFirstDerivatives:
 
     def test_traced(self, name):
         check_traced(*ONCE[name])
+
+
+@pytest.mark.parametrize("name", [*CALLS, *ONCE])
+def test_checkpointed(name):
+    """Without reentrance no saved tensor may be asked for twice."""
+    call, _, shapes, rest = (CALLS | ONCE)[name]
+    leaves = [t.requires_grad_() for t in of(torch.float32, *shapes)]
+    found = []
+    for out in (checkpoint(call, *leaves, *rest, use_reentrant=False), call(*leaves, *rest)):
+        found.append(torch.autograd.grad(out.sin().sum(), leaves))
+    assert all(map(same_bits, *found))
+
+
+@pytest.mark.parametrize("name", [*CALLS, *ONCE])
+def test_on_the_meta_device(name):
+    call, operator, shapes, rest = (CALLS | ONCE)[name]
+    tensors = [t.to("meta") for t in of(torch.float32, *shapes)]
+    found, wanted = (function(*tensors, *rest) for function in (call, operator))
+    assert found.is_meta and found.shape == wanted.shape and found.stride() == wanted.stride()
 
 
 def check_each_gradient_alone(call, operator, shapes, rest):

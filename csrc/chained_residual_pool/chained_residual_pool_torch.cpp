@@ -78,7 +78,9 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
         static_cast<int>(addends.size()),
         to.mutable_data_ptr(),
         pooled,
-        codes};
+        codes,
+        false,
+        pool_first};  // then the pooled map is for backward alone
     run_where(
         x,
         [&](auto device, void* stream) { residual_stage_cuda(kOp, dtype, args, device, stream); },

@@ -22,12 +22,16 @@ struct ResidualStageArgs {
   const void* weight;  // S [C, C], output by input
   const void* bias;    // S [C], or null
   const PoolSource* addends;
-  int num_addends;          // at most kMaxResidualStages
-  void* out;                // S, dense
-  void* pooled;             // S, dense: pool(x); or null
-  uint8_t* offsets;         // of the pool, dense; or null
-  bool transposed = false;  // weight is input by output: the gradient of a convolution
+  int num_addends;           // at most kMaxResidualStages
+  void* out;                 // S, dense
+  void* pooled;              // S, dense: pool(x); or null
+  uint8_t* offsets;          // of the pool, dense; or null
+  bool transposed = false;   // weight is input by output: the gradient of a convolution
+  bool pooled_late = false;  // it is read when caches have lost it
 };
+
+// From here on such a pooled map goes past the caches.
+constexpr int64_t kStreamedBytes = 4 << 20;
 
 struct ResidualSumArgs {
   PoolShape shape;

@@ -18,8 +18,6 @@ constexpr int64_t kMinTiles = 4;
 constexpr int64_t kTileColumns = 128;
 constexpr int64_t kTileColumnsLast = ceil_div(12, kGemmRows) * kGemmRows;
 constexpr int64_t kUnit = 128;  // channels that are pooled together, channels_last
-// A pooled map that only backward reads, after all that is computed in between.
-constexpr int64_t kStreamedBytes = 4 << 20;
 
 template <class S>
 class Stage : StageTiles<S> {
@@ -63,7 +61,8 @@ class Stage : StageTiles<S> {
             reads_directly(args) ? larger(args.shape.width, tile_pixels(args)) : tile_pixels(args),
             tile_columns(args)),
         direct_(reads_directly(args)),
-        streams_(std::is_same_v<S, P> && args.pooled != nullptr &&
+        streams_(std::is_same_v<S, P> && args.pooled != nullptr && args.pooled_late &&
+                 args.shape.size > 1 &&
                  args.shape.batches * args.shape.height * args.shape.width * args.shape.channels *
                          kSize >=
                      kStreamedBytes),

@@ -46,7 +46,7 @@ class StageTiles {
  protected:
   static constexpr auto kSize = static_cast<int64_t>(sizeof(S));
 
-  // Tiles of about `pixels` pixels, at most `columns` wide.
+  // Tiles of about `pixels` pixels, at most `columns` wide, or where no narrow rest remains so.
   StageTiles(const ResidualStageArgs& args, int64_t pixels, int64_t columns)
       : args_(args),
         channels_(args.shape.channels),
@@ -60,7 +60,7 @@ class StageTiles {
   static int64_t evenly(int64_t count, int64_t most) {
     return ceil_div(count, ceil_div(count, most));
   }
-  // channels_last as many as asked for: whole blocks of the product.
+  // channels_last whole blocks of the product, but no narrow second tile.
   int64_t columns_of(int64_t width, int64_t columns) const {
     if (last_) {
       return width < 2 * columns ? width : columns;

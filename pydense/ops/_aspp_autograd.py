@@ -72,7 +72,8 @@ def _format(channels_last: bool) -> torch.memory_format:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, biases, ctx.rates = inputs
+    x, weights, biases, rates = inputs
+    ctx.rates = list(rates)
     ctx.channels_last = suggested(x) == torch.channels_last
     ctx.with_x = any(w.requires_grad for w in weights)
     ctx.biases = len(biases)

@@ -248,7 +248,8 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, packed, pool_weight, scales, biases, ctx.rates, ctx.relu = inputs
+    x, weights, packed, pool_weight, scales, biases, rates, ctx.relu = inputs
+    ctx.rates = list(rates)
     ctx.counts = len(weights), len(scales), [bias.dtype for bias in biases]
     ctx.num_packed = len(packed)
     ctx.pools = pool_weight is not None

@@ -43,9 +43,10 @@ def is_eager() -> bool:
 
 
 def are_plain(values: Iterable[object]) -> bool:
-    """Whether all tensors among these hold numbers: no subclasses, no batches of a legacy vmap.
+    """Whether all tensors among these hold numbers.
 
-    Lists are looked into.
+    So do no subclasses, no batches of a legacy vmap, and none on the meta device. Lists are looked
+    into.
     """
     for value in values:
         kind = type(value)
@@ -57,6 +58,7 @@ def are_plain(values: Iterable[object]) -> bool:
             continue
         if isinstance(value, Tensor) and (
             (kind is not Tensor and kind is not Parameter)
+            or value.is_meta
             or _functorch.is_legacy_batchedtensor(value)
         ):
             return False
@@ -112,6 +114,10 @@ class Differentiable(Generic[_Result]):
         self._lists = [i for i, one in enumerate(schema.arguments) if _is_list(one)]
         self._returns_list = _is_list(schema.returns[0])
         self._has_lists = bool(self._lists) or self._returns_list
+        kinds = [str(value.type) for value in (*schema.arguments, *schema.returns)]
+        several = len(schema.returns) > 1 and any(map(_is_list, schema.returns))
+        if several or "List[Optional[Tensor]]" in kinds:
+            raise TypeError(f"{name}: lists must be of tensors, and results one list, got {schema}")
         forward, backward = self._functions(setup_context, backward)
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         self._function: Any = type(f"{name}_", (torch.autograd.Function,), members)

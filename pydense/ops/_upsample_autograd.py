@@ -90,7 +90,7 @@ def _setup_fuse(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _fuse_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     refuse_tangent("fuse_sum_upsample (backward)", "grad", grad)
-    out = ctx.saved_tensors[0] if ctx.saved_tensors else None
+    (out,) = ctx.saved_tensors or (None,)  # once: checkpoints unpack no tensor twice
     needed = ctx.needs_input_grad[0]
     is_same = [tuple(size) == tuple(grad.shape[2:]) for size in ctx.sizes]
     # One gradient serves all maps of the output's size; without ReLU it is grad itself.
@@ -129,8 +129,9 @@ def _fuse_double_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ..
     result = None
     if maps:
         result = fuse_sum_upsample(maps, *ctx.size, ctx.mode, ctx.align_corners, False)
-        if ctx.saved_tensors:
-            result = result.masked_fill(ctx.saved_tensors[0] <= 0, 0)
+        (out,) = ctx.saved_tensors or (None,)
+        if out is not None:
+            result = result.masked_fill(out <= 0, 0)
     return result, None, None, None, None, None
 
 

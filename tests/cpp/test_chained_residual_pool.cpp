@@ -262,6 +262,7 @@ template <class S>
 void check_streamed(int64_t width, bool last) {
   const PoolShape shape{1, 18, 452, width, last, 3};
   const Layout dense{shape, 0};
+  EXPECT(static_cast<int64_t>(dense.count() * sizeof(S)) >= kStreamedBytes);
   struct alignas(64) Line {
     char bytes[64];
   };
@@ -272,9 +273,10 @@ void check_streamed(int64_t width, bool last) {
   std::vector<Line> lines(dense.count() * sizeof(S) / sizeof(Line) + 1);
   S* const pooled = reinterpret_cast<S*>(lines.data());
   std::vector<S> wanted(dense.count());
-  residual_stage("op", kDtype<S>,
-                 {shape, source, weight.data(), nullptr, &source, 1, out.data(), pooled, nullptr},
-                 thread_for);
+  residual_stage(
+      "op", kDtype<S>,
+      {shape, source, weight.data(), nullptr, &source, 1, out.data(), pooled, nullptr, false, true},
+      thread_for);
   max_pool_forward("op", kDtype<S>, {shape, source, wanted.data(), nullptr}, serial_for);
   EXPECT(std::memcmp(pooled, wanted.data(), wanted.size() * sizeof(S)) == 0);
 }
