@@ -69,7 +69,7 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
   // Pools with `pooling`, convolves with weight i; pooled and offsets may be null.
   const auto run = [&](const PoolShape& pooling, const Tensor& from, size_t i, const Tensor& to,
                        void* pooled, uint8_t* codes) {
-    const ResidualStageArgs args = {
+    ResidualStageArgs args = {
         pooling,
         pool_source(from),
         dense_parameters[i].const_data_ptr(),
@@ -78,9 +78,8 @@ std::vector<Tensor> forward(const Tensor& x, const std::vector<Tensor>& weights,
         static_cast<int>(addends.size()),
         to.mutable_data_ptr(),
         pooled,
-        codes,
-        false,
-        pool_first};  // then the pooled map is for backward alone
+        codes};
+    args.pooled_late = pool_first;  // then it is for backward alone
     run_where(
         x,
         [&](auto device, void* stream) { residual_stage_cuda(kOp, dtype, args, device, stream); },

@@ -127,13 +127,6 @@ class Stage : StageTiles<S> {
   }
 
  private:
-  static void copy_rows(int64_t rows, int64_t count, const S* from, int64_t from_row, S* to,
-                        int64_t to_row) {
-    for (int64_t i = 0; i < rows; ++i) {
-      std::memcpy(to + i * to_row, from + i * from_row, static_cast<size_t>(count * kSize));
-    }
-  }
-
   // `count` numbers of the pooled map, from there on.
   void save(const P* from, int64_t count, int64_t index) const {
     S* const to = static_cast<S*>(args_.pooled) + index;
@@ -173,8 +166,9 @@ class Stage : StageTiles<S> {
           });
         } else {
           const PoolPicture<S> from = picture(image, own, 1);
-          copy_rows(tile.bottom - tile.top, width,
-                    from.from + tile.top * from.row_stride + tile.left, from.row_stride, to, width);
+          this->copy_rows(tile.bottom - tile.top, width,
+                          from.from + tile.top * from.row_stride + tile.left, from.row_stride, to,
+                          width);
         }
         for (int64_t y = tile.top; args_.pooled != nullptr && y < tile.bottom; ++y) {
           save(to + (y - tile.top) * width, width, this->dense_index(image, own, y, tile.left));
@@ -213,10 +207,11 @@ class Stage : StageTiles<S> {
       });
       clear_behind(to, pixels);
       if (args_.pooled != nullptr) {
-        copy_rows(tile.bottom - tile.top, width,
-                  plane.from + tile.top * plane.row_stride + tile.left, plane.row_stride,
-                  static_cast<S*>(args_.pooled) + this->dense_index(image, c, tile.top, tile.left),
-                  args_.shape.width);
+        this->copy_rows(
+            tile.bottom - tile.top, width, plane.from + tile.top * plane.row_stride + tile.left,
+            plane.row_stride,
+            static_cast<S*>(args_.pooled) + this->dense_index(image, c, tile.top, tile.left),
+            args_.shape.width);
       }
     }
   }

@@ -109,6 +109,13 @@ class StageTiles {
             last_ ? 0 : args_.shape.height * args_.shape.width * size};
   }
 
+  static void copy_rows(int64_t rows, int64_t count, const S* from, int64_t from_row, S* to,
+                        int64_t to_row) {
+    for (int64_t i = 0; i < rows; ++i) {
+      std::memcpy(to + i * to_row, from + i * from_row, static_cast<size_t>(count * kSize));
+    }
+  }
+
   // What a tile of a plane reads.
   void prefetch_plane(const PoolPicture<S>& plane, const PoolTile& tile) const {
     const int64_t reach = args_.shape.size / 2;

@@ -30,7 +30,7 @@ _LINEAR: dict[str, Differentiable[Tensor]] = {}
 
 
 def _derivative(name: str, adjoint: str) -> Differentiable[Tensor]:
-    """Registers ``adjoint`` as the backward of a linear operator (x, height, width, *options)."""
+    """A linear operator (x, height, width, *options) whose backward is ``adjoint``."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, _, *ctx.options = inputs
