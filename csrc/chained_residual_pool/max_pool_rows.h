@@ -10,6 +10,7 @@
 #include "chained_residual_pool/max_pool_math.h"
 #include "common/bytes.h"
 #include "common/partial.h"
+#include "common/simd_lanes.h"
 
 namespace pydense::PYDENSE_ISA {
 
@@ -67,19 +68,6 @@ template <class T, int K, bool Nan, bool Offsets>
     if constexpr (Offsets) {
       store(code + e, c);
     }
-  }
-}
-
-// By value, and without its address: a mask that has one is kept in memory all along.
-template <class I>
-PYDENSE_HD bool any_lane(I mask) {
-  if constexpr (kLanesIn<I> <= 2) {
-    return (mask[0] | mask[kLanesIn<I> - 1]) != 0;
-  } else {
-    return [&]<int... L>(std::integer_sequence<int, L...>) {
-      return any_lane(__builtin_shufflevector(mask, mask, L...) |
-                      __builtin_shufflevector(mask, mask, (kLanesIn<I> / 2 + L)...));
-    }(std::make_integer_sequence<int, kLanesIn<I> / 2>{});
   }
 }
 

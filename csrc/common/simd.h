@@ -97,11 +97,11 @@ PYDENSE_HD V broadcast(LaneOf<V> x) {
   return x - V{};
 }
 
-// The first lanes of a vector, as many as a shorter one has.
-template <class To, class V>
-PYDENSE_HD To first_lanes(const V& v) {
+// The lanes of a vector from `First` on, as many as a shorter one has.
+template <class To, int First = 0, class V>
+PYDENSE_HD To some_lanes(const V& v) {
   return [&]<int... Lane>(std::integer_sequence<int, Lane...>) {
-    return __builtin_shufflevector(v, v, Lane...);
+    return __builtin_shufflevector(v, v, (First + Lane)...);
   }(std::make_integer_sequence<int, kLanesIn<To>>{});
 }
 

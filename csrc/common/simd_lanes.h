@@ -36,6 +36,25 @@ PYDENSE_HD V permute(const V& a, const V& b, const I& index) {
 #endif
 }
 
+// Whether any bit is set. By value, and without its address: a mask that has one is kept in memory
+// all along.
+template <class I>
+PYDENSE_HD bool any_lane(I mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(I) == 64) {
+    return _mm512_test_epi32_mask(bit_cast<__m512i>(mask), bit_cast<__m512i>(mask)) != 0;
+  }
+#endif
+  if constexpr (kLanesIn<I> <= 2) {
+    return (mask[0] | mask[kLanesIn<I> - 1]) != 0;
+  } else {
+    return [&]<int... L>(std::integer_sequence<int, L...>) {
+      return any_lane(__builtin_shufflevector(mask, mask, L...) |
+                      __builtin_shufflevector(mask, mask, (kLanesIn<I> / 2 + L)...));
+    }(std::make_integer_sequence<int, kLanesIn<I> / 2>{});
+  }
+}
+
 template <class V, int Distance, int... Lane>
 PYDENSE_HD void exchange(V& a, V& b, std::integer_sequence<int, Lane...> /*lanes*/) {
   constexpr int kLanes = sizeof...(Lane);

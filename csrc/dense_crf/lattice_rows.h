@@ -54,7 +54,7 @@ struct Row {
       vec = wide;
     }
     if constexpr (kHasTail) {
-      row.tail = first_lanes<Tail>(wide);
+      row.tail = some_lanes<Tail>(wide);
     } else {
       row.tail = Tail{};
     }

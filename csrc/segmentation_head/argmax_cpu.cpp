@@ -3,6 +3,7 @@
 // of all cells under a vector of outputs agree, they decide: weights that are not negative and
 // rounding that is monotone keep the order of the classes. Elsewhere all classes are interpolated,
 // for a few output rows at a time in registers.
+#include <array>
 #include <cstring>
 #include <limits>
 
@@ -63,17 +64,6 @@ class ArgmaxTile {
     int64_t row = -1;
   };
 
-  static bool any_bit(const Int& v) {
-    constexpr int kWords = sizeof(Int) / 8;
-    uint64_t words[kWords];
-    store(words, v);
-    uint64_t any = 0;
-    for (const uint64_t word : words) {
-      any |= word;
-    }
-    return any != 0;
-  }
-
   // Source row i, in a slot that does not hold `other`.
   const Slot& row(int64_t i, int64_t other) {
     for (const Slot& slot : slots_) {
@@ -113,8 +103,8 @@ class ArgmaxTile {
       differ |= corner ^ other;
       sign |= other;
     }
-    const bool agree = !any_bit(differ);
-    const bool finite = !any_bit(sign < 0);
+    const bool agree = !any_lane(differ);
+    const bool finite = !any_lane(Int(sign < 0));
     const int64_t x = tile_.begin() + b * kLanes;
     if (agree && finite && args_.confidence == nullptr) {
       for (int64_t y = begin; y < end; ++y) {
@@ -124,19 +114,22 @@ class ArgmaxTile {
     }
     for (int64_t y = begin; y < end; y += kMaxRows) {
       with_constant<kMaxRows>(std::min<int64_t>(end - y, kMaxRows), [&](auto rows) {
-        if (finite) {
-          compute<decltype(rows)::value, false>(block, top.values, bottom.values, y, x);
-        } else {
+        if (finite && block.near) {
           compute<decltype(rows)::value, true>(block, top.values, bottom.values, y, x);
+        } else {
+          compute<decltype(rows)::value, false>(block, top.values, bottom.values, y, x);
         }
       });
     }
   }
 
-  template <int Rows, bool Careful>
+  // Usual: all values are finite and the block's taps are near. Code for both, in one loop, spends
+  // as long on getting ready for taps that are not as on the classes.
+  template <int Rows, bool Usual>
   [[gnu::noinline]] void compute(const Block& block, const T* top, const T* bottom, int64_t y,
                                  int64_t x) const {
-    const Block columns = block;
+    Block columns = block;
+    columns.near = Usual || block.near;
     const T* const h0 = args_.y->w0 + y;
     const T* const h1 = args_.y->w1 + y;
     V best[Rows];
@@ -159,15 +152,12 @@ class ArgmaxTile {
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         const V v = value(upper, lower, r);
-        if constexpr (Careful) {  // the first NaN wins and stays
-          const auto wins = (v > best[r]) | ((v != v) & (best[r] == best[r]));
-          best[r] = wins ? v : best[r];
-          label[r] = wins ? here : label[r];
-        } else {
-          const auto wins = v > best[r];
-          best[r] = wins ? v : best[r];
-          label[r] = wins ? here : label[r];
+        auto wins = v > best[r];
+        if constexpr (!Usual) {  // the first NaN wins and stays
+          wins |= (v != v) & (best[r] == best[r]);
         }
+        best[r] = wins ? v : best[r];
+        label[r] = wins ? here : label[r];
       }
     }
 #pragma GCC unroll 8
@@ -188,32 +178,47 @@ class ArgmaxTile {
         }
       }
       for (int r = 0; r < Rows; ++r) {
-        put(args_.confidence, y + r, x, broadcast<V>(T{1}) / sums[r]);
+        put(args_.confidence, y + r, x, std::array{broadcast<V>(T{1}) / sums[r]});
       }
     }
   }
 
-  // Writes the lanes inside the tile at (image_, y, x) of a contiguous array.
-  template <class U, class W>
-  void put(U* array, int64_t y, int64_t x, const W& values) const {
+  // Writes the lanes inside the tile, in parts that follow each other, at (image_, y, x) of a
+  // contiguous array.
+  template <class U, class W, size_t Parts>
+  void put(U* array, int64_t y, int64_t x, const std::array<W, Parts>& values) const {
     U* const to = array + (image_ * args_.y->size + y) * args_.x->size + x;
     if (x + kLanes <= tile_.end()) {
-      store(to, values);
+      for (size_t part = 0; part < Parts; ++part) {
+        store(to + part * kLanesIn<W>, values[part]);
+      }
     } else {
       std::memcpy(to, &values, static_cast<size_t>(tile_.end() - x) * sizeof(U));
     }
   }
+
   void put_labels(int64_t y, int64_t x, const Int& labels) const {
+    const auto put_as = [&]<class U>(U* array) {
+      // Integers wider than labels by halves: vectors of two registers would go through memory.
+      constexpr int kParts = sizeof(U) > sizeof(LaneInt<T>) ? 2 : 1;
+      constexpr int kInPart = kLanes / kParts;
+      const auto part = [&]<int First>(IntConstant<First>) {
+        return __builtin_convertvector((some_lanes<Vec<LaneInt<T>, kInPart>, First>(labels)),
+                                       Vec<U, kInPart>);
+      };
+      if constexpr (kParts == 2) {
+        put(array, y, x, std::array{part(IntConstant<0>{}), part(IntConstant<kInPart>{})});
+      } else {
+        put(array, y, x, std::array{part(IntConstant<0>{})});
+      }
+    };
     switch (args_.label_type) {
       case IntegerType::kUInt8:
-        return put(static_cast<uint8_t*>(args_.labels), y, x,
-                   __builtin_convertvector(labels, Vec<uint8_t, kLanes>));
+        return put_as(static_cast<uint8_t*>(args_.labels));
       case IntegerType::kInt32:
-        return put(static_cast<int32_t*>(args_.labels), y, x,
-                   __builtin_convertvector(labels, Vec<int32_t, kLanes>));
+        return put_as(static_cast<int32_t*>(args_.labels));
       default:
-        return put(static_cast<int64_t*>(args_.labels), y, x,
-                   __builtin_convertvector(labels, Vec<int64_t, kLanes>));
+        return put_as(static_cast<int64_t*>(args_.labels));
     }
   }
 
