@@ -2,6 +2,7 @@
 // Forward: rows of the inputs are spread horizontally once each, into a pair of rows that stays in
 // the first-level cache, and every row of the output is a sum of such rows. Memory sees each input
 // once and each output once.
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 
@@ -178,8 +179,9 @@ class Forward {
   }
 
  private:
-  // Rows that are spread: two of each input, by the parity of their number.
+  // A plane of an input, and the rows of it that are spread: two, by the parity of their number.
   struct Rows {
+    const S* plane;
     T* row[2];
     int64_t number[2];
   };
@@ -215,6 +217,7 @@ class Forward {
       std::memset(buffer.data(), 0, static_cast<size_t>(pairs) * sizeof(T));
       for (int64_t plane = first_plane; plane < end_plane; ++plane) {
         for (int k = 0; k < args_.num_inputs; ++k) {
+          rows[k].plane = plane_of(*inputs_[k].from, plane);
           rows[k].number[0] = rows[k].number[1] = -1;
         }
         for (int64_t y = first_row; y < end_row; ++y) {
@@ -225,14 +228,12 @@ class Forward {
   }
 
   // The columns of a tile straight from the pixels of two rows.
-  void run_pixels(int64_t plane, int64_t y, const Tile& columns, S* out) const {
+  void run_pixels(const S* plane, int64_t y, const Tile& columns, S* out) const {
     const Input& input = inputs_[0];
     const AxisTable<T>& axis = input.x;
     const bool inside = y >= input.y.begin && y < input.y.end;
-    const S* const upper =
-        plane_of(*input.from, plane) + (inside ? input.y.i0[y] : 0) * row_stride();
-    const S* const lower =
-        plane_of(*input.from, plane) + (inside ? input.y.i1[y] : 0) * row_stride();
+    const S* const upper = plane + (inside ? input.y.i0[y] : 0) * input.from->strides.row;
+    const S* const lower = plane + (inside ? input.y.i1[y] : 0) * input.from->strides.row;
     const V up = broadcast<V>(inside ? input.y.w0[y] : T{});
     const V down = broadcast<V>(inside ? input.y.w1[y] : T{});
     for (int64_t x = columns.begin; x < columns.end; ++x, out += unit_) {
@@ -253,13 +254,12 @@ class Forward {
       }
     }
   }
-  int64_t row_stride() const { return inputs_[0].from->strides.row; }
 
   void run_row(int64_t plane, int64_t y, int64_t t, Rows* rows, T* stage) const {
     const UpsampleShape& shape = args_.shape;
     if (direct_) {
       const Tile pixels = tile(t);
-      return run_pixels(plane, y, pixels,
+      return run_pixels(rows[0].plane, y, pixels,
                         static_cast<S*>(args_.out) +
                             ((plane * shape.height + y) * shape.width + pixels.begin) * unit_);
     }
@@ -270,7 +270,7 @@ class Forward {
     const Tile columns = tile(t);
     for (int k = 0; k < args_.num_inputs; ++k) {
       const Input& input = inputs_[k];
-      const S* const from = plane_of(*input.from, plane);
+      const S* const from = rows[k].plane;
       if (input.from->same_size) {
         terms.same[terms.num_same++] = from + y * input.from->strides.row + columns.begin * unit_;
         terms.ahead = ahead(input.from->strides.row);
@@ -307,17 +307,22 @@ class Forward {
   void spread(const Input& input, const S* row, int64_t t, T* stage, T* to) const {
     const Spread<T>& tile = *input.tiles[static_cast<size_t>(t)];
     const S* const from = row + tile.first() * unit_;
-    const T* source = stage;
+    const int64_t stride = input.from->strides.row;
     if constexpr (std::is_same_v<S, T>) {
-      source = unit_ >= kLanes ? from : stage;
+      if (unit_ >= kLanes) {
+        return tile.pixels(from, to, unit_);
+      }
+      if (unit_ == 1) {
+        const int64_t staged = tile.staged();
+        std::copy(from + staged, from + tile.count(), stage + staged);
+        return tile.row(from, stride, stage, to);
+      }
     }
-    if (source == stage) {
-      convert(from, tile.count() * unit_, input.from->strides.row, stage);
-    }
+    convert(from, tile.count() * unit_, stride, stage);
     if (unit_ == 1) {
-      tile.row(source, to);
+      tile.row(stage, 0, stage, to);
     } else {
-      tile.pixels(source, to, unit_);
+      tile.pixels(stage, to, unit_);
     }
   }
 

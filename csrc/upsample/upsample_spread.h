@@ -59,33 +59,48 @@ class Spread {
         index()[(2 * b + 1) * kLanes + l] = lane1;
       }
       block.vectors = span <= kLanes ? 1 : span <= 2 * kLanes ? 2 : span <= 4 * kLanes ? 4 : 0;
+      if (num_narrow_ == b && block.vectors == 1 && block.base1 + kLanes <= x.in_size) {
+        ++num_narrow_;
+      }
     }
+    staged_ = num_narrow_ < num_blocks_ ? blocks()[num_narrow_].base0 - first_ : count_;
   }
 
   // What is needed of a row of the input.
   int64_t first() const { return first_; }
   int64_t count() const { return count_; }
+  // From this column after the first on, `staged` is read in row(), before it `from`.
+  int64_t staged() const { return staged_; }
 
-  // to[x - tile.begin] for one channel; `from` starts at column first() and has kMaxVectors *
-  // kLanes columns more than count(). Columns that no input reaches are not touched.
-  void row(const T* from, T* to) const {
+  // to[x - tile.begin] for one channel; `from` starts at column first(), and so does `staged`, which
+  // has kMaxVectors * kLanes columns more than count(). Columns that no input reaches are not
+  // touched. Asks memory for what is `ahead` of `from`.
+  void row(const T* from, int64_t ahead, const T* staged, T* to) const {
     from -= first_;
+    staged -= first_;
     to -= tile_.begin;
     if (num_blocks_ == 0) {
-      return columns(from, to, begin_, end_);
+      return columns(staged, to, begin_, end_);
     }
     const IntOf<T>* lanes = index();
     const T* const w0 = x_.w0;
     const T* const w1 = x_.w1;
-    const Block* const end = blocks() + num_blocks_;
-    for (const Block* at = blocks(); at < end; ++at, lanes += 2 * kLanes) {
+    const Block* at = blocks();
+    for (const Block* const end = at + num_narrow_; at < end; ++at, lanes += 2 * kLanes) {
+      const Block block = *at;
+      __builtin_prefetch(from + block.base0 + ahead);
+      const V left = permute(load<V>(from + block.base0), load<I>(lanes));
+      const V right = permute(load<V>(from + block.base1), load<I>(lanes + kLanes));
+      store(to + block.x, fma(load<V>(w1 + block.x), right, load<V>(w0 + block.x) * left));
+    }
+    for (const Block* const end = blocks() + num_blocks_; at < end; ++at, lanes += 2 * kLanes) {
       const Block block = *at;
       if (block.vectors == 0) {
-        columns(from, to, block.x, block.x + kLanes);
+        columns(staged, to, block.x, block.x + kLanes);
         continue;
       }
-      const V left = pick(from + block.base0, load<I>(lanes), block.vectors);
-      const V right = pick(from + block.base1, load<I>(lanes + kLanes), block.vectors);
+      const V left = pick(staged + block.base0, load<I>(lanes), block.vectors);
+      const V right = pick(staged + block.base1, load<I>(lanes + kLanes), block.vectors);
       store(to + block.x, fma(load<V>(w1 + block.x), right, load<V>(w0 + block.x) * left));
     }
   }
@@ -141,6 +156,8 @@ class Spread {
   int64_t first_;
   int64_t count_;
   int64_t num_blocks_ = 0;
+  int64_t num_narrow_ = 0;  // the first ones, which read one vector, inside the row
+  int64_t staged_ = 0;
   Buffer blocks_buffer_;
   Buffer index_buffer_;
 };
