@@ -14,7 +14,7 @@ namespace pydense {
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes, Lifetime lifetime = Lifetime::kCall);
+  explicit Buffer(size_t bytes);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   Buffer(const Buffer&) = delete;

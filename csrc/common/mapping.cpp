@@ -58,14 +58,15 @@ namespace {
 
 constexpr size_t kPage = 65536;  // the largest there is; smaller ones divide it
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr int kMaxMappings = 64;
-constexpr int kMaxSpared = 64;
+constexpr int kMaxRanges = 128;
+
+size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
 
 // The end of a mapping gets a huge page of its own if it fills half of it.
 size_t rounded(size_t bytes) {
   const size_t rest = bytes % kHugePage;
   const size_t unit = rest >= kHugePage / 2 ? kHugePage : kPage;
-  return (bytes + unit - 1) / unit * unit;
+  return ceil_div(bytes, unit) * unit;
 }
 
 // On huge pages: rows are walked in lattice order, where 4 KB pages miss the TLB on nearly every
@@ -88,28 +89,41 @@ void* map_fresh(size_t size) {
   return start + skipped;
 }
 
-// The mappings that nobody uses, oldest first.
+// The memory that nobody uses, in ranges, oldest first. A request is served from the start of the
+// smallest range that is large enough, and what comes back grows together with its neighbours: the
+// phases of a call, whose pieces have other sizes each, use the same pages.
 class KeptMappings {
  public:
-  // One that is large enough and wastes no more than its lifetime allows.
-  Mapping take(size_t size, Lifetime lifetime) {
-    const int best = smallest(size, lifetime == Lifetime::kCall ? 4 * size : size + size / 4);
-    const Mapping found = best < 0 ? Mapping{} : remove(best);
-    use(best < 0 ? size : found.bytes);
+  Mapping take(size_t size) {
+    Mapping found = {nullptr, size};
+    const int best = smallest(size);
+    if (best >= 0) {
+      found = front(best, size);
+    }
+    max_kept_ = max_kept_bytes();
+    in_use_ += found.bytes;
+    most_ = std::max(most_, in_use_);
+    make_room();
     return found;
   }
 
   void give_back(Mapping mapping) {
     in_use_ -= mapping.bytes;
-    if (count_ == kMaxMappings) {
-      drop(victim(0));
+    Mapping whole = mapping;
+    for (int i = 0; i < count_;) {
+      if (end_of(kept_[i]) == whole.data || kept_[i].data == end_of(whole)) {
+        const Mapping other = remove(i);
+        whole = {std::min(whole.data, other.data), whole.bytes + other.bytes};
+      } else {
+        ++i;
+      }
     }
-    // Its pages are the first that the system takes when memory is short, and no fault if it did
-    // not.
-    static_cast<void>(madvise(mapping.data, mapping.bytes, MADV_FREE));
-    spared_[count_] = 0;
-    kept_[count_++] = mapping;
-    kept_bytes_ += mapping.bytes;
+    may_be_taken(mapping, whole);
+    if (count_ == kMaxRanges) {
+      drop(smallest(0));
+    }
+    kept_[count_++] = whole;
+    kept_bytes_ += whole.bytes;
     make_room();
   }
 
@@ -126,50 +140,69 @@ class KeptMappings {
   MappedBytes bytes() const { return {in_use_, kept_bytes_}; }
 
  private:
-  void use(size_t size) {
-    max_kept_ = max_kept_bytes();
-    in_use_ += size;
-    most_ = std::max(most_, in_use_);
-    make_room();
+  static char* end_of(const Mapping& mapping) {
+    return static_cast<char*>(mapping.data) + mapping.bytes;
   }
 
+  // The whole huge pages that are free now that `mapping` is, of the range it is in, are the first
+  // that the system takes when memory is short, and no fault if it did not. (A part of one would
+  // take the page apart.)
+  static void may_be_taken(const Mapping& mapping, const Mapping& range) {
+    const auto from = [](const void* at) { return reinterpret_cast<uintptr_t>(at); };
+    const uintptr_t begin =
+        std::max(from(mapping.data) / kHugePage, ceil_div(from(range.data), kHugePage));
+    const uintptr_t end =
+        std::min(ceil_div(from(end_of(mapping)), kHugePage), from(end_of(range)) / kHugePage);
+    if (begin < end) {
+      char* const first = static_cast<char*>(range.data) + (begin * kHugePage - from(range.data));
+      static_cast<void>(madvise(first, (end - begin) * kHugePage, MADV_FREE));
+    }
+  }
+
+  // Until no more is kept than may be. What costs least to get again goes: the end of the smallest
+  // range that is large enough, or else the oldest.
   void make_room() {
-    while (count_ > 0 && kept_bytes_ > max_kept_) {
-      drop(0);
-    }
-    while (count_ > 0 && in_use_ + kept_bytes_ > most_) {
-      drop(victim(in_use_ + kept_bytes_ - most_));
-    }
-  }
-
-  // What costs least to get again: else a few KB too much would cost the results of a whole batch,
-  // in every step. One that nobody takes is spared so many times and no more.
-  int victim(size_t excess) {
-    const int best = std::max(0, smallest(excess, SIZE_MAX));
-    for (int i = 0; i < best; ++i) {
-      if (++spared_[i] > kMaxSpared) {
-        return i;
+    while (count_ > 0) {
+      const size_t all = in_use_ + kept_bytes_;
+      const size_t excess = std::max(all > most_ ? all - most_ : 0,
+                                     kept_bytes_ > max_kept_ ? kept_bytes_ - max_kept_ : 0);
+      if (excess == 0) {
+        return;
+      }
+      const int best = smallest(excess);
+      if (best < 0) {
+        drop(0);
+      } else {
+        drop_end(best, excess);
       }
     }
-    return best;
   }
 
-  // The oldest of the smallest ones with `least` to `most` bytes, or -1.
-  int smallest(size_t least, size_t most) const {
+  // The oldest of the smallest ranges of at least so many bytes, or -1.
+  int smallest(size_t least) const {
     int best = -1;
     for (int i = 0; i < count_; ++i) {
-      const size_t has = kept_[i].bytes;
-      if (has >= least && has <= most && (best < 0 || has < kept_[best].bytes)) {
+      if (kept_[i].bytes >= least && (best < 0 || kept_[i].bytes < kept_[best].bytes)) {
         best = i;
       }
     }
     return best;
   }
 
+  // The first bytes of a range; all of them where the rest would be of no use.
+  Mapping front(int i, size_t size) {
+    if (kept_[i].bytes - size < kMinMappedBytes) {
+      return remove(i);
+    }
+    const Mapping found = {kept_[i].data, size};
+    kept_[i] = {end_of(found), kept_[i].bytes - size};
+    kept_bytes_ -= size;
+    return found;
+  }
+
   Mapping remove(int i) {
     const Mapping mapping = kept_[i];
     std::copy(kept_ + i + 1, kept_ + count_, kept_ + i);
-    std::copy(spared_ + i + 1, spared_ + count_, spared_ + i);
     --count_;
     kept_bytes_ -= mapping.bytes;
     return mapping;
@@ -180,8 +213,19 @@ class KeptMappings {
     munmap(mapping.data, mapping.bytes);
   }
 
-  Mapping kept_[kMaxMappings];
-  int spared_[kMaxMappings] = {};
+  // At least so many bytes, whole huge pages: all that are left of the range would be too few.
+  void drop_end(int i, size_t bytes) {
+    Mapping& range = kept_[i];
+    const size_t gone = ceil_div(bytes, kHugePage) * kHugePage;
+    if (range.bytes < gone + kHugePage) {
+      return drop(i);
+    }
+    range.bytes -= gone;
+    kept_bytes_ -= gone;
+    munmap(end_of(range), gone);
+  }
+
+  Mapping kept_[kMaxRanges];
   int count_ = 0;
   size_t kept_bytes_ = 0;
   size_t max_kept_ = 0;
@@ -201,14 +245,14 @@ void unlock() noexcept { mutex.unlock(); }
 
 const size_t kMinMappedBytes = size_t{256} << 10;
 
-Mapping map_memory(size_t bytes, Lifetime lifetime) {
+Mapping map_memory(size_t bytes) {
   if (bytes > SIZE_MAX / 8) {
     return {};
   }
   const size_t size = rounded(bytes);
   {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (const Mapping found = kept.take(size, lifetime); found.data != nullptr) {
+    if (const Mapping found = kept.take(size); found.data != nullptr) {
       return found;
     }
   }
@@ -244,7 +288,7 @@ MappedBytes mapped_bytes() {
 
 const size_t kMinMappedBytes = SIZE_MAX;
 
-Mapping map_memory(size_t /*bytes*/, Lifetime /*lifetime*/) { return {}; }
+Mapping map_memory(size_t /*bytes*/) { return {}; }
 void unmap_memory(Mapping /*mapping*/) noexcept {}
 void drop_kept_mappings() noexcept {}
 MappedBytes mapped_bytes() { return {0, 0}; }

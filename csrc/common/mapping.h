@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Large pieces of memory, mapped by themselves and used again: faulting fresh pages in costs as
-// much as filling them, and a mapping that is given back leaves no hole in the heap.
+// Large pieces of memory, apart from the heap and used again: faulting fresh pages in costs as
+// much as filling them. Pages that are kept serve pieces of any size, so that the phases of a call
+// share them.
 #pragma once
 
 #include <cstddef>
@@ -16,18 +17,13 @@ struct Mapping {
 // AddressSanitizer is to watch the borders of what it allocates itself.
 extern const size_t kMinMappedBytes;
 
-// Until a call ends, or as long as a tensor, a lattice. Between calls of different sizes all would
-// be fresh pages if each had to fit: what serves a call may be four times as large as was asked
-// for, what is held for long a quarter larger.
-enum class Lifetime { kCall, kTensor };
-
 // Uninitialised memory on huge pages where the system has them, or {nullptr, 0} where there is
 // none.
-Mapping map_memory(size_t bytes, Lifetime lifetime);
+Mapping map_memory(size_t bytes);
 
-// Keeps the mapping for a later request, as long as all mappings, in use and kept, take no more
-// than were ever in use at a time (whole, also where less was asked for) and no more than
-// max_kept_bytes() are kept. The system may take the pages of a kept one where it runs short.
+// Keeps the pages for later requests, as long as all pages, in use and kept, are no more than were
+// ever in use at a time, and no more than max_kept_bytes() are kept. The system may take huge pages
+// that are kept where it runs short.
 void unmap_memory(Mapping mapping) noexcept;
 
 // A sixteenth of the machine's memory, 256 MiB to 4 GiB, or what PYDENSE_CACHE_MIB says; 0: every

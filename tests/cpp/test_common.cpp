@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -65,36 +66,51 @@ void test_mappings(ParallelFor parallel_for) {
     EXPECT(moved.data() == first && mapped_bytes().in_use - before == 8 * kMiB);
   }
   {
-    const Buffer half(4 * kMiB);  // a part of the same pages
-    EXPECT(half.data() == first && mapped_bytes().in_use - before == 8 * kMiB);
+    // Parts of the same pages, and the rest of them.
+    const Buffer half(4 * kMiB);
+    EXPECT(half.data() == first && mapped_bytes().in_use - before == 4 * kMiB);
+    const Buffer other(4 * kMiB);
+    EXPECT(other.data() == half.as<char>() + 4 * kMiB && mapped_bytes().kept == 0);
   }
   {
-    const Buffer tensor(7 * kMiB, Lifetime::kTensor);  // the same: little is lost
-    EXPECT(tensor.data() == first);
+    const Buffer whole(8 * kMiB);  // what came back in parts is one piece again
+    EXPECT(whole.data() == first && mapped_bytes().kept == 0);
   }
   {
-    const Buffer small(kMiB / 2);  // would waste most of it
-    EXPECT(mapped_bytes().in_use - before == kMiB / 2);
-    // What is kept and in use together takes no more than was in use before.
-    EXPECT(mapped_bytes().in_use - before + mapped_bytes().kept <= 8 * kMiB);
+    const Buffer most(8 * kMiB - kMinMappedBytes / 2);  // too little left for others
+    EXPECT(most.data() == first && mapped_bytes().in_use - before == 8 * kMiB);
   }
   {
-    const Buffer a(4 * kMiB);
-    const Buffer b(16 * kMiB);
-    std::memset(b.data(), 1, b.bytes());
+    const Buffer larger(9 * kMiB);  // what is kept does not serve it, and is too much beside it
+    EXPECT(mapped_bytes().in_use - before == 10 * kMiB && mapped_bytes().kept == 0);
   }
   {
-    const Buffer tensor(2 * kMiB, Lifetime::kTensor);  // for long: nothing that is twice as large
-    EXPECT(mapped_bytes().in_use - before == 2 * kMiB);
+    const Buffer all(20 * kMiB);
+  }
+  {
+    Buffer one(6 * kMiB);
+    const Buffer between(2 * kMiB);
+    Buffer other(6 * kMiB);
+    const Buffer last(6 * kMiB);
+    one = Buffer();
+    other = Buffer();
+    EXPECT(mapped_bytes().kept == 12 * kMiB);
+    const Buffer larger(8 * kMiB);  // than either: as much of them goes as is too much beside it
+    EXPECT(mapped_bytes().in_use - before == 16 * kMiB && mapped_bytes().kept == 4 * kMiB);
   }
   EXPECT(mapped_bytes().in_use == before && mapped_bytes().kept <= 20 * kMiB);
   parallel_tasks(parallel_for, 200, [&](int64_t i) {
     const Buffer mine(kMiB + static_cast<size_t>(i % 7) * 100000);
-    auto* const bytes = mine.as<unsigned char>();
+    const Buffer more(kMiB / 2 + static_cast<size_t>(i % 11) * 300000);
     const auto value = static_cast<unsigned char>(i);
-    std::memset(bytes, value, mine.bytes());
-    EXPECT(bytes[0] == value && bytes[mine.bytes() / 2] == value &&
-           bytes[mine.bytes() - 1] == value);
+    std::memset(mine.data(), value, mine.bytes());
+    std::memset(more.data(), value + 1, more.bytes());
+    const auto all = [](const Buffer& buffer, unsigned char expected) {
+      const auto* const bytes = buffer.as<unsigned char>();
+      return std::all_of(bytes, bytes + buffer.bytes(),
+                         [=](unsigned char byte) { return byte == expected; });
+    };
+    EXPECT(all(mine, value) && all(more, static_cast<unsigned char>(value + 1)));
   });
   EXPECT(mapped_bytes().in_use == before);
   drop_kept_mappings();
