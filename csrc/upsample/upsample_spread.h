@@ -72,8 +72,8 @@ class Spread {
   // From this column after the first on, `staged` is read in row(), before it `from`.
   int64_t staged() const { return staged_; }
 
-  // to[x - tile.begin] for one channel; `from` starts at column first(), and so does `staged`, which
-  // has kMaxVectors * kLanes columns more than count(). Columns that no input reaches are not
+  // to[x - tile.begin] for one channel; `from` starts at column first(), and so does `staged`,
+  // which has kMaxVectors * kLanes columns more than count(). Columns that no input reaches are not
   // touched. Asks memory for what is `ahead` of `from`.
   void row(const T* from, int64_t ahead, const T* staged, T* to) const {
     from -= first_;
