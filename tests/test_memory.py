@@ -92,7 +92,7 @@ larger = make(60)
 print(kept())  # no more is kept and in use than ever was in use
 """
     done = run(code, PYDENSE_CACHE_MIB="")
-    expected = ["[0, 12, 32] 0", "20", "True 0"] * 3 + ["0"]
+    expected = ["[0, 24, 44] 0", "20", "True 0"] * 3 + ["0"]
     assert done.stdout.splitlines() == expected, done.stderr
 
 

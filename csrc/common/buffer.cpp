@@ -8,12 +8,12 @@
 
 namespace pydense {
 
-Buffer::Buffer(size_t bytes) : bytes_(bytes) {
+Buffer::Buffer(size_t bytes, Lifetime lifetime) : bytes_(bytes) {
   if (bytes == 0) {
     return;
   }
   if (bytes >= kMinMappedBytes) {
-    const Mapping mapping = map_memory(bytes);
+    const Mapping mapping = map_memory(bytes, lifetime);
     data_ = mapping.data;
     mapped_ = mapping.bytes;
   } else {

@@ -89,16 +89,17 @@ void* map_fresh(size_t size) {
   return start + skipped;
 }
 
-// The memory that nobody uses, in ranges, oldest first. A request is served from the start of the
-// smallest range that is large enough, and what comes back grows together with its neighbours: the
-// phases of a call, whose pieces have other sizes each, use the same pages.
+// The memory that nobody uses, in ranges, oldest first. A request is served from the smallest range
+// that is large enough, from its start for a call, from its end for longer, and what comes back
+// grows together with its neighbours: the phases of a call, whose pieces have other sizes each, use
+// the same pages.
 class KeptMappings {
  public:
-  Mapping take(size_t size) {
+  Mapping take(size_t size, Lifetime lifetime) {
     Mapping found = {nullptr, size};
     const int best = smallest(size);
     if (best >= 0) {
-      found = front(best, size);
+      found = part(best, size, lifetime);
     }
     max_kept_ = max_kept_bytes();
     in_use_ += found.bytes;
@@ -189,14 +190,19 @@ class KeptMappings {
     return best;
   }
 
-  // The first bytes of a range; all of them where the rest would be of no use.
-  Mapping front(int i, size_t size) {
-    if (kept_[i].bytes - size < kMinMappedBytes) {
+  // Bytes of a range; all of them where the rest would be of no use.
+  Mapping part(int i, size_t size, Lifetime lifetime) {
+    Mapping& range = kept_[i];
+    if (range.bytes - size < kMinMappedBytes) {
       return remove(i);
     }
-    const Mapping found = {kept_[i].data, size};
-    kept_[i] = {end_of(found), kept_[i].bytes - size};
+    range.bytes -= size;
     kept_bytes_ -= size;
+    if (lifetime == Lifetime::kTensor) {
+      return {end_of(range), size};
+    }
+    const Mapping found = {range.data, size};
+    range.data = end_of(found);
     return found;
   }
 
@@ -245,14 +251,14 @@ void unlock() noexcept { mutex.unlock(); }
 
 const size_t kMinMappedBytes = size_t{256} << 10;
 
-Mapping map_memory(size_t bytes) {
+Mapping map_memory(size_t bytes, Lifetime lifetime) {
   if (bytes > SIZE_MAX / 8) {
     return {};
   }
   const size_t size = rounded(bytes);
   {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (const Mapping found = kept.take(size); found.data != nullptr) {
+    if (const Mapping found = kept.take(size, lifetime); found.data != nullptr) {
       return found;
     }
   }
@@ -288,7 +294,7 @@ MappedBytes mapped_bytes() {
 
 const size_t kMinMappedBytes = SIZE_MAX;
 
-Mapping map_memory(size_t /*bytes*/) { return {}; }
+Mapping map_memory(size_t /*bytes*/, Lifetime /*lifetime*/) { return {}; }
 void unmap_memory(Mapping /*mapping*/) noexcept {}
 void drop_kept_mappings() noexcept {}
 MappedBytes mapped_bytes() { return {0, 0}; }

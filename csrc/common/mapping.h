@@ -17,9 +17,13 @@ struct Mapping {
 // AddressSanitizer is to watch the borders of what it allocates itself.
 extern const size_t kMinMappedBytes;
 
+// Until a call ends, or as long as a tensor, a lattice. The two are kept apart, so that what ends
+// together is one piece again.
+enum class Lifetime { kCall, kTensor };
+
 // Uninitialised memory on huge pages where the system has them, or {nullptr, 0} where there is
 // none.
-Mapping map_memory(size_t bytes);
+Mapping map_memory(size_t bytes, Lifetime lifetime);
 
 // Keeps the pages for later requests, as long as all pages, in use and kept, are no more than were
 // ever in use at a time, and no more than max_kept_bytes() are kept. The system may take huge pages

@@ -101,7 +101,7 @@ std::shared_ptr<Lattice> make_lattice(const FloatArray& features, const std::str
   const py::gil_scoped_release release;
   auto lattice = std::make_shared<Lattice>();
   const ByteSink sink = {&lattice->bytes, [](void* bytes, size_t size) {
-                           *static_cast<Buffer*>(bytes) = Buffer(size);
+                           *static_cast<Buffer*>(bytes) = Buffer(size, Lifetime::kTensor);
                            return static_cast<Buffer*>(bytes)->data();
                          }};
   build_lattice(args, options, sink, pool_parallel_for);

@@ -61,7 +61,7 @@ Tensor new_dense(const Tensor& like, std::span<const int64_t> size, ScalarType d
       place(axis);
     }
   }
-  Buffer memory(bytes);
+  Buffer memory(bytes, Lifetime::kTensor);
   void* const data = memory.data();
   return torch::stable::from_blob(data, sizes, {strides.data(), size.size()}, like.device(), dtype,
                                   [kept = std::move(memory)](void* /*data*/) {});

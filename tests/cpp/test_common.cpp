@@ -69,7 +69,9 @@ void test_mappings(ParallelFor parallel_for) {
     // Parts of the same pages, and the rest of them.
     const Buffer half(4 * kMiB);
     EXPECT(half.data() == first && mapped_bytes().in_use - before == 4 * kMiB);
-    const Buffer other(4 * kMiB);
+    const Buffer tensor(2 * kMiB, Lifetime::kTensor);  // from the other end
+    EXPECT(tensor.data() == half.as<char>() + 6 * kMiB && mapped_bytes().kept == 2 * kMiB);
+    const Buffer other(2 * kMiB);
     EXPECT(other.data() == half.as<char>() + 4 * kMiB && mapped_bytes().kept == 0);
   }
   {
