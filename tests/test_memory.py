@@ -89,7 +89,7 @@ for _ in range(3):
     print(large.data_ptr() == place, kept())
 del large
 larger = make(60)
-print(kept())  # no more is kept and in use than ever was in use
+print(kept())  # no more is kept and in use together than ever was in use
 """
     done = run(code, PYDENSE_CACHE_MIB="")
     expected = ["[0, 24, 44] 0", "20", "True 0"] * 3 + ["0"]
@@ -104,7 +104,7 @@ def make(mib):
     return upsample_bilinear(torch.rand(1, mib, 4, 4), (512, 512))
 large = make(100)
 place = large.data_ptr()
-small = [make(4) for _ in range(70)]  # more than are kept
+small = [make(4) for _ in range(140)]  # more than are kept
 del large
 small.clear()
 large = make(100)

@@ -62,7 +62,7 @@ constexpr int kMaxRanges = 128;
 
 size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
 
-// The end of a mapping gets a huge page of its own if it fills half of it.
+// The end of a fresh mapping gets a huge page of its own if it fills half of it.
 size_t rounded(size_t bytes) {
   const size_t rest = bytes % kHugePage;
   const size_t unit = rest >= kHugePage / 2 ? kHugePage : kPage;
@@ -89,19 +89,19 @@ void* map_fresh(size_t size) {
   return start + skipped;
 }
 
-// The memory that nobody uses, in ranges, oldest first. A request is served from the smallest range
+// The memory that nobody uses, in ranges, in the order in which they came or grew. A request is served from the smallest range
 // that is large enough, from its start for a call, from its end for longer, and what comes back
 // grows together with its neighbours: the phases of a call, whose pieces have other sizes each, use
 // the same pages.
 class KeptMappings {
  public:
   Mapping take(size_t size, Lifetime lifetime) {
+    max_kept_ = max_kept_bytes();
     Mapping found = {nullptr, size};
     const int best = smallest(size);
     if (best >= 0) {
       found = part(best, size, lifetime);
     }
-    max_kept_ = max_kept_bytes();
     in_use_ += found.bytes;
     most_ = std::max(most_, in_use_);
     make_room();
@@ -120,11 +120,11 @@ class KeptMappings {
       }
     }
     may_be_taken(mapping, whole);
-    if (count_ == kMaxRanges) {
-      drop(smallest(0));
-    }
     kept_[count_++] = whole;
     kept_bytes_ += whole.bytes;
+    if (count_ > kMaxRanges) {
+      drop(smallest(0));
+    }
     make_room();
   }
 
@@ -145,9 +145,9 @@ class KeptMappings {
     return static_cast<char*>(mapping.data) + mapping.bytes;
   }
 
-  // The whole huge pages that are free now that `mapping` is, of the range it is in, are the first
-  // that the system takes when memory is short, and no fault if it did not. (A part of one would
-  // take the page apart.)
+  // Of the huge pages that are wholly free now that `mapping` is, in its range: the system takes
+  // these first when memory is short; where it does not, using them again faults nothing in. (Part
+  // of a huge page would take it apart.)
   static void may_be_taken(const Mapping& mapping, const Mapping& range) {
     const auto from = [](const void* at) { return reinterpret_cast<uintptr_t>(at); };
     const uintptr_t begin =
@@ -219,11 +219,12 @@ class KeptMappings {
     munmap(mapping.data, mapping.bytes);
   }
 
-  // At least so many bytes, whole huge pages: all that are left of the range would be too few.
+  // At least so many bytes, back to the border of a huge page; all where little would be left.
   void drop_end(int i, size_t bytes) {
     Mapping& range = kept_[i];
-    const size_t gone = ceil_div(bytes, kHugePage) * kHugePage;
-    if (range.bytes < gone + kHugePage) {
+    const auto end = reinterpret_cast<uintptr_t>(end_of(range));
+    const size_t gone = end - (end - bytes) / kHugePage * kHugePage;
+    if (range.bytes < gone + kMinMappedBytes) {
       return drop(i);
     }
     range.bytes -= gone;
@@ -231,7 +232,7 @@ class KeptMappings {
     munmap(end_of(range), gone);
   }
 
-  Mapping kept_[kMaxRanges];
+  Mapping kept_[kMaxRanges + 1];  // the last one for a moment
   int count_ = 0;
   size_t kept_bytes_ = 0;
   size_t max_kept_ = 0;

@@ -21,12 +21,13 @@ extern const size_t kMinMappedBytes;
 // together is one piece again.
 enum class Lifetime { kCall, kTensor };
 
-// Uninitialised memory on huge pages where the system has them, or {nullptr, 0} where there is
-// none.
+// Uninitialised memory, fresh one on huge pages where the system has them, or {nullptr, 0} where
+// there is none.
 Mapping map_memory(size_t bytes, Lifetime lifetime);
 
 // Keeps the pages for later requests, as long as all pages, in use and kept, are no more than were
-// ever in use at a time, and no more than max_kept_bytes() are kept. The system may take huge pages
+// ever in use at a time (whole, also where less was asked for), and no more than max_kept_bytes()
+// are kept. The system may take huge pages
 // that are kept where it runs short.
 void unmap_memory(Mapping mapping) noexcept;
 

@@ -123,8 +123,8 @@ class ArgmaxTile {
     }
   }
 
-  // Usual: all values are finite and the block's taps are near. Code for both, in one loop, spends
-  // as long on getting ready for taps that are not as on the classes.
+  // Usual: all values are finite and the block's taps are near. A loop that handles far taps, too,
+  // spends as long on preparing them as on the classes.
   template <int Rows, bool Usual>
   [[gnu::noinline]] void compute(const Block& block, const T* top, const T* bottom, int64_t y,
                                  int64_t x) const {

@@ -2,7 +2,6 @@
 // Forward: rows of the inputs are spread horizontally once each, into a pair of rows that stays in
 // the first-level cache, and every row of the output is a sum of such rows. Memory sees each input
 // once and each output once.
-#include <algorithm>
 #include <memory>
 #include <type_traits>
 
@@ -314,7 +313,7 @@ class Forward {
       }
       if (unit_ == 1) {
         const int64_t staged = tile.staged();
-        std::copy(from + staged, from + tile.count(), stage + staged);
+        convert(from + staged, tile.count() - staged, stride, stage + staged);
         return tile.row(from, stride, stage, to);
       }
     }

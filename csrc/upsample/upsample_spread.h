@@ -69,10 +69,11 @@ class Spread {
   // What is needed of a row of the input.
   int64_t first() const { return first_; }
   int64_t count() const { return count_; }
-  // From this column after the first on, `staged` is read in row(), before it `from`.
+  // From this column after the first on, row() reads `staged`.
   int64_t staged() const { return staged_; }
 
-  // to[x - tile.begin] for one channel; `from` starts at column first(), and so does `staged`,
+  // to[x - tile.begin] for one channel. `from` starts at column first() of a row of the input, of
+  // which vectors are read as far as it reaches, and so does `staged`,
   // which has kMaxVectors * kLanes columns more than count(). Columns that no input reaches are not
   // touched. Asks memory for what is `ahead` of `from`.
   void row(const T* from, int64_t ahead, const T* staged, T* to) const {

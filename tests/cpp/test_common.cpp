@@ -73,18 +73,24 @@ void test_mappings(ParallelFor parallel_for) {
     EXPECT(tensor.data() == half.as<char>() + 6 * kMiB && mapped_bytes().kept == 2 * kMiB);
     const Buffer other(2 * kMiB);
     EXPECT(other.data() == half.as<char>() + 4 * kMiB && mapped_bytes().kept == 0);
+    std::memset(first, 7, 8 * kMiB);
   }
   {
-    const Buffer whole(8 * kMiB);  // what came back in parts is one piece again
+    // What came back in parts is one piece again, not a fresh one at the same place.
+    const Buffer whole(8 * kMiB);
+    const auto* const bytes = whole.as<unsigned char>();
     EXPECT(whole.data() == first && mapped_bytes().kept == 0);
+    EXPECT(bytes[0] == 7 && bytes[5 * kMiB] == 7 && bytes[7 * kMiB] == 7);
   }
   {
-    const Buffer most(8 * kMiB - kMinMappedBytes / 2);  // too little left for others
-    EXPECT(most.data() == first && mapped_bytes().in_use - before == 8 * kMiB);
+    const Buffer larger(8 * kMiB + kMiB / 2);  // what is kept is too small, and goes
+    first = larger.data();
+    EXPECT(mapped_bytes().in_use - before == 8 * kMiB + kMiB / 2 && mapped_bytes().kept == 0);
   }
   {
-    const Buffer larger(9 * kMiB);  // what is kept does not serve it, and is too much beside it
-    EXPECT(mapped_bytes().in_use - before == 10 * kMiB && mapped_bytes().kept == 0);
+    const Buffer most(8 * kMiB + kMiB / 2 - 3 * kMinMappedBytes / 4);  // the rest is of no use
+    EXPECT(most.data() == first && mapped_bytes().kept == 0);
+    EXPECT(mapped_bytes().in_use - before == 8 * kMiB + kMiB / 2);
   }
   {
     const Buffer all(20 * kMiB);
@@ -97,13 +103,28 @@ void test_mappings(ParallelFor parallel_for) {
     one = Buffer();
     other = Buffer();
     EXPECT(mapped_bytes().kept == 12 * kMiB);
-    const Buffer larger(8 * kMiB);  // than either: as much of them goes as is too much beside it
+    const Buffer larger(8 * kMiB);  // than both: 8 of their 12 MiB have to go
     EXPECT(mapped_bytes().in_use - before == 16 * kMiB && mapped_bytes().kept == 4 * kMiB);
+  }
+  drop_kept_mappings();
+  {
+    const Buffer all(20 * kMiB);
+  }
+  {
+    Buffer large(6 * kMiB);
+    const Buffer between(2 * kMiB);
+    Buffer small(2 * kMiB);
+    const Buffer last(10 * kMiB);
+    const void* const place = small.data();
+    large = Buffer();
+    small = Buffer();
+    const Buffer again(2 * kMiB);  // the smallest that is large enough, though the other is older
+    EXPECT(again.data() == place);
   }
   EXPECT(mapped_bytes().in_use == before && mapped_bytes().kept <= 20 * kMiB);
   parallel_tasks(parallel_for, 200, [&](int64_t i) {
     const Buffer mine(kMiB + static_cast<size_t>(i % 7) * 100000);
-    const Buffer more(kMiB / 2 + static_cast<size_t>(i % 11) * 300000);
+    const Buffer more(kMiB / 2 + static_cast<size_t>(i % 11) * 300000, Lifetime::kTensor);
     const auto value = static_cast<unsigned char>(i);
     std::memset(mine.data(), value, mine.bytes());
     std::memset(more.data(), value + 1, more.bytes());
