@@ -89,10 +89,10 @@ void* map_fresh(size_t size) {
   return start + skipped;
 }
 
-// The memory that nobody uses, in ranges, in the order in which they came or grew. A request is served from the smallest range
-// that is large enough, from its start for a call, from its end for longer, and what comes back
-// grows together with its neighbours: the phases of a call, whose pieces have other sizes each, use
-// the same pages.
+// The memory that nobody uses, in ranges, in the order in which they came or grew. A request is
+// served from the smallest range that is large enough, from its start for a call, from its end for
+// longer, and what comes back grows together with its neighbours: the phases of a call, whose
+// pieces have other sizes each, use the same pages.
 class KeptMappings {
  public:
   Mapping take(size_t size, Lifetime lifetime) {
