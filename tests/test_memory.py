@@ -85,7 +85,7 @@ for _ in range(3):
     del parts[1]
     print(kept())
     parts.clear()
-    large = make(56)  # the parts are one piece again
+    large = make(56)  # one piece again (test_common.cpp tells it from a fresh one)
     print(large.data_ptr() == place, kept())
 del large
 larger = make(60)

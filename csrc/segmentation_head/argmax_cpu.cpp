@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "segmentation_head/exp2_log.h"
 #include "segmentation_head/tile_cpu.h"
@@ -206,11 +207,9 @@ class ArgmaxTile {
         return __builtin_convertvector((some_lanes<Vec<LaneInt<T>, kInPart>, First>(labels)),
                                        Vec<U, kInPart>);
       };
-      if constexpr (kParts == 2) {
-        put(array, y, x, std::array{part(IntConstant<0>{}), part(IntConstant<kInPart>{})});
-      } else {
-        put(array, y, x, std::array{part(IntConstant<0>{})});
-      }
+      [&]<int... Part>(std::integer_sequence<int, Part...>) {
+        put(array, y, x, std::array{part(IntConstant<Part * kInPart>{})...});
+      }(std::make_integer_sequence<int, kParts>{});
     };
     switch (args_.label_type) {
       case IntegerType::kUInt8:
