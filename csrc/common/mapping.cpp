@@ -250,7 +250,7 @@ void unlock() noexcept { mutex.unlock(); }
 
 }  // namespace
 
-const size_t kMinMappedBytes = size_t{256} << 10;
+const size_t kMinMappedBytes = size_t{64} << 10;
 
 Mapping map_memory(size_t bytes, Lifetime lifetime) {
   if (bytes > SIZE_MAX / 8) {

@@ -8,7 +8,7 @@
 namespace pydense {
 namespace {
 
-constexpr uint64_t kMagic = 0x31746C64'7970'0002;  // raised with every change of the format
+constexpr uint64_t kMagic = 0x31746C64'7970'0003;  // raised with every change of the format
 constexpr size_t kAlign = 64;
 
 struct Header {
@@ -49,7 +49,7 @@ void for_each_array(const LatticeCounts& c, LatticeView<T>* view, const Place& p
   if (c.self) {
     place(view->self, c.grid.points());
   }
-  place(view->chains, c.chain_starts[c.dims + 1]);
+  place(view->chains, c.chain_starts[c.dims + 1] + kChainPadding);
 }
 
 // The view of a lattice at `bytes`; calls padding(first byte, number of bytes) for what lies

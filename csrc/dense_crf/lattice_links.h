@@ -85,23 +85,44 @@ inline void measure_chains(const LatticeLinks& links, int64_t* starts, ParallelF
   }
 }
 
-// Writes the rows of neighbours next to each other, the last of a chain as ~row.
+// Writes the rows of neighbours next to each other, the last of a chain as ~row; chains of less than
+// kLongChain rows by length, and in order of their first vertices.
 inline void write_chains(const LatticeLinks& links, const int32_t* row_of, const int64_t* starts,
                          int32_t* chains, ParallelFor parallel_for) {
   parallel_tasks(parallel_for, links.dims + 1, [&](int64_t j) {
     const int32_t* next = links.next_along(j);
     const uint8_t* has_previous = links.has_previous(j);
-    int32_t* chain = chains + starts[j];
+    const int64_t total = starts[j + 1] - starts[j];
+    const Buffer by_vertex = buffer_of<int32_t>(static_cast<size_t>(total));
+    int32_t* chain = by_vertex.as<int32_t>();
+    int64_t place[kLongChain + 2] = {};  // first rows used, then where chains of a length go to
     for (int64_t first = 0; first < links.vertices; ++first) {
       if (has_previous[first] == 0 && next[first] >= 0) {
+        int32_t* const begin = chain;
         auto v = static_cast<int32_t>(first);
         for (; next[v] >= 0; v = next[v]) {
           *chain++ = row_of[v];
         }
         *chain++ = ~row_of[v];
+        place[std::min<int64_t>(chain - begin, kLongChain) + 1] += chain - begin;
       }
     }
+    for (int length = 1; length <= kLongChain; ++length) {
+      place[length] += place[length - 1];
+    }
+    const auto* from = by_vertex.as<int32_t>();
+    for (int64_t i = 0; i < total;) {
+      int64_t length = 1;
+      while (from[i + length - 1] >= 0) {
+        ++length;
+      }
+      int64_t& to = place[std::min<int64_t>(length, kLongChain)];
+      std::memcpy(chains + starts[j] + to, from + i, static_cast<size_t>(length) * sizeof(int32_t));
+      to += length;
+      i += length;
+    }
   });
+  std::fill_n(chains + starts[links.dims + 1], kChainPadding, 0);
 }
 
 // The diagonal of slice * blur * splat, simplex by simplex. Blurring takes a value from a corner r

@@ -105,6 +105,18 @@ PYDENSE_HD Row<T, Width> multiply_add(const Row<T, Width>& a, T factor, const Ro
   return multiply_add(a, Row<T, Width>::all(factor), sum);
 }
 
+// Asks for the lines of a row, or a piece of one, that is going to be read (Write = 0) or changed.
+template <int Write, class T>
+PYDENSE_HD void prefetch_row(const T* row, int64_t width) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t c = 0; c < width; c += kLine) {
+    __builtin_prefetch(row + c, Write);
+  }
+  if (width > 1) {
+    __builtin_prefetch(row + width - 1, Write);  // it need not start where a line does
+  }
+}
+
 // A row's values are summed in chunks of eight, which are kept in parts where the native vectors
 // are narrower.
 template <class T, int Piece>
@@ -208,6 +220,14 @@ struct BandCorners {
         ids(static_cast<const Id*>(lattice.ids)),
         count(Corners > 0 ? Corners : lattice.dims + 1) {}
   PYDENSE_HD int corners() const { return Corners > 0 ? Corners : count; }
+
+  // Asks for the rows of a point's corners.
+  PYDENSE_HD void prefetch(int64_t p, int64_t width, const T* rows) const {
+    const Id* id = ids + p * corners();
+    for (int r = 0; r < corners(); ++r) {
+      prefetch_row<0>(rows + id[r] * width, width);
+    }
+  }
 
   // Adds value (one piece of a point's row) to the rows of the point's corners.
   template <int Piece>

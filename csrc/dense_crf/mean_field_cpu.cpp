@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pass over the points: slice all terms, add the unary, softmax, splat for the next iteration,
 // all while a point's row is in the L1 cache.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -152,6 +153,20 @@ class BandPass {
     }
   }
 
+  // Whether a band's rows of a lattice are too many for the second-level cache, beside all else.
+  PYDENSE_HD bool are_far(const LatticeView<T>& lattice) const {
+    constexpr int64_t kNear = int64_t{640} << 10;
+    const int64_t rows = lattice.band_rows[band_ + 1] - lattice.band_rows[band_];
+    return rows * width() * int64_t{sizeof(T)} > kNear;
+  }
+
+  // Asks for the rows of the point a block after point p, where they are far.
+  template <int Corners>
+  PYDENSE_HD void prefetch_corners(const BandCorners<T, Corners>& corners, int64_t p,
+                                   const T* rows) const {
+    corners.prefetch(std::min(p + kBlock, points_.end() - 1), width(), rows);
+  }
+
   template <int Corners>
   PYDENSE_HD void slice(const PairwiseView<T>& view, const Run& block, bool prefetch) const {
     const int64_t p = block.point;
@@ -159,6 +174,7 @@ class BandPass {
     const LatticeView<T>& lattice = view.lattice;
     const BandCorners<T, Corners> corners(lattice);
     const T* rows = view.rows + lattice.band_rows[band_] * width();
+    const bool far = are_far(lattice);
     const bool simple = view.compatibility == Compatibility::kPotts && lattice.self == nullptr;
     for (int i = 0; i < count; ++i) {
       const T factor =
@@ -166,6 +182,9 @@ class BandPass {
       T* logits = logits_ + i * width();
       if (prefetch) {
         prefetch_part(block, i, count);
+      }
+      if (far) {
+        prefetch_corners(corners, p + i, rows);
       }
       for (int64_t c = 0; c < width(); c += Piece) {
         const PieceRow sliced = corners.template slice<Piece>(p + i, width(), rows + c);
@@ -282,7 +301,11 @@ class BandPass {
     const LatticeView<T>& lattice = view.lattice;
     const BandCorners<T, Corners> corners(lattice);
     T* rows = view.rows + lattice.band_rows[band_] * width();
+    const bool far = are_far(lattice);
     for (int i = 0; i < count; ++i) {
+      if (far) {
+        prefetch_corners(corners, p + i, rows);
+      }
       const T norm = lattice.splat_norm == nullptr ? T{1} : lattice.splat_norm[p + i];
       for (int64_t c = 0; c < width(); c += Piece) {
         corners.template splat<Piece>(p + i, PieceRow::load_from(q_ + i * width() + c) * norm,

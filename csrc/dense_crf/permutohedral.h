@@ -28,6 +28,9 @@ enum class Normalization { kNone, kBefore, kAfter, kSymmetric };
 constexpr bool has_short_ids(int dims) { return dims == 2 || dims == 3 || dims == 5; }
 static_assert(kBandPoints * (5 + 1) <= 65536);
 
+constexpr int kLongChain = 8;
+constexpr int64_t kChainPadding = 64;
+
 // All arrays are read-only.
 template <class T>
 struct LatticeView {
@@ -47,7 +50,8 @@ struct LatticeView {
   const T* self;                 // [N] the filter's diagonal where it is to be taken out, or null
   // Own rows of the vertices that have neighbours along an axis, neighbours next to each other; the
   // last of every chain of neighbours is stored as ~row. Axis j is at [chain_starts[j],
-  // chain_starts[j + 1]).
+  // chain_starts[j + 1]), chains of less than kLongChain rows first, in order of their length.
+  // Beyond the last axis follow kChainPadding rows that may be prefetched.
   const int32_t* chains;
   int64_t chain_starts[kMaxLatticeDims + 2];
 

@@ -14,7 +14,7 @@ namespace {
 template <class T, int Piece>
 void merge_chunk(const LatticeRows<T>& rows, bool spread, int64_t begin, int64_t end) {
   const LatticeView<T>& lattice = rows.lattice;
-  constexpr int64_t kAhead = 16;  // rows in flight
+  constexpr int64_t kAhead = 48;  // rows in flight
   const auto row_at = [&](int64_t i) {
     return rows.rows + int64_t{lattice.shared_rows[i]} * rows.width;
   };
@@ -22,11 +22,7 @@ void merge_chunk(const LatticeRows<T>& rows, bool spread, int64_t begin, int64_t
   for (int64_t s = begin; s < end; ++s) {
     const int64_t own = lattice.shared_starts[s];
     for (int64_t i = own + kAhead; i < lattice.shared_starts[s + 1] + kAhead; ++i) {
-      const T* ahead = row_at(std::min(i, last));
-      for (int c = 0; c < rows.width; c += 16) {
-        __builtin_prefetch(ahead + c, 1);
-      }
-      __builtin_prefetch(ahead + rows.width - 1, 1);
+      prefetch_row<1>(row_at(std::min(i, last)), rows.width);
     }
     for (int c = 0; c < rows.width; c += Piece) {
       auto row = Row<T, Piece>::load_from(row_at(own) + c);
@@ -44,40 +40,108 @@ void merge_chunk(const LatticeRows<T>& rows, bool spread, int64_t begin, int64_t
   }
 }
 
-// Blurs the chains that start in [begin, end) of an axis, in place: v + (left + right) / 2. Walking
-// along a chain, every row is read and written once. A vertex without neighbours stays as it is.
+// Blurs chains of neighbours, in place: v + (left + right) / 2. A vertex without neighbours stays as
+// it is.
 template <class T, int Piece>
-void blur_chunk(const LatticeRows<T>& rows, const int32_t* chain, int64_t length, int64_t begin,
-                int64_t end) {
-  constexpr int64_t kAhead = 14;  // rows in flight
-  constexpr auto kHalf = static_cast<T>(0.5);
-  const int64_t width = rows.width;
-  const auto row_of = [&](int64_t i) {
-    const int32_t v = chain[i];
-    return rows.rows + (v < 0 ? ~v : v) * width;
-  };
-  while (begin > 0 && begin < end && chain[begin - 1] >= 0) {
-    ++begin;  // that chain belongs to the chunk before
+class ChainBlur {
+ public:
+  ChainBlur(const LatticeRows<T>& rows, const int32_t* chain)
+      : rows_(rows.rows), width_(rows.width), chain_(chain) {}
+
+  // The chains that start in [begin, end). Short ones are sorted by length: each length has code of
+  // its own, which branches alike for all of its chains.
+  void run(int64_t begin, int64_t end) const {
+    while (begin > 0 && begin < end && chain_[begin - 1] >= 0) {
+      ++begin;  // that chain belongs to the chunk before
+    }
+    int64_t i = begin;
+    for_each_length([&](auto length) {
+      for (; i < end && is_chain<decltype(length)::value>(i); i += length) {
+        blur_short<decltype(length)::value>(i);
+      }
+    });
+    while (i < end) {
+      i = blur_any(i);
+    }
   }
-  for (int64_t first = begin; first < end;) {
-    int64_t i = first;
-    for (int c = 0; c < width; c += Piece) {
-      auto left = Row<T, Piece>::zero();
-      auto middle = Row<T, Piece>::load_from(row_of(first) + c);
-      for (i = first; chain[i] >= 0; ++i) {
-        const T* ahead = row_of(std::min(i + kAhead, length - 1));
-        __builtin_prefetch(ahead + c, 1);
-        __builtin_prefetch(ahead + c + Piece - 1, 1);
-        const auto right = Row<T, Piece>::load_from(row_of(i + 1) + c);
-        multiply_add(left + right, kHalf, middle).store_to(row_of(i) + c);
+
+ private:
+  using PieceRow = Row<T, Piece>;
+  static constexpr T kHalf = static_cast<T>(0.5);
+
+  template <class Fn>
+  static PYDENSE_HD void for_each_length(const Fn& fn) {
+    static_assert(kLongChain == 8);
+    fn(IntConstant<2>{});
+    fn(IntConstant<3>{});
+    fn(IntConstant<4>{});
+    fn(IntConstant<5>{});
+    fn(IntConstant<6>{});
+    fn(IntConstant<7>{});
+  }
+
+  template <int Length>
+  PYDENSE_HD bool is_chain(int64_t first) const {
+    for (int k = 0; k < Length - 1; ++k) {
+      if (chain_[first + k] < 0) {
+        return false;
+      }
+    }
+    return chain_[first + Length - 1] < 0;
+  }
+
+  PYDENSE_HD T* row_at(int64_t i) const {
+    const int32_t row = chain_[i];
+    return rows_ + (row ^ (row >> 31)) * width_;  // row or ~row
+  }
+
+  PYDENSE_HD void prefetch(int64_t i, int64_t c) const {
+    prefetch_row<1>(row_at(i + kChainPadding) + c, Piece);
+  }
+
+  template <int Length>
+  PYDENSE_HD void blur_short(int64_t first) const {
+    T* row[Length];
+    for (int k = 0; k < Length; ++k) {
+      row[k] = row_at(first + k);
+    }
+    for (int64_t c = 0; c < width_; c += Piece) {
+      auto left = PieceRow::zero();
+      auto middle = PieceRow::load_from(row[0] + c);
+#pragma GCC unroll 8
+      for (int k = 0; k < Length; ++k) {
+        prefetch(first + k, c);
+        const auto right =
+            k + 1 < Length ? PieceRow::load_from(row[k + 1] + c) : PieceRow::zero();
+        multiply_add(left + right, kHalf, middle).store_to(row[k] + c);
         left = middle;
         middle = right;
       }
-      multiply_add(left, kHalf, middle).store_to(row_of(i) + c);
     }
-    first = i + 1;
   }
-}
+
+  // Returns where the next chain starts.
+  PYDENSE_HD int64_t blur_any(int64_t first) const {
+    int64_t i = first;
+    for (int64_t c = 0; c < width_; c += Piece) {
+      auto left = PieceRow::zero();
+      auto middle = PieceRow::load_from(row_at(first) + c);
+      for (i = first; chain_[i] >= 0; ++i) {
+        prefetch(i, c);
+        const auto right = PieceRow::load_from(row_at(i + 1) + c);
+        multiply_add(left + right, kHalf, middle).store_to(row_at(i) + c);
+        left = middle;
+        middle = right;
+      }
+      multiply_add(left, kHalf, middle).store_to(row_at(i) + c);
+    }
+    return i + 1;
+  }
+
+  T* rows_;
+  int64_t width_;
+  const int32_t* chain_;
+};
 
 // Calls work(band index, band, corners) for every band.
 template <class T, class Work>
@@ -112,7 +176,7 @@ void merge_blur_spread(const LatticeRows<T>& rows, bool reverse, ParallelFor par
           merge_chunk<T, Piece>(rows, phase == last, begin, end);
         } else {
           const int32_t* chain = lattice.chains + lattice.chain_starts[axis_of(phase)];
-          blur_chunk<T, Piece>(rows, chain, size(phase), begin, end);
+          ChainBlur<T, Piece>(rows, chain).run(begin, end);
         }
       });
 }

@@ -7,10 +7,12 @@
 #include <atomic>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "common/build_info.h"
 #include "common/cpu_isa.h"
 #include "common/mapping.h"
+#include "torch/memory.h"
 #include "torch/tensor.h"
 
 namespace pydense {
@@ -27,6 +29,9 @@ void set_cpu_capability(const std::string& name) { set_cpu_isa(name); }
 bool serves_gpu(const Tensor& x) { return on_gpu(x); }
 #endif
 bool serves_cpu(const Tensor& /*x*/) { return false; }
+Tensor scratch(const Tensor& like, const std::vector<int64_t>& size) {
+  return new_dense(like, size, like.scalar_type(), false, Lifetime::kCall);
+}
 int64_t cached_bytes() { return static_cast<int64_t>(mapped_bytes().kept); }
 int64_t max_cached_bytes() { return static_cast<int64_t>(max_kept_bytes()); }
 
@@ -91,12 +96,16 @@ PYDENSE_TORCH_SCHEMAS(m) {
   m.def("_empty_cache() -> ()");
   m.def("_cached_bytes() -> int");
   m.def("_max_cached_bytes() -> int");
+  m.def("_scratch(Tensor like, int[] size) -> Tensor");  // for what a call needs and drops
   m.def("_cpu_capability() -> str");
   m.def("_set_cpu_capability(str name) -> ()");
   m.def(
       "_runs_cuda(Tensor x) -> bool");  // whether CUDA kernels serve a tensor, or those of the CPU
 }
-PYDENSE_TORCH_CPU(m) { m.impl("_runs_cuda", TORCH_BOX(&pydense::serves_cpu)); }
+PYDENSE_TORCH_CPU(m) {
+  m.impl("_runs_cuda", TORCH_BOX(&pydense::serves_cpu));
+  m.impl("_scratch", TORCH_BOX(&pydense::scratch));
+}
 #ifdef PYDENSE_WITH_CUDA
 PYDENSE_TORCH_CUDA(m) { m.impl("_runs_cuda", TORCH_BOX(&pydense::serves_gpu)); }
 #endif

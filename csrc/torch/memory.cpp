@@ -33,16 +33,18 @@ size_t element_bytes(ScalarType dtype) {
 }  // namespace
 
 Tensor new_dense(const Tensor& like, std::span<const int64_t> size, ScalarType dtype,
-                 bool channels_last) {
+                 bool channels_last, Lifetime lifetime) {
   const torch::headeronly::IntHeaderOnlyArrayRef sizes(size.data(), size.size());
   size_t bytes = element_bytes(dtype);
   for (const int64_t n : size) {
     bytes = checked_bytes(bytes, static_cast<size_t>(n));
   }
-  // Less than this comes from the heap, which reuses it.
+  // Smaller tensors come from the heap, which reuses them. (It keeps what a call leaves behind.)
   constexpr size_t kLarge = size_t{4} << 20;
+  const size_t least =
+      lifetime == Lifetime::kCall ? kMinMappedBytes : std::max(kLarge, kMinMappedBytes);
   std::array<int64_t, 4> strides{};
-  if (!like.is_cpu() || size.size() > strides.size() || bytes < std::max(kLarge, kMinMappedBytes) ||
+  if (!like.is_cpu() || size.size() > strides.size() || bytes < least ||
       max_kept_bytes() == 0) {
     return torch::stable::empty(
         sizes, dtype, std::nullopt, like.device(), std::nullopt,
@@ -61,7 +63,7 @@ Tensor new_dense(const Tensor& like, std::span<const int64_t> size, ScalarType d
       place(axis);
     }
   }
-  Buffer memory(bytes, Lifetime::kTensor);
+  Buffer memory(bytes, lifetime);
   void* const data = memory.data();
   return torch::stable::from_blob(data, sizes, {strides.data(), size.size()}, like.device(), dtype,
                                   [kept = std::move(memory)](void* /*data*/) {});

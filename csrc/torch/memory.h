@@ -4,6 +4,7 @@
 
 #include <span>
 
+#include "common/mapping.h"
 #include "torch/tensor.h"
 
 namespace pydense {
@@ -12,6 +13,7 @@ namespace pydense {
 // one on the CPU is a Buffer, whose pages serve the next one: fresh pages cost more than what is
 // written to them. (Its storage cannot be resized, as that of torch.from_numpy.)
 Tensor new_dense(const Tensor& like, std::span<const int64_t> size,
-                 torch::headeronly::ScalarType dtype, bool channels_last = false);
+                 torch::headeronly::ScalarType dtype, bool channels_last = false,
+                 Lifetime lifetime = Lifetime::kTensor);
 
 }  // namespace pydense

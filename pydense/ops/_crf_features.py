@@ -257,8 +257,16 @@ def _positions(spatial: Sequence[int], sigmas: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def _scratch(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Uninitialised memory; where it is large, what kernels need next has the same pages."""
+    if like.device.type == "cpu" and is_eager(like):
+        result: Tensor = torch.ops.pydense._scratch(like, shape)
+        return result
+    return like.new_empty(shape)
+
+
 def _gaussian_features(spatial: tuple[int, ...], sxy: tuple[float, ...], like: Tensor) -> Tensor:
-    features = like.new_empty((1, len(sxy), *spatial))
+    features = _scratch(like, (1, len(sxy), *spatial))
     write_positions(features, sxy)
     return as_picture(features)
 
@@ -268,7 +276,7 @@ def _bilateral_features(
 ) -> Tensor:
     # Written in place: at this size every temporary counts.
     spatial = image.shape[2:]
-    features = like.new_empty((image.shape[0], len(sxy) + image.shape[1], *spatial))
+    features = _scratch(like, (image.shape[0], len(sxy) + image.shape[1], *spatial))
     write_positions(features, sxy)
     sigmas = torch.tensor(srgb, dtype=like.dtype, device=like.device)
     features[:, len(sxy) :].copy_(image).div_(sigmas.view(-1, *[1] * len(sxy)))
