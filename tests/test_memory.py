@@ -68,6 +68,21 @@ def test_the_next_result_has_the_pages_of_a_freed_one():
     assert kept() == 0
 
 
+def test_what_a_call_drops_is_kept():
+    """Scratch tensors of Python code, such as features of a dense CRF."""
+    x = torch.empty(0, dtype=torch.float64)
+    scratch = torch.ops.pydense._scratch(x, (2, 5, 100, 100))
+    assert (scratch.shape, scratch.dtype) == ((2, 5, 100, 100), x.dtype)
+    assert scratch.is_contiguous() and kept() == 0
+    address, size = scratch.data_ptr(), scratch.nbytes
+    del scratch
+    assert size <= kept() < size + (64 << 10)
+    again = torch.ops.pydense._scratch(x, (size // 8,))
+    assert again.data_ptr() == address and kept() == 0
+    small = torch.ops.pydense._scratch(x, (3, 0, 2))
+    assert small.shape == (3, 0, 2)
+
+
 def test_results_of_other_sizes_share_the_pages_of_a_freed_one():
     code = """
 import torch, pydense

@@ -147,8 +147,12 @@ class KeptMappings {
 
   // Of the huge pages that are wholly free now that `mapping` is, in its range: the system takes
   // these first when memory is short; where it does not, using them again faults nothing in. (Part
-  // of a huge page would take it apart.)
+  // of a huge page would take it apart.) Not for smaller pieces, which tasks take and give back one
+  // after the other: a system call each time costs more than some of them compute.
   static void may_be_taken(const Mapping& mapping, const Mapping& range) {
+    if (mapping.bytes < kHugePage) {
+      return;
+    }
     const auto from = [](const void* at) { return reinterpret_cast<uintptr_t>(at); };
     const uintptr_t begin =
         std::max(from(mapping.data) / kHugePage, ceil_div(from(range.data), kHugePage));

@@ -85,8 +85,8 @@ inline void measure_chains(const LatticeLinks& links, int64_t* starts, ParallelF
   }
 }
 
-// Writes the rows of neighbours next to each other, the last of a chain as ~row; chains of less than
-// kLongChain rows by length, and in order of their first vertices.
+// Writes the rows of neighbours next to each other, the last of a chain as ~row; chains of less
+// than kLongChain rows by length, and in order of their first vertices.
 inline void write_chains(const LatticeLinks& links, const int32_t* row_of, const int64_t* starts,
                          int32_t* chains, ParallelFor parallel_for) {
   parallel_tasks(parallel_for, links.dims + 1, [&](int64_t j) {

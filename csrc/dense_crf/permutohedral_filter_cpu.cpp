@@ -40,8 +40,8 @@ void merge_chunk(const LatticeRows<T>& rows, bool spread, int64_t begin, int64_t
   }
 }
 
-// Blurs chains of neighbours, in place: v + (left + right) / 2. A vertex without neighbours stays as
-// it is.
+// Blurs chains of neighbours, in place: v + (left + right) / 2. A vertex without neighbours stays
+// as it is.
 template <class T, int Piece>
 class ChainBlur {
  public:
@@ -111,8 +111,7 @@ class ChainBlur {
 #pragma GCC unroll 8
       for (int k = 0; k < Length; ++k) {
         prefetch(first + k, c);
-        const auto right =
-            k + 1 < Length ? PieceRow::load_from(row[k + 1] + c) : PieceRow::zero();
+        const auto right = k + 1 < Length ? PieceRow::load_from(row[k + 1] + c) : PieceRow::zero();
         multiply_add(left + right, kHalf, middle).store_to(row[k] + c);
         left = middle;
         middle = right;

@@ -44,8 +44,7 @@ Tensor new_dense(const Tensor& like, std::span<const int64_t> size, ScalarType d
   const size_t least =
       lifetime == Lifetime::kCall ? kMinMappedBytes : std::max(kLarge, kMinMappedBytes);
   std::array<int64_t, 4> strides{};
-  if (!like.is_cpu() || size.size() > strides.size() || bytes < least ||
-      max_kept_bytes() == 0) {
+  if (!like.is_cpu() || size.size() > strides.size() || bytes < least || max_kept_bytes() == 0) {
     return torch::stable::empty(
         sizes, dtype, std::nullopt, like.device(), std::nullopt,
         channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);

@@ -156,6 +156,36 @@ void test_same_bits_everywhere() {
   set_cpu_isa(before);
 }
 
+// Each vertex with neighbours is in one chain of an axis; short chains come first, by length.
+void test_chains() {
+  const auto features = random_floats(size_t{6000} * 3, 6, 7);
+  const Lattice lattice = build(features, 3, thread_for);
+  const LatticeView<float>& view = lattice.view;
+  for (int axis = 0; axis <= view.dims; ++axis) {
+    const int64_t end = view.chain_starts[axis + 1];
+    std::vector<int32_t> rows;
+    int64_t before = 2;
+    for (int64_t first = view.chain_starts[axis]; first < end;) {
+      int64_t last = first;
+      while (last + 1 < end && view.chains[last] >= 0) {
+        ++last;
+      }
+      EXPECT(view.chains[last] < 0);
+      const int64_t length = std::min<int64_t>(last + 1 - first, kLongChain);
+      EXPECT(length >= before);
+      before = length;
+      for (int64_t i = first; i <= last; ++i) {
+        rows.push_back(i < last ? view.chains[i] : ~view.chains[i]);
+      }
+      first = last + 1;
+    }
+    EXPECT(before == kLongChain);
+    std::sort(rows.begin(), rows.end());
+    EXPECT(std::adjacent_find(rows.begin(), rows.end()) == rows.end());
+    EXPECT(rows.front() >= 0 && rows.back() < view.num_rows);
+  }
+}
+
 void test_transpose() {
   const auto features = random_floats(size_t{500} * 2, 6, 3);
   const auto x = random_floats(500, 1, 4);
@@ -292,6 +322,7 @@ void test_bytes() {
 int main() {
   test_against_plain_lattice();
   test_same_bits_everywhere();
+  test_chains();
   test_transpose();
   test_lattice_errors();
   test_bands();
