@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/simd.h"
+#include "common/simd_lanes.h"
 #include "dense_crf/label_blocks.h"
 #include "dense_crf/lattice_rows.h"
 #include "dense_crf/mean_field.h"
@@ -245,14 +246,19 @@ class BandPass {
         }).store_to(q_ + i * width() + c);
       }
     }
-    T inverses[kBlock];
+    // The divisions of all points at once: one takes as long as a vector of them.
+    alignas(64) T sums[kBlock];
+    for (int i = 0; i < kBlock; ++i) {
+      sums[i] = i < count ? row_sum<T, Piece>(q_ + i * width(), width()) : T{1};
+    }
+    const auto most = static_cast<T>(pass_.num_labels) * static_cast<T>(1.001);
+    alignas(64) T inverses[kBlock];
     bool finite = true;
-    for (int i = 0; i < count; ++i) {
-      const T sum = row_sum<T, Piece>(q_ + i * width(), width());
-      inverses[i] = T{1} / sum;
+    for (int i = 0; i < kBlock; i += kLanes) {
+      const Part sum = load<Part>(sums + i);
+      store(inverses + i, T{1} / sum);
       // The largest term is e^0; a NaN or infinity anywhere breaks one of the two.
-      finite =
-          finite && sum >= T{1} && sum <= static_cast<T>(pass_.num_labels) * static_cast<T>(1.001);
+      finite = finite && !any_lane(~((sum >= T{1}) & (sum <= most)));
     }
     for (int i = 0; i < count; ++i) {
       for (int64_t c = 0; c < width(); c += Piece) {
