@@ -51,22 +51,23 @@ void for_each_block(const LatticeFeatures<T>& features, const Band& band, const 
   });
 }
 
-template <class T>
+template <class T, int Dims>
 void measure_band(const LatticeFeatures<T>& features, const T* scale, const Band& band,
                   LatticeBounds* bounds) {
   constexpr int kLanes = Lanes<T>::kCount;
   using F = typename Lanes<T>::F;
+  const int d = Dims > 0 ? Dims : features.dims;
   F low[kCoordinates];
   F high[kCoordinates];
-  for (int i = 0; i <= features.dims; ++i) {
+  for (int i = 0; i <= d; ++i) {
     low[i] = F{} + static_cast<T>(3e38);
     high[i] = F{} - static_cast<T>(3e38);
   }
   F poison{};
   for_each_block(features, band, [&](int64_t, int, const F* feature) {
     F e[kCoordinates];
-    elevate(feature, scale, features.dims, e);
-    for (int i = 0; i <= features.dims; ++i) {
+    elevate(feature, scale, d, e);
+    for (int i = 0; i <= d; ++i) {
       low[i] = low[i] < e[i] ? low[i] : e[i];
       high[i] = high[i] > e[i] ? high[i] : e[i];
       poison = poison + (e[i] - e[i]);  // 0, or NaN once a coordinate is NaN or infinite
@@ -74,7 +75,7 @@ void measure_band(const LatticeFeatures<T>& features, const T* scale, const Band
   });
   T poisons[kLanes];
   store(poisons, poison);
-  for (int i = 0; i <= features.dims; ++i) {
+  for (int i = 0; i <= d; ++i) {
     T lows[kLanes];
     T highs[kLanes];
     store(lows, low[i]);
@@ -289,6 +290,22 @@ void build_with(const LatticeFeatures<T>& features, const LatticeOptions& option
   });
 }
 
+// Calls fn(IntConstant<dims>{}) for the dimensions of the usual kernels, which have code of their
+// own where their keys fit one word; with 0 for others.
+template <class Fn>
+void with_usual_dims(int dims, const Fn& fn) {
+  switch (dims) {
+    case 2:
+      return fn(IntConstant<2>{});
+    case 3:
+      return fn(IntConstant<3>{});
+    case 5:
+      return fn(IntConstant<5>{});
+    default:
+      return fn(IntConstant<0>{});
+  }
+}
+
 template <class T>
 void build(const LatticeFeatures<T>& features, const LatticeOptions& options, const ByteSink& sink,
            ParallelFor parallel_for) {
@@ -296,27 +313,20 @@ void build(const LatticeFeatures<T>& features, const LatticeOptions& options, co
   lattice_scale(features.dims, scale);
   const BandGrid bands(features.grid);
   const Buffer bounds = buffer_of<LatticeBounds>(static_cast<size_t>(bands.count()));
-  parallel_tasks(parallel_for, bands.count(), [&](int64_t b) {
-    measure_band(features, scale, bands.at(b), bounds.as<LatticeBounds>() + b);
-  });
+  const auto measure_as = [&](auto dims) {
+    parallel_tasks(parallel_for, bands.count(), [&](int64_t b) {
+      measure_band<T, decltype(dims)::value>(features, scale, bands.at(b),
+                                             bounds.as<LatticeBounds>() + b);
+    });
+  };
+  with_usual_dims(features.dims, measure_as);
   const KeyLayout layout = plan_keys(bounds.as<LatticeBounds>(), bands.count(), features.dims);
   const auto build_as = [&](auto dims, auto words) {
     build_with<T, decltype(dims)::value, decltype(words)::value>(features, options, scale, layout,
                                                                  sink, parallel_for);
   };
-  // The usual kernels have code of their own, where their keys fit one word.
-  switch (layout.words > 1 ? 0 : features.dims) {
-    case 2:
-      return build_as(IntConstant<2>{}, IntConstant<1>{});
-    case 3:
-      return build_as(IntConstant<3>{}, IntConstant<1>{});
-    case 5:
-      return build_as(IntConstant<5>{}, IntConstant<1>{});
-    default:
-      break;
-  }
   if (layout.words == 1) {
-    build_as(IntConstant<0>{}, IntConstant<1>{});
+    with_usual_dims(features.dims, [&](auto dims) { build_as(dims, IntConstant<1>{}); });
   } else if (layout.words == 2) {
     build_as(IntConstant<0>{}, IntConstant<2>{});
   } else if (layout.words <= 4) {
