@@ -99,8 +99,8 @@ PYDENSE_HD void load_block(const LabelArray<const T>& values, const Run& run, in
       }
     }
   }
-  for (int i = 0; i < count; ++i) {
-    for (int64_t l = labels; l < width; ++l) {
+  for (int64_t l = labels; l < width; ++l) {  // a few columns of many points
+    for (int i = 0; i < count; ++i) {
       rows[i * width + l] = padding;
     }
   }
