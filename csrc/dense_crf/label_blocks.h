@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/simd.h"
+#include "dense_crf/lattice_rows.h"
 #include "dense_crf/mean_field.h"
 
 namespace pydense::PYDENSE_ISA {
@@ -80,6 +81,34 @@ PYDENSE_HD void prefetch_ahead(const LabelArray<T>& values, const Run& run, int 
   }
 }
 
+// Writes `padding` behind the labels of rows.
+template <class T>
+PYDENSE_HD void pad_rows(T* rows, int count, int labels, int64_t width, T padding) {
+  for (int64_t l = labels; l < width; ++l) {  // a few columns of many points
+    for (int i = 0; i < count; ++i) {
+      rows[i * width + l] = padding;
+    }
+  }
+}
+
+// Rows without padding, and back; what is read may go on for a row's padding.
+template <class T>
+PYDENSE_HD void store_rows(const T* rows, int count, int labels, int64_t width, T* to) {
+  for (int i = 0; i < count; ++i) {
+    std::memcpy(to + int64_t{i} * labels, rows + i * width,
+                static_cast<size_t>(labels) * sizeof(T));
+  }
+}
+template <int Piece, class T>
+PYDENSE_HD void load_rows(const T* from, int count, int labels, int64_t width, T padding, T* rows) {
+  for (int i = 0; i < count; ++i) {
+    for (int64_t c = 0; c < width; c += Piece) {
+      Row<T, Piece>::load_from(from + int64_t{i} * labels + c).store_to(rows + i * width + c);
+    }
+  }
+  pad_rows(rows, count, labels, width, padding);
+}
+
 // rows[i] = factor * values of the run's point i, `padding` behind the labels.
 template <class T>
 PYDENSE_HD void load_block(const LabelArray<const T>& values, const Run& run, int labels,
@@ -99,11 +128,7 @@ PYDENSE_HD void load_block(const LabelArray<const T>& values, const Run& run, in
       }
     }
   }
-  for (int64_t l = labels; l < width; ++l) {  // a few columns of many points
-    for (int i = 0; i < count; ++i) {
-      rows[i * width + l] = padding;
-    }
-  }
+  pad_rows(rows, count, labels, width, padding);
 }
 
 template <class T>

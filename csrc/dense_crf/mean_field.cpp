@@ -168,10 +168,14 @@ void MeanField<T>::iterate(int last, LabelArray<const T> q, const MeanFieldResul
       stored = {MeanFieldOutput::kProbabilities, {storage.as<T>(), 1, num_labels_}, nullptr};
     }
   }
+  const Buffer unary_rows = make_unary_rows(last);
+  const int first = given ? 1 : 0;  // that reads the unary
   for (int i = 0; i <= last; ++i) {
     PointPass<T> point_pass = pass();
     point_pass.q_in = q;
-    point_pass.compute = i > 0 || !given;
+    point_pass.compute = i >= first;
+    point_pass.unary_rows = unary_rows.template as<T>();
+    point_pass.fill_unary_rows = i == first;
     point_pass.messages = i > 0;
     point_pass.splat = i < last;
     if (i < num_kept && kept != nullptr) {
@@ -189,6 +193,21 @@ void MeanField<T>::iterate(int last, LabelArray<const T> q, const MeanFieldResul
       filter_terms(false);
     }
   }
+}
+
+template <class T>
+Buffer MeanField<T>::make_unary_rows(int passes) const {
+  int64_t rows = 0;
+  for (const PairwiseView<T>& view : views_) {
+    rows += view.lattice.num_rows;
+  }
+  const bool gains = passes > 2 && unary_.data != nullptr && unary_.label_stride != 1;
+  if (!gains || 3 * rows > 2 * num_points()) {
+    return {};
+  }
+  const size_t values =
+      checked_bytes(static_cast<size_t>(num_points()), static_cast<size_t>(num_labels_));
+  return buffer_of<T>(values + static_cast<size_t>(width_));  // load_rows reads on
 }
 
 template <class T>

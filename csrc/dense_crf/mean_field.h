@@ -61,6 +61,8 @@ struct PointPass {
   int width;                      // of a row
   LabelArray<const T> unary;      // data null: zero
   bool energies;                  // the unary holds U, else -U
+  T* unary_rows;                  // [points, labels] -U in the lattice's order, or null
+  bool fill_unary_rows;           // from the unary, else they stand for it
   LabelArray<const T> q_in;       // an earlier Q, read where the pass needs one
   bool compute;                   // Q from the unary and the messages, else Q is q_in
   bool messages;                  // add the messages of the terms' rows
@@ -131,6 +133,9 @@ class MeanField {
                int num_kept);
   PointPass<T> pass();
   void run_pass(PointPass<T> pass);
+  // Room for the unary point by point, from where all passes but the first read it faster than from
+  // planes; none where lattices take the memory, which is to stay about what they need.
+  Buffer make_unary_rows(int passes) const;
   bool takes_self() const;
   void make_rows();
   void filter_terms(bool reverse);

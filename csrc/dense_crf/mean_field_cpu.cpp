@@ -118,23 +118,41 @@ class BandPass {
     }
   }
 
+  PYDENSE_HD bool reads_rows() const {
+    return pass_.unary_rows != nullptr && !pass_.fill_unary_rows;
+  }
+
   PYDENSE_HD void load_unary(const Run& block) const {
     constexpr T kPadding = -std::numeric_limits<T>::infinity();
+    const int labels = pass_.num_labels;
+    T* const rows = pass_.unary_rows == nullptr ? nullptr : pass_.unary_rows + block.point * labels;
+    if (reads_rows()) {
+      load_rows<Piece>(rows, block.count, labels, width(), kPadding, logits_);
+      return;
+    }
     if (pass_.unary.data != nullptr) {
-      load_block(pass_.unary, block, pass_.num_labels, width(), pass_.energies ? T{-1} : T{1},
-                 kPadding, logits_);
+      load_block(pass_.unary, block, labels, width(), pass_.energies ? T{-1} : T{1}, kPadding,
+                 logits_);
+      if (rows != nullptr) {
+        store_rows(logits_, block.count, labels, width(), rows);
+      }
       return;
     }
     for (int i = 0; i < block.count; ++i) {
       for (int64_t l = 0; l < width(); ++l) {
-        logits_[i * width() + l] = l < pass_.num_labels ? T{0} : kPadding;
+        logits_[i * width() + l] = l < labels ? T{0} : kPadding;
       }
     }
   }
 
-  // The unary that the run after the next reads, and the lines its result goes to.
+  // The unary that a later run reads, and the lines its result goes to.
   PYDENSE_HD void prefetch_part(const Run& block, int part, int parts) const {
-    if (pass_.unary.data != nullptr && pass_.unary.point_stride == 1) {
+    if (reads_rows()) {
+      for (int i = part; i < kBlock; i += parts) {
+        const int64_t ahead = std::min(block.point + kBlock + i, points_.end() - 1);
+        prefetch_row<0>(pass_.unary_rows + ahead * pass_.num_labels, pass_.num_labels);
+      }
+    } else if (pass_.unary.data != nullptr && pass_.unary.point_stride == 1) {
       prefetch_ahead<0>(pass_.unary, block, pass_.num_labels, part, parts);
     }
     if (pass_.out != nullptr && pass_.out->kind != MeanFieldOutput::kLabels &&
