@@ -369,3 +369,24 @@ FORK = """
 def test_works_after_fork(run_python):
     result = run_python("-c", textwrap.dedent(FORK), timeout=60)
     assert (result.returncode, result.stdout) == (0, "child 0\n"), result.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("labels", [9, 21, 40])
+def test_labels_that_lie_in_planes_and_side_by_side_give_the_same_bits(labels, dtype):
+    """Small lattices: planes are turned once, and read point by point from then on."""
+    generator = torch.Generator().manual_seed(labels)
+    unary = torch.randn(2, labels, 67, 83, generator=generator, dtype=dtype)
+    unary[0, 1, 3] = torch.inf  # an energy: forbidden
+    image = torch.linspace(0, 80, 67 * 83).view(1, 1, 67, 83).expand(2, 3, -1, -1)
+    terms = {
+        "gaussian": {"sxy": 9, "compat": 2.0},
+        "bilateral": {"sxy": 60, "srgb": 25, "compat": 3.0},
+        "unary_type": "energy",
+    }
+    for iterations in (2, 3, 6):
+        planes = dense_crf(unary, image, iterations=iterations, **terms)
+        last = unary.to(memory_format=torch.channels_last)
+        side_by_side = dense_crf(last, image, iterations=iterations, **terms)
+        assert torch.equal(planes, side_by_side)
+        assert planes.isfinite().all() and (planes[0, 1, 3] == 0).all()

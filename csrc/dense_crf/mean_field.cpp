@@ -201,8 +201,8 @@ Buffer MeanField<T>::make_unary_rows(int passes) const {
   for (const PairwiseView<T>& view : views_) {
     rows += view.lattice.num_rows;
   }
-  const bool gains = passes > 2 && unary_.data != nullptr && unary_.label_stride != 1;
-  if (!gains || 3 * rows > 2 * num_points()) {
+  const bool many_planes = unary_.data != nullptr && unary_.label_stride != 1 && num_labels_ > 8;
+  if (passes < 3 || !many_planes || 3 * rows > 2 * num_points()) {
     return {};
   }
   const size_t values =

@@ -133,8 +133,8 @@ class MeanField {
                int num_kept);
   PointPass<T> pass();
   void run_pass(PointPass<T> pass);
-  // Room for the unary point by point, from where all passes but the first read it faster than from
-  // planes; none where lattices take the memory, which is to stay about what they need.
+  // Room for the unary point by point, which all passes but the first read faster than many planes;
+  // none beside large lattices, which take longer and most of the memory.
   Buffer make_unary_rows(int passes) const;
   bool takes_self() const;
   void make_rows();
