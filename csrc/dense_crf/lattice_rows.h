@@ -253,6 +253,14 @@ struct BandCorners {
   }
 };
 
+// Whether a band's rows are too many for the second-level cache, beside all else.
+template <class T>
+PYDENSE_HD bool are_far(const LatticeView<T>& lattice, int64_t band, int64_t width) {
+  constexpr int64_t kNear = int64_t{640} << 10;
+  const int64_t rows = lattice.band_rows[band + 1] - lattice.band_rows[band];
+  return rows * width * int64_t{sizeof(T)} > kNear;
+}
+
 // Clears the rows a band splats into.
 template <class T>
 void clear_band(const LatticeRows<T>& rows, int64_t band) {

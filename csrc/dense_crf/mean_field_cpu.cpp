@@ -172,13 +172,6 @@ class BandPass {
     }
   }
 
-  // Whether a band's rows of a lattice are too many for the second-level cache, beside all else.
-  PYDENSE_HD bool are_far(const LatticeView<T>& lattice) const {
-    constexpr int64_t kNear = int64_t{640} << 10;
-    const int64_t rows = lattice.band_rows[band_ + 1] - lattice.band_rows[band_];
-    return rows * width() * int64_t{sizeof(T)} > kNear;
-  }
-
   // Asks for the rows of the point a block after point p, where they are far.
   template <int Corners>
   PYDENSE_HD void prefetch_corners(const BandCorners<T, Corners>& corners, int64_t p,
@@ -193,7 +186,7 @@ class BandPass {
     const LatticeView<T>& lattice = view.lattice;
     const BandCorners<T, Corners> corners(lattice);
     const T* rows = view.rows + lattice.band_rows[band_] * width();
-    const bool far = are_far(lattice);
+    const bool far = are_far(lattice, band_, width());
     const bool simple = view.compatibility == Compatibility::kPotts && lattice.self == nullptr;
     for (int i = 0; i < count; ++i) {
       const T factor =
@@ -325,7 +318,7 @@ class BandPass {
     const LatticeView<T>& lattice = view.lattice;
     const BandCorners<T, Corners> corners(lattice);
     T* rows = view.rows + lattice.band_rows[band_] * width();
-    const bool far = are_far(lattice);
+    const bool far = are_far(lattice, band_, width());
     for (int i = 0; i < count; ++i) {
       if (far) {
         prefetch_corners(corners, p + i, rows);

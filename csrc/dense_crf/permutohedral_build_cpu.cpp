@@ -9,6 +9,7 @@
 #include "dense_crf/lattice_bytes.h"
 #include "dense_crf/lattice_links.h"
 #include "dense_crf/lattice_numbering.h"
+#include "dense_crf/lattice_rows.h"
 #include "dense_crf/permutohedral.h"
 #include "dense_crf/permutohedral_cpu.h"
 #include "dense_crf/permutohedral_math.h"
@@ -290,20 +291,14 @@ void build_with(const LatticeFeatures<T>& features, const LatticeOptions& option
   });
 }
 
-// Calls fn(IntConstant<dims>{}) for the dimensions of the usual kernels, which have code of their
-// own where their keys fit one word; with 0 for others.
+// Calls fn(IntConstant<dims>{}) for the usual kernels, which have code of their own where their
+// keys fit one word; with 0 for others.
 template <class Fn>
 void with_usual_dims(int dims, const Fn& fn) {
-  switch (dims) {
-    case 2:
-      return fn(IntConstant<2>{});
-    case 3:
-      return fn(IntConstant<3>{});
-    case 5:
-      return fn(IntConstant<5>{});
-    default:
-      return fn(IntConstant<0>{});
-  }
+  with_corners(dims, [&](auto corners) {
+    constexpr int kCorners = decltype(corners)::value;
+    fn(IntConstant<(kCorners > 0 ? kCorners - 1 : 0)>{});
+  });
 }
 
 template <class T>
